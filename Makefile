@@ -1,0 +1,36 @@
+# Every target works as the very first command on a fresh clone: what it needs, it makes.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## create .venv and install the project (uv if there is one, else venv and pip)
+
+$(STAMP): pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install --python $(BIN)/python -e '.[dev]'; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: $(STAMP) ## distil real digits by three methods, train students, write runs/demo/report.html
+	@$(BIN)/python run.py experiment=demo
+	@$(BIN)/python scripts/report.py runs/demo
+
+test: $(STAMP) ## the test suite (CPU, no network)
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff (format and rules) and mypy
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+clean: ## remove the environment and caches, keep runs/
+	rm -rf $(VENV) cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Scoring a distilled dataset: train students from scratch on it, report their accuracy."""

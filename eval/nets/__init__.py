@@ -1,0 +1,1 @@
+"""Student networks of the field that no library keeps."""

@@ -1,0 +1,97 @@
+"""Result rows: one line of JSON per trained student; every table is a view of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from mgd3.artifacts import writing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """One student; accuracies in percent of the real test images."""
+
+    dataset: str
+    ipc: int
+    method: str
+    protocol: str
+    student: str
+    distill_seed: int
+    student_seed: int
+    top1_last: float  # after the last epoch
+    top1_best: float  # the best of all tests, as the papers report
+    tests: int  # how many tests `top1_best` chose from
+    test_images: int
+    epochs: int
+    train_seconds: float
+    test_seconds: float
+    run_id: str
+    commit: str
+    dataset_note: str | None = None
+
+
+class ResultStore:
+    """`results.jsonl`, append-only; a line cut short by a kill is dropped and its student rerun."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self) -> list[EvalResult]:
+        """Every whole row."""
+        return [row for line in self._lines() if (row := _parse(line)) is not None]
+
+    def has(self, student: str, student_seed: int) -> bool:
+        """Is this student done?"""
+        return any(r.student == student and r.student_seed == student_seed for r in self.rows())
+
+    def append(self, row: EvalResult) -> None:
+        """Add a row; it is on disk when this returns."""
+        line = json.dumps(asdict(row)) + "\n"
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._drop_torn_line()
+            with self.path.open("a") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.is_file() else []
+
+    def _drop_torn_line(self) -> None:
+        if not self.path.is_file():
+            return
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            log.warning("%s ends in a line cut short; dropped", self.path)
+            os.truncate(self.path, len(whole))
+
+
+def read_results(folder: Path) -> list[EvalResult]:
+    """All rows of all runs below `folder`, ordered by path; a student counted once per run."""
+    rows: dict[tuple, EvalResult] = {}
+    for path in sorted(folder.rglob("results.jsonl")):
+        for row in ResultStore(path).rows():
+            rows[row.run_id, row.student, row.student_seed] = row
+    return list(rows.values())
+
+
+def order_of(values: Iterable[str]) -> list[str]:
+    """Distinct values in order of first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def _parse(line: str) -> EvalResult | None:
+    try:
+        values = json.loads(line)
+        return EvalResult(**{f.name: values[f.name] for f in fields(EvalResult)})
+    except (ValueError, KeyError, TypeError):
+        return None

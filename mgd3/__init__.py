@@ -1,0 +1,1 @@
+"""Mode-guided dataset distillation (MGD3): a diffusion model steered to a class's modes."""

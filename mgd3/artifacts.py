@@ -1,0 +1,141 @@
+"""Files that a run leaves: written whole or not at all, checked when they are read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mgd3.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+class CorruptFileError(Exception):
+    """A file of ours that is truncated or altered; its maker can make it again."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into errors for people."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space and run the same command to go on",
+            errno.EDQUOT: "your disk quota is used up; free some space and run the same command",
+            errno.EACCES: "no permission to write there; choose another folder",
+            errno.EPERM: "no permission to write there; choose another folder",
+            errno.EROFS: "the file system is read-only; choose another folder",
+            errno.ENOTDIR: "a file is in the way of a folder",
+        }
+        if error.errno not in reasons:
+            raise
+        raise UserError(f"cannot write {path}: {reasons[error.errno]}") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole: a temporary file beside it, flushed, then renamed."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON; `CorruptFileError` if it is not."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON") from error
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Safetensors with a checksum of its tensors in the metadata, atomically."""
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomic(path, save(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors written by `save_tensors`; `CorruptFileError` if a byte of them has changed."""
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+        header_size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CorruptFileError(f"{path} is not a whole safetensors file") from error
+    if metadata.get("blake2s") != tensors_digest(tensors):
+        raise CorruptFileError(f"{path} does not match its checksum")
+    return tensors
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Digest of names, shapes and bytes."""
+    digest = hashlib.blake2s()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; a second run of the same identity is refused."""
+    lock = _lock(folder / ".run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is running this very configuration in {folder}; wait for it, or "
+            "give this run its own folder with hydra.run.dir=FOLDER"
+        ) from None
+    with lock:
+        yield
+
+
+@contextmanager
+def waiting(folder: Path) -> Iterator[None]:
+    """Take turns at a folder that several runs share: whoever comes second finds it filled."""
+    lock = _lock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is filling %s; waiting for it", folder)
+        lock.acquire()
+    with lock:
+        yield
+
+
+def _lock(path: Path) -> FileLock:
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return FileLock(path)

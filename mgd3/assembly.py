@@ -1,0 +1,96 @@
+"""From a composed configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from mgd3 import checks
+from mgd3.artifacts import CorruptFileError, read_json, write_json
+from mgd3.config import DISTILLATION_KEYS, plain
+from mgd3.datasets import RealDataset
+from mgd3.discovery import Work
+from mgd3.distilled import MANIFEST
+from mgd3.types import Distiller, UserError
+
+_SMALL_PARTS = ("modes", "guidance", "sampler")
+
+
+def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
+    """Instantiate one group; `runtime` holds arguments that are objects, not options.
+
+    A `name` that the constructor does not take is the configuration's own. Raises `UserError`
+    for an option that the class does not have.
+    """
+    node = plain(cfg[key])
+    target = hydra.utils.get_class(node.pop("_target_"))
+    parameters = inspect.signature(target).parameters
+    if "name" not in parameters:
+        node.pop("name", None)
+    allowed = [p for p in parameters if p not in runtime]
+    for option, value in node.items():
+        checks.choice(f"an option of {key}", option, allowed)
+        if value == "???":
+            raise UserError(f"{key}.{option} is not set; give it as {key}.{option}=VALUE")
+    return target(**node, **runtime)
+
+
+def build_distiller(cfg: DictConfig) -> Distiller:
+    """The method's distiller, with those parts that its constructor asks for by name.
+
+    The small parts are built in any case, so that a wrong value in them is refused whatever the
+    method; the backbone only where it is used.
+    """
+    work = Work(
+        cache=Path(cfg.cache), batch_size=cfg.batch_size, workers=cfg.workers, flip=cfg.flip
+    )
+    parts: dict[str, Any] = {key: build(cfg, key) for key in _SMALL_PARTS} | {"work": work}
+    parts["guidance"].check(parts["sampler"].steps)
+    target = hydra.utils.get_class(cfg.method["_target_"])
+    wanted = set(inspect.signature(target).parameters)
+    if "backbone" in wanted:
+        parts["backbone"] = build(cfg, "backbone", device=cfg.device)
+    return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
+
+
+def claim_folder(folder: Path, cfg: DictConfig, keys: tuple[str, ...] = DISTILLATION_KEYS) -> None:
+    """Write what makes this folder's content into it, or refuse a folder made by other values."""
+    path = folder / "identity.json"
+    values = {key: plain(cfg[key]) for key in keys}
+    if path.is_file():
+        try:
+            theirs = read_json(path)
+        except CorruptFileError as error:
+            raise UserError(f"{error}; delete it, or choose another hydra.run.dir") from error
+        differing = [key for key in _flat(values) if _flat(values)[key] != _flat(theirs).get(key)]
+        if differing:
+            changes = ", ".join(
+                f"{k}={_flat(values)[k]} (there: {_flat(theirs).get(k)})" for k in differing[:5]
+            )
+            raise UserError(
+                f"{folder} already holds a run with other values: {changes}; choose another "
+                "hydra.run.dir or leave it out"
+            )
+        return
+    write_json(path, values)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def dataset_of(folder: Path) -> RealDataset:
+    """The real dataset that the runs below `folder` distilled; `UserError` if they are several."""
+    manifests = [read_json(path) for path in sorted(folder.rglob(MANIFEST))]
+    configs = {json.dumps(m["config"]["dataset"], sort_keys=True) for m in manifests}
+    if len(configs) != 1:
+        raise UserError(f"{folder} holds runs of {len(configs)} datasets; name a folder with one")
+    return build(OmegaConf.create({"dataset": json.loads(configs.pop())}), "dataset")

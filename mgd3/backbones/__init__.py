@@ -1,0 +1,1 @@
+"""Generative networks behind one Protocol: encode, predict noise, decode."""

@@ -1,0 +1,137 @@
+"""The one place, besides the scripts, that knows Hydra: root schema, identity, error messages."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from mgd3 import checks
+from mgd3.types import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = str(ROOT / "configs")
+
+# What makes the images; two runs that agree on these share one distilled dataset.
+DISTILLATION_KEYS = (
+    "dataset", "backbone", "method", "modes", "guidance", "sampler", "flip", "ipc", "seed",
+)  # fmt: skip
+# What makes the scores, given the images.
+EVALUATION_KEYS = ("protocol", "students", "student_seeds")
+
+
+@dataclass
+class RunConfig:
+    """Root keys and their types; groups are checked by the constructors that they name."""
+
+    dataset: Any = MISSING
+    backbone: Any = MISSING
+    method: Any = MISSING
+    modes: Any = MISSING
+    guidance: Any = MISSING
+    sampler: Any = MISSING
+    protocol: Any = MISSING
+    tracker: Any = MISSING
+    students: Any = MISSING
+    ipc: int = MISSING
+    seed: int = MISSING
+    student_seeds: int = MISSING
+    flip: str = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+    workers: int = MISSING
+    cache: str = MISSING
+    runs: str = MISSING
+    folder: str = MISSING
+    train: Any = None  # set by scripts/train_backbone.py alone
+
+
+def register() -> None:
+    """Make the schemas and resolvers known to Hydra; call before `hydra.main` runs."""
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver(
+        "distill_id", lambda *, _root_: identity(_root_, DISTILLATION_KEYS), replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "run_id",
+        lambda *, _root_: identity(_root_, DISTILLATION_KEYS + EVALUATION_KEYS),
+        replace=True,
+    )
+
+
+def identity(cfg: DictConfig, keys: tuple[str, ...]) -> str:
+    """Eight hex digits of the resolved values of `keys`."""
+    values = {key: plain(cfg[key]) for key in keys}
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()
+
+
+def plain(node: Any) -> Any:
+    """A config node as dicts, lists and scalars, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def validate(cfg: DictConfig) -> None:
+    """Root values that no constructor sees."""
+    checks.integer("ipc", cfg.ipc, minimum=1)
+    checks.integer("seed", cfg.seed, minimum=0)
+    checks.integer("student_seeds", cfg.student_seeds, minimum=1)
+    checks.integer("batch_size", cfg.batch_size, minimum=1)
+    checks.integer("workers", cfg.workers, minimum=1)
+    checks.choice("flip", cfg.flip, ["none", "random"])
+
+
+def student_names(cfg: DictConfig) -> list[str]:
+    """`students` as a list; one name may stand alone."""
+    students = plain(cfg.students)
+    names = [students] if isinstance(students, str) else students
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise UserError(f"students={students!r} must be a name or a list of names")
+    return names
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Print what a user can mend in one paragraph, exit with 1; a bug shows its traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra swallows the exception's type
+    try:
+        yield
+    except UserError as error:
+        _exit(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(_explain(error))
+    except KeyboardInterrupt:
+        _exit("interrupted; the same command goes on where this one stopped", status=130)
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message, with the allowed keys and the closest one where a key is unknown."""
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, ConfigKeyError):
+        cause = cause.__cause__  # type: ignore[assignment]
+    parent = getattr(cause, "parent_node", None)
+    key = getattr(cause, "key", None)
+    if isinstance(error, ConfigCompositionException) and isinstance(parent, DictConfig) and key:
+        options = sorted(str(k) for k in parent if k != "_target_")
+        close = difflib.get_close_matches(str(key), options, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        full_key = getattr(cause, "full_key", key)
+        return f"{full_key} is not a key of this configuration.{hint} Allowed: {', '.join(options)}"
+    return str(error).strip()
+
+
+def _exit(message: str, status: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

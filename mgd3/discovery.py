@@ -1,0 +1,73 @@
+"""Mode discovery of a whole dataset, class by class: encode, cluster, save."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgd3.artifacts import CorruptFileError
+from mgd3.datasets import RealDataset, RealImage
+from mgd3.inventory import ClassImages, take_inventory
+from mgd3.latents import LatentCache
+from mgd3.modes import load_modes, save_modes
+from mgd3.timing import StageTimes
+from mgd3.types import Codec, ModeFinder, Modes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How work is done; nothing here changes a result but `flip`."""
+
+    cache: Path  # latents and inventories, shared by all runs
+    batch_size: int  # images encoded or sampled at once
+    workers: int  # threads that decode files
+    flip: str  # «none», or «random» as in the released loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassModes:
+    """A class's modes and, for each, the real image nearest to it."""
+
+    modes: Modes
+    nearest: list[RealImage]
+
+
+def discover_modes(
+    dataset: RealDataset, codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path
+) -> dict[str, ClassModes]:
+    """Modes by wnid, K = ipc; each class's are kept in `out`/modes/<wnid>.safetensors."""
+    folder, times = out / "modes", StageTimes(out / "times.json")
+    with times.stage("check"):
+        inventory = take_inventory(dataset, "train", ipc, work.cache, work.workers)
+    latents = LatentCache(work.cache / "latents", codec, work.flip, work.batch_size)
+    found = {}
+    for info, images in zip(dataset.classes, inventory, strict=True):
+        path = folder / f"{info.wnid}.safetensors"
+        modes = _saved(path, images)
+        if modes is None:
+            with times.stage("encode"):
+                real = latents.latents(info, images)
+            with times.stage("modes"):
+                modes = finder(real, ipc)
+            nearest_keys = [images.images[i].key for i in modes.nearest]
+            save_modes(path, info.wnid, modes, nearest_keys)
+        found[info.wnid] = ClassModes(
+            modes=modes, nearest=[images.images[i] for i in modes.nearest]
+        )
+    log.info("modes: %d classes x %d in %s", len(found), ipc, folder)
+    return found
+
+
+def _saved(path: Path, images: ClassImages) -> Modes | None:
+    """A finished class's modes; None if there are none, or they are of other images."""
+    if not path.is_file():
+        return None
+    try:
+        modes = load_modes(path)
+    except CorruptFileError as error:
+        log.warning("%s; finding the modes again", error)
+        return None
+    return modes if len(modes.assignment) == len(images.images) else None

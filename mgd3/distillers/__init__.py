@@ -1,0 +1,1 @@
+"""Ways to make a distilled dataset: by generation or by selection."""

@@ -1,0 +1,69 @@
+"""Distillation by selection: real images, copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgd3.datasets import RealDataset, RealImage
+from mgd3.discovery import Work, discover_modes
+from mgd3.distilled import DistilledDataset, DistilledWriter
+from mgd3.inventory import take_inventory
+from mgd3.seeding import stream
+from mgd3.types import Backbone, ModeFinder
+
+
+class RandomReal:
+    """A seeded random subset of each class, without replacement, at its original resolution."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def distill(
+        self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
+    ) -> DistilledDataset:
+        """Copy `ipc` images per class to `out`."""
+        inventory = take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
+        chosen = {}
+        for info, found in zip(dataset.classes, inventory, strict=True):
+            draw = stream(seed, info.wnid, "random real")
+            rows = torch.randperm(len(found.images), generator=draw)[:ipc]
+            chosen[info.wnid] = [found.images[i] for i in rows]
+        return _copy(dataset, ipc, seed, out, provenance, chosen)
+
+
+class ClosestReal:
+    """The real image nearest to each mode: mode discovery without generation (Table 5, row 1)."""
+
+    def __init__(self, backbone: Backbone, modes: ModeFinder, work: Work) -> None:
+        self.backbone = backbone
+        self.mode_finder = modes
+        self.work = work
+
+    def distill(
+        self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
+    ) -> DistilledDataset:
+        """Copy `ipc` images per class to `out`; the seed has no part in it."""
+        found = discover_modes(dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out)
+        chosen = {wnid: modes.nearest for wnid, modes in found.items()}
+        return _copy(dataset, ipc, seed, out, provenance, chosen)
+
+
+def _copy(
+    dataset: RealDataset,
+    ipc: int,
+    seed: int,
+    out: Path,
+    provenance: Mapping[str, Any],
+    chosen: Mapping[str, Sequence[RealImage]],
+) -> DistilledDataset:
+    writer = DistilledWriter(out, dataset, ipc, seed)
+    for wnid, images in chosen.items():
+        for index, image in enumerate(images):
+            if not writer.has(wnid, index):
+                writer.write_image(wnid, index, image.decode())
+    writer.finish(provenance, {w: [i.key for i in images] for w, images in chosen.items()})
+    return DistilledDataset(out)

@@ -1,0 +1,76 @@
+"""Real latents of one class at a time, encoded once and remembered by content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, waiting
+from mgd3.datasets import ClassInfo, RealImage
+from mgd3.inventory import ClassImages
+from mgd3.pixels import center_crop, from_pil, to_unit
+from mgd3.progress import progress
+from mgd3.seeding import stream
+from mgd3.types import Codec, UserError
+
+log = logging.getLogger(__name__)
+
+
+class LatentCache:
+    """Encodes class by class; never more than one class's latents and one batch of pixels held.
+
+    `flip`: «none», «all», or «random» as in the released loader (p = 0.5, each image's stream).
+    Files lie in `folder`/<codec>/<wnid>-<digest>.safetensors; the digest covers the images'
+    contents and order, so a changed image or option gets another file.
+    """
+
+    def __init__(self, folder: Path, codec: Codec, flip: str, batch_size: int) -> None:
+        self.folder = folder
+        self.codec = codec
+        self.flip = flip
+        self.batch_size = batch_size
+
+    def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
+        """All latents of a class, (N, C, h, w) float32, in the images' order."""
+        path = self._path(info, images)
+        with waiting(path.parent):
+            if path.is_file():
+                try:
+                    return load_tensors(path)["latents"]
+                except CorruptFileError as error:
+                    log.warning("%s; encoding %s again", error, info.wnid)
+            latents = torch.cat(list(self._encode(info, images)))
+            save_tensors(path, {"latents": latents}, {"wnid": info.wnid})
+        return latents
+
+    def _path(self, info: ClassInfo, images: ClassImages) -> Path:
+        key = "\n".join([self.flip, *images.digests])
+        digest = hashlib.blake2s(key.encode(), digest_size=10).hexdigest()
+        return self.folder / self.codec.id / f"{info.wnid}-{digest}.safetensors"
+
+    def _encode(self, info: ClassInfo, images: ClassImages) -> Iterator[Tensor]:
+        with progress(f"encoding {info.wnid} {info.name[:24]}", len(images.images)) as advance:
+            for start in range(0, len(images.images), self.batch_size):
+                batch = images.images[start : start + self.batch_size]
+                pixels = torch.stack([self._pixels(image) for image in batch])
+                latents = self.codec.encode(to_unit(pixels)).float().cpu()
+                bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)
+                if bad.any():
+                    key = batch[int(bad.nonzero()[0])].key
+                    raise UserError(
+                        f"the latent of {key} is not finite; its file or the VAE is bad"
+                    )
+                yield latents
+                advance(len(batch))
+
+    def _pixels(self, image: RealImage) -> Tensor:
+        pixels = from_pil(center_crop(image.decode(), self.codec.image_size))
+        if self.flip == "none":
+            return pixels
+        mirrored = self.flip == "all" or torch.rand((), generator=stream("flip", image.key)) < 0.5
+        return pixels.flip(-1) if mirrored else pixels

@@ -1,0 +1,35 @@
+"""How long each stage of a run took, summed over resumptions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mgd3.artifacts import CorruptFileError, read_json, write_json
+
+
+class StageTimes:
+    """Seconds by stage, kept in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, float]:
+        """Seconds by stage; empty before the first stage ends."""
+        try:
+            return read_json(self.path)
+        except (FileNotFoundError, CorruptFileError):
+            return {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the duration of this block to stage `name`, also if it ends in an error."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.read()
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - start, 3)
+            write_json(self.path, seconds)

@@ -1,0 +1,160 @@
+"""Glossary, shape letters, and the Protocols that the parts of a run meet at.
+
+Shape letters: N real images, K modes of a class, B batch, C h w latent, H W pixels.
+
+images    (B, 3, H, W) float32 in [-1, 1]
+latents   (B, C, h, w) what the diffusion model sees, always scaled; for a pixel-space backbone
+          they are pixels
+x_t       noisy latents; x0_hat the clean estimate; eps the noise; abar the schedule's alpha-bar
+t         training timestep, 0..999; step: index of a sampling step, num_steps-1 down to 0
+wnid      a class's key: its ImageNet synset, or its folder's name
+label     the class's position in its dataset, the student's target
+class_id  the class's row in the backbone's label table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # annotations only: this module imports nothing of the project
+    from mgd3.datasets import ClassInfo, RealDataset
+    from mgd3.distilled import DistilledDataset
+
+
+class UserError(ValueError):
+    """Something its reader can mend: a wrong value, a missing file, a full disk.
+
+    The message names the key or path, the value, what is allowed and what to do next;
+    `run.py` prints it without a traceback.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A backbone's output for noisy latents."""
+
+    eps: Tensor  # (B, C, h, w) predicted noise
+    variance: Tensor | None = None  # (B, C, h, w) in [-1, 1], between the two log-variance bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseState:
+    """One reverse step as a guidance term sees it: the images' own half, no CFG twin."""
+
+    step: int  # sampling step, num_steps-1 down to 0
+    x_t: Tensor  # (B, C, h, w)
+    x0_hat: Tensor  # (B, C, h, w)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modes:
+    """The modes of one class; rows follow the mode finder's order."""
+
+    centers: Tensor  # (K, C, h, w) float32
+    counts: Tensor  # (K,) int64, real images per mode
+    assignment: Tensor  # (N,) int64, each real image's mode
+    nearest: Tensor  # (K,) int64, the real image nearest to each center
+
+
+class Codec(Protocol):
+    """Pixels to latents and back; heavy weights load on first use."""
+
+    image_size: int
+    downsampling: int
+    device: torch.device
+
+    @property
+    def id(self) -> str:
+        """Identifies everything that latents depend on; part of the latent cache's key."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to latents (B, C, h, w)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
+
+
+class Backbone(Protocol):
+    """A diffusion model and its codec; heavy weights load on first use."""
+
+    codec: Codec
+    device: torch.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The training noise schedule, (T,) float64."""
+
+    @property
+    def null_class(self) -> int:
+        """The label row that stands for «no class» in classifier-free guidance."""
+
+    def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
+        """Rows of the label table for these classes; raises `UserError` for an unknown one."""
+
+    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
+        """Noise (and variance) of x_t (B, C, h, w) at training timesteps t (B,)."""
+
+
+class ModeFinder(Protocol):
+    """Finds K representative points of one class's latents (paper section 4.1)."""
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w), N >= num_modes."""
+
+
+class Guidance(Protocol):
+    """A term added to every reverse step (paper section 4.2)."""
+
+    needs_modes: bool
+
+    def check(self, num_steps: int) -> None:
+        """Raise `UserError` if the settings make no sense for this many sampling steps."""
+
+    def __call__(self, state: DenoiseState, modes: Tensor) -> Tensor:
+        """g_t, the shape of `state.x0_hat`; `modes` holds each row's own mode."""
+
+
+class NoiseSource(Protocol):
+    """Where a batch's random numbers come from; drawn strictly in order."""
+
+    def initial(self) -> Tensor:
+        """x_T, (B, C, h, w)."""
+
+    def step(self) -> Tensor:
+        """The next reverse step's z, (B, C, h, w)."""
+
+
+class Sampler(Protocol):
+    """Reverse process, batched over images of any classes."""
+
+    steps: int
+
+    def __call__(
+        self,
+        backbone: Backbone,
+        class_ids: Tensor,
+        guidance: Guidance,
+        modes: Tensor,
+        noise: NoiseSource,
+        on_step: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Latents (B, C, h, w) of `class_ids` (B,), each steered by its row of `modes`."""
+
+
+class Distiller(Protocol):
+    """Makes a distilled dataset; goes on from whatever its folder already holds."""
+
+    def distill(
+        self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
+    ) -> DistilledDataset:
+        """Write `ipc` images per class below `out`; `provenance` goes into the manifest."""

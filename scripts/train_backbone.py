@@ -1,0 +1,133 @@
+"""Train a small DiT on any dataset; a killed training goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.pictures import loss_curve, sheet
+from mgd3 import checks
+from mgd3.artifacts import exclusive, write_atomic
+from mgd3.assembly import build
+from mgd3.backbones.codecs import make_codec, pick_device
+from mgd3.backbones.dit import build_network, constructor_arguments, to_original
+from mgd3.config import CONFIGS, errors_for_people, plain, register
+from mgd3.datasets import RealDataset
+from mgd3.guidance import NoGuidance
+from mgd3.inventory import take_inventory
+from mgd3.latents import LatentCache
+from mgd3.samplers import DDPM
+from mgd3.schedule import linear_alphas_cumprod
+from mgd3.seeding import ImageNoise
+from mgd3.train_dit import Trainer, TrainSettings
+from mgd3.types import Codec, Prediction
+
+log = logging.getLogger(__name__)
+
+
+class Snapshot:
+    """The network in training as a backbone, to look at its samples."""
+
+    def __init__(self, network: torch.nn.Module, codec: Codec, device: torch.device) -> None:
+        self.network, self.codec, self.device = network, codec, device
+        self.alphas_cumprod = linear_alphas_cumprod()
+        self.null_class = network.config.num_embeds_ada_norm
+
+    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
+        """Noise and variance of x_t (B, C, h, w)."""
+        eps, variance = self.network(x_t, timestep=t, class_labels=class_ids).sample.chunk(2, dim=1)
+        return Prediction(eps=eps, variance=variance)
+
+
+def encode(
+    dataset: RealDataset, codec: Codec, cfg: DictConfig, flips: list[str]
+) -> tuple[Tensor, Tensor]:
+    """All training latents (N, C, h, w) and their labels (N,)."""
+    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.workers)
+    latents, labels = [], []
+    for flip in flips:
+        cache = LatentCache(Path(cfg.cache) / "latents", codec, flip, cfg.batch_size)
+        for label, images in enumerate(inventory):
+            latents.append(cache.latents(dataset.classes[label], images))
+            labels += [label] * len(latents[-1])
+    return torch.cat(latents), torch.tensor(labels)
+
+
+def samples(trainer: Trainer, codec: Codec, wnids: list[str], device: torch.device) -> Tensor:
+    """Eight images per class at the paper's settings, (8 * classes, 3, H, W)."""
+    images = [(wnid, index) for wnid in wnids[:10] for index in range(8)]
+    labels = torch.tensor([wnids.index(wnid) for wnid, _ in images], device=device)
+    config = trainer.network.config
+    shape = (config.in_channels, config.sample_size, config.sample_size)
+    latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
+        Snapshot(trainer.network, codec, device),
+        class_ids=labels,
+        guidance=NoGuidance(),
+        modes=torch.zeros(len(images), *shape, device=device),
+        noise=ImageNoise(0, images, shape),
+    )
+    return codec.decode(latents)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_backbone")
+def main(cfg: DictConfig) -> None:
+    """Encode the images, train, and write the averaged weights where `backbone.weights` says."""
+    out = Path(str(cfg.backbone.weights)).expanduser()
+    if out.suffix != ".safetensors":
+        checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
+    options = plain(cfg.train)
+    architecture = {k: options.pop(k) for k in ("patch_size", "hidden_size", "depth")}
+    mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
+    checks.choice("train.stored_as", stored_as, ["float32", "float16"])
+    settings = TrainSettings(**options)
+    device = pick_device(cfg.device)
+    dataset = build(cfg, "dataset")
+    codec = make_codec(cfg.backbone.vae, cfg.backbone.image_size, device)
+    latents, labels = encode(dataset, codec, cfg, ["none", "all"] if mirror else ["none"])
+    latents, labels = latents.to(device), labels.to(device)
+
+    torch.manual_seed(settings.seed)
+    network = build_network(
+        input_size=latents.shape[-1],
+        in_channels=latents.shape[1],
+        num_heads=cfg.backbone.num_heads,
+        num_classes=len(dataset.classes),
+        **architecture,
+    ).to(device)
+    wnids = [c.wnid for c in dataset.classes]
+
+    def on_checkpoint(trainer: Trainer) -> None:
+        metadata = {
+            "config": constructor_arguments(network),
+            "classes": json.dumps(wnids),
+            "training": json.dumps(
+                {**plain(cfg.train), "dataset": dataset.name, "step": trainer.step}
+            ),
+        }
+        kind = getattr(torch, stored_as)
+        tensors = {k: v.to(kind) for k, v in to_original(network).items()}
+        write_atomic(out, save(tensors, metadata))
+        images = samples(trainer, codec, wnids, device)
+        write_atomic(out.with_suffix(".samples.png"), sheet(images, columns=8))
+        write_atomic(out.with_suffix(".loss.png"), loss_curve(trainer.losses))
+
+    with exclusive(out.parent):
+        trainer = Trainer(network, settings, out.with_suffix(".checkpoint"))
+        trainer.train(latents, labels, on_checkpoint)
+    log.info("weights: %s; samples and loss curve beside it", out)
+
+
+if __name__ == "__main__":
+    register()
+    with errors_for_people():
+        main()

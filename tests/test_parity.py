@@ -1,0 +1,107 @@
+"""Numbers of the original implementations, reproduced in float32 to 1e-4.
+
+The folder is `MGD3_GOLDEN_DIR`, or the copies beside this file; sizes and settings are read from
+the files, so that other networks with the same layout can be dropped in.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from eval.nets.convnet import ConvNet
+from eval.nets.resnet import resnet_in
+from eval.nets.resnet_ap import ResNetAP
+from mgd3.backbones.dit import from_original
+from mgd3.backbones.sources import read_weights
+from mgd3.guidance import ModeGuidance
+from mgd3.samplers import DDIM, DDPM
+from mgd3.schedule import linear_alphas_cumprod
+from mgd3.types import Prediction
+
+GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"))
+TOLERANCE = 1e-4
+
+
+def _read(name):
+    with safe_open(GOLDEN / name, framework="pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def _names(file, suffix):
+    with safe_open(GOLDEN / file, framework="pt") as f:
+        return sorted(k.removesuffix(suffix) for k in f.keys() if k.endswith(suffix))  # noqa: SIM118
+
+
+class Network:
+    """The golden network as a backbone, without a codec."""
+
+    def __init__(self):
+        _, metadata = _read("dit_mode_guidance.safetensors")
+        config = json.loads(metadata["config"])
+        tensors, _ = read_weights("weights", GOLDEN / "dit_mode_guidance.pt")
+        self.network = from_original(tensors, config["num_heads"]).eval()
+        self.alphas_cumprod = linear_alphas_cumprod()
+        self.null_class = config["num_classes"]
+
+    def predict(self, x_t, t, class_ids):
+        out = self.network(x_t, timestep=t, class_labels=class_ids).sample
+        eps, variance = out.chunk(2, dim=1)
+        return Prediction(eps=eps, variance=variance)
+
+
+class RecordedNoise:
+    def __init__(self, x_t, steps):
+        self._initial, self._steps = x_t, iter(steps)
+
+    def initial(self):
+        return self._initial
+
+    def step(self):
+        return next(self._steps)
+
+
+@torch.inference_mode()
+def test_forward_pass_of_the_original_checkpoint():
+    golden, _ = _read("dit_mode_guidance.safetensors")
+    out = Network().predict(golden["forward.x"].float(), golden["forward.t"], golden["forward.y"])
+    difference = torch.cat([out.eps, out.variance], dim=1) - golden["forward.out"]
+    assert difference.abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", _names("dit_mode_guidance.safetensors", ".x_T"))
+def test_whole_trajectory(case):
+    golden, _ = _read("dit_mode_guidance.safetensors")
+    g = {k.removeprefix(f"{case}."): v for k, v in golden.items() if k.startswith(f"{case}.")}
+    steps, stop_t, scale, cfg_scale = g["params"].tolist()
+    sampler_class = DDIM if case.startswith("ddim") else DDPM
+    sampler = sampler_class(steps=int(steps), cfg_scale=cfg_scale, cfg_channels=3)
+    out = sampler(
+        Network(),
+        class_ids=g["labels"],
+        guidance=ModeGuidance(scale=scale, stop_t=int(stop_t)),
+        modes=g["modes"].float(),
+        noise=RecordedNoise(g["x_T"].float(), g.get("step_noise", torch.empty(0)).float()),
+    )
+    assert (out - g["out"]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", _names("students.safetensors", ".logits"))
+@torch.inference_mode()
+def test_student_networks(name):
+    golden, metadata = _read("students.safetensors")
+    options = json.loads(metadata[name])
+    image_size, classes = options["size"], options["classes"]
+    if name.startswith("convnet"):
+        student = ConvNet(options["depth"], options["width"], classes, image_size)
+    elif name.startswith("resnet_ap"):
+        student = ResNetAP(options["depth"], int(64 * options["width"]), classes, image_size)
+    else:
+        student = resnet_in(options["depth"], classes, image_size)
+    prefix = f"{name}.state."
+    state = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
+    student.load_state_dict(state, strict=True)
+    assert (student(golden[f"{name}.x"]) - golden[f"{name}.logits"]).abs().max() < TOLERANCE
