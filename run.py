@@ -20,7 +20,7 @@ from eval.results import ResultStore
 from eval.students import find_student
 from eval.tables import headers, markdown, table_rows, terminal
 from eval.test_images import TestImages
-from mgd3.artifacts import exclusive, waiting, write_atomic
+from mgd3.artifacts import exclusive, nothing_left_behind, waiting, write_atomic
 from mgd3.assembly import build, build_distiller, claim_folder
 from mgd3.backbones.codecs import pick_device
 from mgd3.config import (
@@ -46,13 +46,14 @@ def main(cfg: DictConfig) -> None:
     # A distilled set lies one level up, where every protocol that scores it finds it.
     out = run_dir.parent if run_dir.parent.name == Path(cfg.folder).name else run_dir
 
-    validate(cfg)
-    students, device = student_names(cfg), pick_device(cfg.device)
-    dataset, protocol, tracker = (build(cfg, key) for key in ("dataset", "protocol", "tracker"))
-    for student in students:
-        find_student(student, protocol.image_size)
-    protocol.epochs(cfg.ipc, len(dataset.classes))
-    distiller = build_distiller(cfg)
+    with nothing_left_behind(run_dir):
+        validate(cfg)
+        students, device = student_names(cfg), pick_device(cfg.device)
+        dataset, protocol, tracker = (build(cfg, key) for key in ("dataset", "protocol", "tracker"))
+        for student in students:
+            find_student(student, protocol.image_size)
+        protocol.epochs(cfg.ipc, len(dataset.classes))
+        distiller = build_distiller(cfg)
     if dataset.note:
         log.warning("dataset=%s: %s", dataset.name, dataset.note)
 
@@ -88,8 +89,9 @@ def main(cfg: DictConfig) -> None:
         record.finish()
         write_summary(run_dir / "summary.json", rows)
         write_atomic(run_dir / "table.md", markdown(rows).encode())
-        title = f"{dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
-        write_report(run_dir / "report.html", rows, [distilled], dataset, title)
+        if cfg.report:
+            title = f"{dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
+            write_report(run_dir / "report.html", rows, [distilled], dataset, title)
     Console().print(terminal(rows))
     log.info("results, table and report: %s", run_dir)
 

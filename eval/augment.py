@@ -37,7 +37,13 @@ class Augmentation:
     def __call__(self, pixels: Tensor, draw: Generator) -> Tensor:
         """Pixels (B, 3, H, W) uint8 to normalised images of the same size, float32."""
         images = pixels.float() / 255
-        boxes = crop_boxes(len(images), images.shape[-2:], self.crop_scale, self.crop_ratio, draw)
+        boxes = crop_boxes(
+            len(images),
+            (images.shape[-2], images.shape[-1]),
+            self.crop_scale,
+            self.crop_ratio,
+            draw,
+        )
         flips = torch.rand(len(images), generator=draw) < self.flip
         images = resized_crop(images, boxes.to(images.device), flips.to(images.device))
         images = color_jitter(images, self.jitter, draw)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,21 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def nothing_left_behind(run_dir: Path) -> Iterator[None]:
+    """Remove a run's folder again if the run is refused before it has written anything."""
+    try:
+        yield
+    except UserError:
+        if run_dir.is_dir() and {f.name for f in run_dir.iterdir()} <= {".hydra", "run.log"}:
+            shutil.rmtree(run_dir)
+            for parent in run_dir.parents:
+                if any(parent.iterdir()):
+                    break
+                parent.rmdir()
+        raise
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def choice(key: str, value: object, options: Iterable[str]) -> str:
     options = list(options)
     if value not in options:
         close = difflib.get_close_matches(str(value), options, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{key}={value!r} is unknown{hint} Allowed: {', '.join(options)}")
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"{key}={value!r} is unknown.{hint} Allowed: {', '.join(options)}")
     return str(value)
 
 

@@ -7,16 +7,17 @@ import hashlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mgd3 import checks
 from mgd3.types import UserError
@@ -54,6 +55,7 @@ class RunConfig:
     workers: int = MISSING
     cache: str = MISSING
     runs: str = MISSING
+    report: bool = MISSING
     folder: str = MISSING
     train: Any = None  # set by scripts/train_backbone.py alone
 
@@ -84,7 +86,10 @@ def plain(node: Any) -> Any:
 
 
 def validate(cfg: DictConfig) -> None:
-    """Root values that no constructor sees."""
+    """Root keys and values that no constructor sees."""
+    known = [f.name for f in fields(RunConfig)]
+    for key in cfg:
+        checks.choice("a root key", key, known)
     checks.integer("ipc", cfg.ipc, minimum=1)
     checks.integer("seed", cfg.seed, minimum=0)
     checks.integer("student_seeds", cfg.student_seeds, minimum=1)
@@ -112,24 +117,35 @@ def errors_for_people() -> Iterator[None]:
         _exit(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_explain(error))
+    except OSError as error:
+        if not _raised_by_hydra(error):
+            raise
+        _exit(f"hydra.run.dir: cannot make {error.filename}: {error.strerror}; choose another")
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on where this one stopped", status=130)
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's message, with the allowed keys and the closest one where a key is unknown."""
-    cause = error
-    while cause.__cause__ is not None and not isinstance(cause, ConfigKeyError):
-        cause = cause.__cause__  # type: ignore[assignment]
-    parent = getattr(cause, "parent_node", None)
-    key = getattr(cause, "key", None)
-    if isinstance(error, ConfigCompositionException) and isinstance(parent, DictConfig) and key:
+    """Hydra's message; where a key is unknown, with the allowed ones and the closest."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
         options = sorted(str(k) for k in parent if k != "_target_")
-        close = difflib.get_close_matches(str(key), options, n=1)
+        close = difflib.get_close_matches(str(cause.key), options, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        full_key = getattr(cause, "full_key", key)
-        return f"{full_key} is not a key of this configuration.{hint} Allowed: {', '.join(options)}"
-    return str(error).strip()
+        return f"{key} is not a key of this configuration.{hint} Allowed: {', '.join(options)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{key}: {cause.msg or cause}".splitlines()[0]
+    return str(error).split("Config search path")[0].strip()
+
+
+def _raised_by_hydra(error: OSError) -> bool:
+    """Did Hydra fail to make the run's folder, rather than one of our own files?"""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    known = [f for f in files if "site-packages" in f or f.startswith(str(ROOT))]
+    return "hydra" in known[-1]
 
 
 def _exit(message: str, status: int = 1) -> None:

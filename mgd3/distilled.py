@@ -93,7 +93,7 @@ class DistilledWriter:
         path = self.folder / _file(wnid, index)
         try:
             with Image.open(path) as image:
-                image.load()
+                image.verify()  # every chunk and its CRC
         except (OSError, SyntaxError):  # Pillow's words for absent and for damaged
             return False
         return True

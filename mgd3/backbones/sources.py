@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,13 +47,18 @@ def load_pretrained(key: str, source: str, subfolder: str) -> nn.Module:
     import diffusers  # a second of import time, and `method=random` needs none of it
 
     if Path(source).is_dir():
-        folder = Path(source)
-        inside = {} if (folder / "config.json").is_file() else {"subfolder": subfolder}
+        inside = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
+        offline = True
     else:
         inside = {} if subfolder == "vae" else {"subfolder": subfolder}
+        offline = not _hub_reachable()
     try:
         return diffusers.AutoModel.from_pretrained(
-            source, torch_dtype=torch.float32, use_safetensors=True, **inside
+            source,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=offline,
+            **inside,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -82,6 +89,19 @@ def read_weights(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str
 def metadata_json(metadata: dict[str, str], key: str) -> object:
     """One JSON entry of a safetensors file's metadata, None where absent."""
     return json.loads(metadata[key]) if key in metadata else None
+
+
+def _hub_reachable() -> bool:
+    """Spares a machine without a network the hub client's half minute of retries."""
+    proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if os.environ.get("HF_HUB_OFFLINE") or proxied:
+        return not os.environ.get("HF_HUB_OFFLINE")
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -13,12 +13,12 @@ from torch import Tensor
 from mgd3.datasets import RealDataset
 from mgd3.discovery import ClassModes, Work, discover_modes
 from mgd3.distilled import DistilledDataset, DistilledWriter
-from mgd3.pixels import to_pixels
-from mgd3.previews import save_previews
+from mgd3.pixels import center_crop, from_pil, to_pixels
+from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, preview_path, save_previews
 from mgd3.progress import progress
 from mgd3.seeding import ImageNoise
 from mgd3.timing import StageTimes
-from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, UserError
+from mgd3.types import Backbone, Codec, Guidance, ModeFinder, Sampler, UserError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class GenerativeDistiller:
             found = discover_modes(
                 dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out
             )
-            save_previews(out, found, self.backbone.codec)
+            if not preview_path(out).is_file():
+                save_previews(out, _previews(found, self.backbone.codec))
         writer = DistilledWriter(out, dataset, ipc, seed)
         with StageTimes(out / "times.json").stage("sample"):
             self._fill(writer, dataset, ipc, seed, class_ids, found)
@@ -117,3 +118,16 @@ class GenerativeDistiller:
                 "bad, or guidance.scale or sampler.cfg_scale is far too large; nothing was written"
             )
         return latents
+
+
+def _previews(found: Mapping[str, ClassModes], codec: Codec) -> dict[str, Preview]:
+    """Decoded centroids and nearest real images of the first modes of the first classes."""
+    previews = {}
+    for wnid, modes in list(found.items())[:MOST_CLASSES]:
+        centers = modes.modes.centers[:MOST_MODES].to(codec.device)
+        nearest = [center_crop(i.decode(), codec.image_size) for i in modes.nearest[:MOST_MODES]]
+        previews[wnid] = (
+            to_pixels(codec.decode(centers)).cpu(),
+            torch.stack([from_pil(image) for image in nearest]),
+        )
+    return previews

@@ -1,0 +1,100 @@
+"""The distilled folder, as others read it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import image
+from torchvision.datasets import ImageFolder
+
+from mgd3.datasets import ImageTree
+from mgd3.distilled import DistilledDataset, DistilledWriter
+from mgd3.distillers.selection import RandomReal
+from mgd3.discovery import Work
+from mgd3.types import UserError
+
+
+@pytest.fixture
+def distilled(tree, tmp_path):
+    dataset = ImageTree("t", None, str(tree), 16, classes=["dog", "cat"])
+    writer = DistilledWriter(tmp_path / "out", dataset, ipc=2, seed=5)
+    for wnid in ("dog", "cat"):
+        for k in range(2):
+            writer.write(wnid, k, torch.full((3, 4, 4), 10 * k + len(wnid), dtype=torch.uint8))
+    writer.finish({"method": "m", "config": {"ipc": 2}}, {"dog": ["a", "b"]})
+    return DistilledDataset(tmp_path / "out")
+
+
+def test_labels_follow_the_datasets_order_not_the_folders(distilled):
+    assert [c.wnid for c in distilled.classes] == ["dog", "cat"]
+    assert [label for _, label in distilled.images()] == [0, 0, 1, 1]
+
+
+def test_torchvision_reads_it(distilled):
+    folder = ImageFolder(distilled.folder / "images")
+    assert folder.classes == ["cat", "dog"]
+    assert len(folder) == 4
+
+
+def test_hugging_face_reads_it(distilled, tmp_path):
+    from datasets import load_dataset
+
+    data = load_dataset(
+        "imagefolder", data_dir=str(distilled.folder / "images"), cache_dir=str(tmp_path / "hf")
+    )["train"]
+    assert data.features["label"].names == ["cat", "dog"]
+    assert len(data) == 4
+
+
+def test_the_manifest_says_how_it_was_made(distilled):
+    manifest = json.loads((distilled.folder / "manifest.json").read_text())
+    assert (manifest["method"], manifest["seed"], manifest["ipc"]) == ("m", 5, 2)
+    assert manifest["config"] == {"ipc": 2}
+    assert {"torch", "python", "diffusers"} <= manifest["versions"].keys()
+    first = manifest["images"][0]
+    assert first["file"] == "images/dog/00000.png"
+    assert first["noise_stream"] == "5/dog/0"
+    assert first["nearest_real"] == "a"
+    assert (distilled.folder / "README.md").read_text().startswith("---\n")
+
+
+def test_an_altered_image_is_noticed(distilled):
+    image().save(distilled.folder / "images/dog/00001.png")
+    with pytest.raises(UserError, match=r"dog/00001\.png .*checksum"):
+        list(distilled.images())
+
+
+def test_an_unfinished_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a finished distilled dataset"):
+        _ = DistilledDataset(tmp_path).manifest
+
+
+def test_a_damaged_image_counts_as_missing(distilled, tree):
+    writer = DistilledWriter(distilled.folder, ImageTree("t", None, str(tree), 16), 2, 5)
+    path = distilled.folder / "images/dog/00000.png"
+    assert writer.has("dog", 0)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert not writer.has("dog", 0)
+    assert not writer.has("dog", 7)
+
+
+def test_random_draws_distinct_real_images_by_seed(tree, tmp_path):
+    dataset = ImageTree("t", None, str(tree), 16)
+    work = Work(cache=tmp_path / "cache", batch_size=4, workers=1, flip="none")
+
+    def keys(seed, folder):
+        out = RandomReal(work).distill(
+            dataset, 3, seed, tmp_path / folder, {"method": "r", "config": {}}
+        )
+        entries = out.manifest["images"]
+        for (picture, _), entry in zip(out.images(), entries, strict=True):
+            real = dataset.images("train", 0 if entry["wnid"] == "cat" else 1)
+            (source,) = [i for i in real if i.key == entry["nearest_real"]]
+            assert np.array_equal(np.array(picture), np.array(source.decode()))
+        return [e["nearest_real"] for e in entries]
+
+    first = keys(0, "a")
+    assert len(set(first)) == 6
+    assert first == keys(0, "b")
+    assert any(first != keys(seed, f"c{seed}") for seed in range(1, 5))
