@@ -41,6 +41,7 @@ def writing(path: Path) -> Iterator[None]:
             errno.EPERM: "no permission to write there; choose another folder",
             errno.EROFS: "the file system is read-only; choose another folder",
             errno.ENOTDIR: "a file is in the way of a folder",
+            errno.EEXIST: "a file is in the way of a folder",
         }
         if error.errno not in reasons:
             raise
@@ -115,8 +116,9 @@ def nothing_left_behind(run_dir: Path) -> Iterator[None]:
     except UserError:
         if run_dir.is_dir() and {f.name for f in run_dir.iterdir()} <= {".hydra", "run.log"}:
             shutil.rmtree(run_dir)
-            for parent in run_dir.parents:
-                if any(parent.iterdir()):
+            above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
+            for parent in run_dir.absolute().parents:
+                if parent in above or any(parent.iterdir()):
                     break
                 parent.rmdir()
         raise

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A run that takes seconds: closed-form backbone, one small student, three epochs.
 QUICK = (
-    "backbone=toy", "sampler.variance=fixed", "tracker=none", "report=false", "students=[convnet2_w8]",
-    "protocol.epochs_by_ipc=[[null,3]]", "device=cpu",
+    "backbone=toy", "sampler.variance=fixed", "tracker=none", "report=false",
+    "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,3]]", "device=cpu",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def run(cwd, *overrides, script="run.py", **environment):
     return subprocess.run(
         command(*overrides, script=script),
         cwd=cwd,
-        env=os.environ | environment,
+        env={k: v for k, v in (os.environ | environment).items() if v is not None},
         capture_output=True,
         text=True,
         timeout=240,

@@ -120,8 +120,8 @@ def test_wrong_options_are_refused(overrides, message):
 LEVELS = {
     "mgd3.types": 0, "mgd3.checks": 0.5, "mgd3.seeding": 0, "mgd3.schedule": 0, "mgd3.pixels": 0,
     "mgd3.progress": 0,
-    "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.timing": 1.5, "mgd3.previews": 1.5, "mgd3.inventory": 1.5,
-    "mgd3.distilled": 1.5,
+    "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.timing": 1.5, "mgd3.previews": 1.5,
+    "mgd3.inventory": 1.5, "mgd3.distilled": 1.5,
     "mgd3.backbones": 2, "mgd3.modes": 2, "mgd3.guidance": 2, "mgd3.samplers": 2,
     "mgd3.latents": 2, "mgd3.losses": 2,
     "mgd3.discovery": 2.5, "mgd3.train_dit": 3, "mgd3.distillers": 3,
@@ -159,7 +159,7 @@ def test_no_module_imports_upwards(path):
         assert not name.startswith(("eval", "wandb")), f"{module} imports {name}"
         if mine < 4:
             assert not name.startswith(("hydra", "omegaconf")), f"{module} imports {name}"
-        if name.startswith("mgd3.") and not name.startswith(package + ".") or package == "mgd3":
+        if (name.startswith("mgd3.") and not name.startswith(package + ".")) or package == "mgd3":
             level = _level(name)
             assert level is None or level < mine, f"{module} imports {name}"
 

@@ -9,9 +9,9 @@ from conftest import image
 from torchvision.datasets import ImageFolder
 
 from mgd3.datasets import ImageTree
+from mgd3.discovery import Work
 from mgd3.distilled import DistilledDataset, DistilledWriter
 from mgd3.distillers.selection import RandomReal
-from mgd3.discovery import Work
 from mgd3.types import UserError
 
 

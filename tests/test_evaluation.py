@@ -118,7 +118,7 @@ def training(path, recipe=RECIPE):
     return StudentTraining(student, recipe, AUGMENTATION, seed=0, checkpoint=path)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -133,9 +133,9 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
         nonlocal calls
         calls += 1
         if calls == 4:  # three epochs are saved, the fourth is not
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         training(tmp_path / "cut").fit(*data(), data(), kill_after_three)
     resumed = training(tmp_path / "cut")
     assert resumed.epoch == 3

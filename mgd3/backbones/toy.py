@@ -1,4 +1,4 @@
-"""A closed-form denoiser: every class's pixels are Gaussian, so the best noise estimate is known."""
+"""A closed-form denoiser: pixels are Gaussian, so the best noise estimate is known."""
 
 from __future__ import annotations
 

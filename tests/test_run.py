@@ -1,0 +1,170 @@
+"""The command line as a user meets it: whole runs, resumption after SIGKILL, refusals."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import QUICK, command, run
+
+from mgd3.artifacts import exclusive
+
+SLOW_ENOUGH = ("sampler.steps=150", "batch_size=10", "student_seeds=2")
+
+
+def images(folder):
+    files = sorted(folder.rglob("images/*/*.png"))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def scores(folder):
+    (path,) = folder.rglob("results.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted((r["student"], r["student_seed"], r["top1_last"], r["top1_best"]) for r in rows)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("finished")
+    done = run(cwd, *QUICK, *SLOW_ENOUGH)
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_a_run_leaves_a_dataset_scores_and_a_table(finished):
+    (manifest,) = finished.rglob("manifest.json")
+    content = json.loads(manifest.read_text())
+    assert manifest.parent.parent == finished / "runs/digits/mgd3/ipc10"
+    assert len(content["images"]) == len(images(manifest.parent)) == 100
+    assert content["config"]["guidance"]["scale"] == 0.1
+    assert len(scores(finished)) == 2
+    (summary,) = finished.rglob("summary.json")
+    assert json.loads(summary.read_text())["rows"][0]["n"] == 2
+    assert {f.stem for f in (manifest.parent / "modes").iterdir()} == {
+        *map(str, range(10)),
+        "previews",
+    }
+
+
+def test_the_same_command_does_nothing_again(finished):
+    before = {f: f.stat().st_mtime_ns for f in finished.rglob("images/*/*.png")}
+    rows = scores(finished)
+    again = run(finished, *QUICK, *SLOW_ENOUGH)
+    assert again.returncode == 0, again.stderr
+    assert {f: f.stat().st_mtime_ns for f in finished.rglob("images/*/*.png")} == before
+    assert scores(finished) == rows
+    assert len(list(finished.rglob("manifest.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count", "unfinished"),
+    [
+        ("cache/latents/*/*.safetensors", 1, "modes/9.safetensors"),
+        ("modes/*.safetensors", 4, "modes/9.safetensors"),
+        ("images/*/*.png", 15, "images/9/00009.png"),
+        ("images/*/*.png", 60, "images/9/00009.png"),
+        ("manifest.json", 1, "results.jsonl"),
+        ("results.jsonl", 1, "summary.json"),
+    ],
+    ids=["encoding", "modes", "sampling", "sampling late", "training", "second student"],
+)
+def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path, pattern, count, unfinished):
+    process = subprocess.Popen(
+        command(*QUICK, *SLOW_ENOUGH),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(list(tmp_path.rglob(pattern))) < count:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not list(tmp_path.rglob(unfinished)), "killed too late to show anything"
+    kept = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("images/*/*.png")}
+
+    resumed = run(tmp_path, *QUICK, *SLOW_ENOUGH)
+    assert resumed.returncode == 0, resumed.stderr
+    assert images(tmp_path) == images(finished)
+    assert scores(tmp_path) == scores(finished)
+    unchanged = [f for f, when in kept.items() if f.stat().st_mtime_ns == when]
+    assert len(unchanged) >= len(kept) - 10  # all but the batch that was being written
+
+
+def test_two_runs_of_one_identity_do_not_meet(finished):
+    (results,) = finished.rglob("results.jsonl")
+    with exclusive(results.parent):  # as a first run does
+        second = run(finished, *QUICK, *SLOW_ENOUGH)
+    assert second.returncode == 1
+    assert "another process is running this very configuration" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_sweep_and_its_report(tmp_path):
+    sweep = run(tmp_path, "-m", *QUICK, "method=random,unguided,closest_real", "seed=0,1")
+    assert sweep.returncode == 0, sweep.stderr
+    assert len(list(tmp_path.rglob("manifest.json"))) == 6
+    report = run(tmp_path, "runs", script="scripts/report.py")
+    assert report.returncode == 0, report.stderr
+    rows = json.loads((tmp_path / "runs/summary.json").read_text())["rows"]
+    assert {(r["method"], r["n"]) for r in rows} == {
+        ("random", 2),
+        ("unguided", 2),
+        ("closest_real", 2),
+    }
+    html = (tmp_path / "runs/report.html").read_text()
+    assert html.count("data:image/png;base64,") >= 30
+    assert "<svg" in html
+    assert 'src="http' not in html and 'href="http' not in html
+    assert 'name="viewport"' in html
+
+
+def test_an_explicit_folder_is_honoured_and_guarded(tmp_path):
+    here = tmp_path / "here"
+    first = run(tmp_path, *QUICK, f"hydra.run.dir={here}", "method=random", "ipc=2")
+    assert first.returncode == 0, first.stderr
+    assert (here / "images/0/00001.png").is_file()
+    assert (here / "results.jsonl").is_file()
+    other = run(tmp_path, *QUICK, f"hydra.run.dir={here}", "method=random", "ipc=3")
+    assert other.returncode == 1
+    assert "ipc=3 (there: 2)" in other.stderr
+    assert not (here / "images/0/00002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "guidance.scal=0.2",
+            "guidance.scal is not a key of this configuration. Did you mean scale?",
+        ),
+        ("ipc=ten", "could not be converted to Integer"),
+        ("ipc=0", "ipc=0 is out of range; allowed: >= 1"),
+        ("dataset=imagenete", "imagenette"),
+        ("dataset=imagenette", "dataset.root is not set"),
+        ("students=[convnet9]", "convnet9 halves 8 px 9 times"),
+        ("seed=-1", "seed=-1 is out of range"),
+    ],
+)
+def test_mistakes_are_explained_before_any_work(tmp_path, override, message):
+    refused = run(tmp_path, "tracker=none", override, IMAGENET_DIR=None)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_what_there_is(tmp_path):
+    text = run(tmp_path, "--help").stdout
+    for word in ("imagenette", "closest_real", "guidance.scale", "dataset.root", "resumes"):
+        assert word in text
+
+
+def test_weights_and_biases_records_offline_without_asking(tmp_path):
+    environment = {"HOME": str(tmp_path), "WANDB_API_KEY": None, "WANDB_MODE": None}
+    done = run(tmp_path, *QUICK, "tracker=wandb", "method=random", "ipc=2", **environment)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.rglob("wandb/offline-run-*/*.wandb")
+    assert record.stat().st_size > 1000
