@@ -20,6 +20,7 @@ from eval.results import ResultStore
 from eval.students import find_student
 from eval.tables import headers, markdown, table_rows, terminal
 from eval.test_images import TestImages
+from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, nothing_left_behind, waiting, write_atomic
 from mgd3.assembly import build, build_distiller, claim_folder
 from mgd3.backbones.codecs import pick_device
@@ -97,6 +98,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     register()
     with errors_for_people():
         main()

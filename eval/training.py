@@ -100,7 +100,7 @@ class StudentTraining:
         recipe, saved = self.recipe, time.monotonic()
         while self.epoch < recipe.epochs:
             start = time.monotonic()
-            self._one_epoch(pixels, labels)
+            self.one_epoch(pixels, labels)
             self.epoch += 1
             self.history.train_seconds += time.monotonic() - start
             if self.epoch % recipe.test_every == 0 or self.epoch == recipe.epochs:
@@ -127,7 +127,8 @@ class StudentTraining:
             correct += int((logits.argmax(dim=1) == target).sum())
         return 100 * correct / len(labels)
 
-    def _one_epoch(self, pixels: Tensor, labels: Tensor) -> None:
+    def one_epoch(self, pixels: Tensor, labels: Tensor) -> None:
+        """One pass over pixels (N, 3, H, W) uint8 in an order of this epoch's own."""
         recipe = self.recipe
         draw = stream("student", self.seed, self.epoch)
         drops = sum(self.epoch >= m for m in recipe.milestones)

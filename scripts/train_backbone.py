@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.pictures import loss_curve, sheet
 from mgd3 import checks
+from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, write_atomic
 from mgd3.assembly import build
 from mgd3.backbones.codecs import make_codec, pick_device
@@ -128,6 +129,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     register()
     with errors_for_people():
         main()
