@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from eval.evaluation import evaluate_students
-from eval.report import image_strips, write_report, write_summary
+from eval.report import write_report, write_summary
 from eval.results import ResultStore
+from eval.samples import image_strips
 from eval.students import find_student
 from eval.tables import headers, markdown, table_rows, terminal
 from eval.test_images import TestImages

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -17,8 +16,8 @@ from torchvision.utils import make_grid
 from eval.embedding import embedding_picture
 from eval.pictures import png
 from eval.results import EvalResult, order_of, read_results
+from eval.samples import MOST_CLASSES, first_images, first_of_each_method
 from eval.tables import cells, explanation, headers, table_rows
-from eval.test_images import student_pixels
 from mgd3.artifacts import write_atomic, write_json
 from mgd3.datasets import RealDataset
 from mgd3.distilled import MANIFEST, DistilledDataset
@@ -26,16 +25,19 @@ from mgd3.previews import load_previews
 from mgd3.timing import StageTimes
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_CLASSES, _MOST_IMAGES, _PIXELS = 10, 10, 64
 
 
 def summarise(folder: Path, dataset: RealDataset, title: str) -> list[EvalResult]:
     """Write `summary.json` and `report.html` of all finished runs below `folder`."""
-    rows = read_results(folder)
-    sets = [DistilledDataset(p.parent) for p in sorted(folder.rglob(MANIFEST))]
+    rows, sets = read_results(folder), distilled_sets(folder)
     write_summary(folder / "summary.json", rows)
     write_report(folder / "report.html", rows, sets, dataset, title)
     return rows
+
+
+def distilled_sets(folder: Path) -> list[DistilledDataset]:
+    """All finished distilled datasets below `folder`."""
+    return [DistilledDataset(path.parent) for path in sorted(folder.rglob(MANIFEST))]
 
 
 def write_summary(path: Path, rows: Sequence[EvalResult]) -> None:
@@ -68,48 +70,19 @@ def write_report(
     write_atomic(path, html.encode())
 
 
-def first_of_each_method(sets: Sequence[DistilledDataset]) -> dict[str, DistilledDataset]:
-    """The lowest seed's set of each method."""
-    found: dict[str, DistilledDataset] = {}
-    for distilled in sorted(sets, key=lambda d: d.manifest["seed"]):
-        found.setdefault(distilled.manifest["method"], distilled)
-    return found
-
-
-def image_strips(distilled: DistilledDataset) -> list[tuple[bytes, str]]:
-    """One PNG strip per class (at most ten) with its name, for a tracker."""
-    by_class = _first_images(distilled)
-    return [
-        (png(make_grid(by_class[c.wnid], nrow=_MOST_IMAGES, padding=1)), c.name)
-        for c in distilled.classes[:_MOST_CLASSES]
-    ]
-
-
 def _class_sheets(first: dict[str, DistilledDataset], dataset: RealDataset) -> list[dict[str, Any]]:
     """Per class: one strip per method, and the modes' centroids and nearest real images."""
-    images = {method: _first_images(d) for method, d in first.items()}
+    images = {method: first_images(d) for method, d in first.items()}
     previews = next((p for d in first.values() if (p := load_previews(d.folder))), {})
     sheets = []
-    for info in dataset.classes[:_MOST_CLASSES]:
+    for info in dataset.classes[:MOST_CLASSES]:
         strips = []
         if info.wnid in previews:
             centroids, nearest = previews[info.wnid]
             strips += [_strip("mode centroid", centroids), _strip("nearest real", nearest)]
-        methods = sorted(images, key=lambda m: m != "mgd3")  # beside its modes
-        strips += [_strip(method, images[method][info.wnid]) for method in methods]
+        strips += [_strip(method, images[method][info.wnid]) for method in images]
         sheets.append({"name": f"{info.name} ({info.wnid})", "strips": strips})
     return sheets
-
-
-def _first_images(distilled: DistilledDataset) -> dict[str, Tensor]:
-    """By wnid: the first ten images, (K, 3, s, s) uint8."""
-    wnids = [c.wnid for c in distilled.classes]
-    found: dict[str, list[Tensor]] = {w: [] for w in wnids}
-    for image, label in distilled.images():
-        if label < _MOST_CLASSES and len(found[wnids[label]]) < _MOST_IMAGES:
-            size = min(_PIXELS, *image.size)
-            found[wnids[label]].append(student_pixels(image, size))
-    return {w: torch.stack(images) for w, images in found.items() if images}
 
 
 def _strip(label: str, pixels: Tensor) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def preview_path(out: Path) -> Path:
 
 def save_previews(out: Path, previews: Mapping[str, Preview]) -> None:
     """Previews by wnid, at most 64 px."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for wnid, (centroids, nearest) in previews.items():
         tensors |= {f"{wnid}.centroids": _shrink(centroids), f"{wnid}.nearest": _shrink(nearest)}
     save_tensors(preview_path(out), tensors, {})

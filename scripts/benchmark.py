@@ -35,7 +35,8 @@ from eval.students import make_student
 from eval.test_images import student_pixels
 from eval.training import Recipe, StudentTraining
 from mgd3.allocator import keep_freed_memory
-from mgd3.backbones.dit import DiT, build_network
+from mgd3.backbones.dit import DiT
+from mgd3.backbones.dit_weights import build_network
 from mgd3.distilled import commit
 from mgd3.guidance import ModeGuidance
 from mgd3.samplers import DDPM

@@ -21,7 +21,7 @@ from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, write_atomic
 from mgd3.assembly import build
 from mgd3.backbones.codecs import make_codec, pick_device
-from mgd3.backbones.dit import build_network, constructor_arguments, to_original
+from mgd3.backbones.dit_weights import build_network, constructor_arguments, to_original
 from mgd3.config import CONFIGS, errors_for_people, plain, register
 from mgd3.datasets import RealDataset
 from mgd3.guidance import NoGuidance

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from test_parity import GOLDEN
 
 from mgd3.backbones.codecs import PixelCodec, make_codec
-from mgd3.backbones.dit import (
-    DiT,
+from mgd3.backbones.dit import DiT
+from mgd3.backbones.dit_weights import (
     build_network,
     constructor_arguments,
     from_original,

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from eval.nets.convnet import ConvNet
 from eval.nets.resnet import resnet_in
 from eval.nets.resnet_ap import ResNetAP
-from mgd3.backbones.dit import from_original
+from mgd3.backbones.dit_weights import from_original
 from mgd3.backbones.sources import read_weights
 from mgd3.guidance import ModeGuidance
 from mgd3.samplers import DDIM, DDPM

@@ -8,7 +8,7 @@ import torch
 from conftest import run
 
 from mgd3.artifacts import load_tensors
-from mgd3.backbones.dit import build_network
+from mgd3.backbones.dit_weights import build_network
 from mgd3.losses import add_noise, diffusion_loss, variational_bound
 from mgd3.schedule import SamplingSchedule, linear_alphas_cumprod
 from mgd3.train_dit import Trainer, TrainSettings

@@ -1,0 +1,77 @@
+"""Looking at distilled sets: their first images, as strips and as one overview picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from eval.pictures import png
+from eval.test_images import student_pixels
+from mgd3.distilled import DistilledDataset
+from mgd3.previews import load_previews
+
+MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 10, 10, 64
+
+
+def first_of_each_method(sets: Sequence[DistilledDataset]) -> dict[str, DistilledDataset]:
+    """The lowest seed's set of each method; mgd3 first, because its modes stand beside it."""
+    found: dict[str, DistilledDataset] = {}
+    for distilled in sorted(sets, key=lambda d: d.manifest["seed"]):
+        found.setdefault(distilled.manifest["method"], distilled)
+    return dict(sorted(found.items(), key=lambda item: item[0] != "mgd3"))
+
+
+def first_images(distilled: DistilledDataset) -> dict[str, Tensor]:
+    """By wnid of the first ten classes: the first ten images, (K, 3, s, s) uint8."""
+    wnids = [c.wnid for c in distilled.classes]
+    found: dict[str, list[Tensor]] = {w: [] for w in wnids[:MOST_CLASSES]}
+    for image, label in distilled.images():
+        if label < MOST_CLASSES and len(found[wnids[label]]) < MOST_IMAGES:
+            found[wnids[label]].append(student_pixels(image, min(MOST_PIXELS, *image.size)))
+    return {w: torch.stack(images) for w, images in found.items()}
+
+
+def image_strips(distilled: DistilledDataset) -> list[tuple[bytes, str]]:
+    """One PNG strip per class (at most ten) with its name, for a tracker."""
+    names = {c.wnid: c.name for c in distilled.classes}
+    return [
+        (png(make_grid(images, nrow=MOST_IMAGES, padding=1)), names[wnid])
+        for wnid, images in first_images(distilled).items()
+    ]
+
+
+def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], real: bool) -> bytes:
+    """A PNG with one panel per method, a row per class; before them the modes of the first.
+
+    `real` False leaves out the nearest real images, for pictures that may not show them.
+    """
+    first = first_of_each_method(sets)
+    panels = {}
+    for method in methods:
+        previews = load_previews(first[method].folder)
+        if previews and "mode centroids, decoded" not in panels:
+            panels["mode centroids, decoded"] = torch.cat([c for c, _ in previews.values()])
+            if real:
+                panels["nearest real images"] = torch.cat([n for _, n in previews.values()])
+        panels[method] = torch.cat(list(first_images(first[method]).values()))
+    columns = len(next(iter(first_images(first[methods[0]]).values())))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.2 * len(panels), 3.5), squeeze=False, layout="constrained"
+    )
+    for panel, (title, images) in zip(axes[0], panels.items(), strict=True):
+        grid = make_grid(images, nrow=columns, padding=1, pad_value=255)
+        panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+        panel.set_title(title)
+        panel.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200 if images.shape[-1] > 16 else 110)
+    plt.close(figure)
+    return buffer.getvalue()
