@@ -7,6 +7,7 @@ python run.py                                  embedded digits, on any machine
 from __future__ import annotations
 
 import logging
+from itertools import product
 from pathlib import Path
 
 import hydra
@@ -22,7 +23,7 @@ from eval.students import find_student
 from eval.tables import headers, markdown, table_rows, terminal
 from eval.test_images import TestImages
 from mgd3.allocator import keep_freed_memory
-from mgd3.artifacts import exclusive, nothing_left_behind, waiting, write_atomic
+from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers, waiting, write_atomic
 from mgd3.assembly import build, build_distiller, claim_folder
 from mgd3.backbones.codecs import pick_device
 from mgd3.config import (
@@ -36,7 +37,9 @@ from mgd3.config import (
     student_names,
     validate,
 )
+from mgd3.datasets import RealDataset
 from mgd3.distilled import DistilledDataset
+from mgd3.types import Distiller
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,8 @@ def main(cfg: DictConfig) -> None:
 
     with nothing_left_behind(run_dir):
         validate(cfg)
+        dataset, protocol, tracker = (build(cfg, k) for k in ("dataset", "protocol", "tracker"))
         students, device = student_names(cfg), pick_device(cfg.device)
-        dataset, protocol, tracker = (build(cfg, key) for key in ("dataset", "protocol", "tracker"))
         for student in students:
             find_student(student, protocol.image_size)
         protocol.epochs(cfg.ipc, len(dataset.classes))
@@ -59,36 +62,24 @@ def main(cfg: DictConfig) -> None:
     if dataset.note:
         log.warning("dataset=%s: %s", dataset.name, dataset.note)
 
-    run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
-    store = ResultStore(run_dir / "results.jsonl")
     with exclusive(run_dir):
-        with waiting(out):
-            claim_folder(out, cfg)
-            distilled = DistilledDataset(out)
-            if not distilled.complete:
-                provenance = {
-                    "method": cfg.method.name,
-                    "config": {key: plain(cfg[key]) for key in DISTILLATION_KEYS},
-                }
-                distilled = distiller.distill(dataset, cfg.ipc, cfg.seed, out, provenance)
+        distilled = distil(cfg, dataset, distiller, out)
         log.info("distilled dataset: %s", out)
-
-        record = tracker.start(run_id, f"{dataset.name}-ipc{cfg.ipc}", plain(cfg), run_dir)
-        evaluate_students(
-            distilled,
-            TestImages(dataset, Path(cfg.cache), cfg.workers),
-            protocol,
-            students,
-            cfg.student_seeds,
-            store,
-            run_id,
-            record,
-            device,
-        )
+        store = ResultStore(run_dir / "results.jsonl")
+        pending = [
+            (student, seed)
+            for student, seed in product(students, range(cfg.student_seeds))
+            if not store.has(student, seed)
+        ]
+        if pending:
+            run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
+            test = TestImages(dataset, Path(cfg.cache), cfg.workers)
+            group = f"{dataset.name}-ipc{cfg.ipc}"
+            with tracker.start(run_id, group, plain(cfg), run_dir) as record:
+                evaluate_students(distilled, test, protocol, pending, store, run_id, record, device)
+                record.log_images("distilled", image_strips(distilled))
+                record.log_table("accuracy", headers(), table_rows(store.rows()))
         rows = store.rows()
-        record.log_images("distilled", image_strips(distilled))
-        record.log_table("accuracy", headers(), table_rows(rows))
-        record.finish()
         write_summary(run_dir / "summary.json", rows)
         write_atomic(run_dir / "table.md", markdown(rows).encode())
         if cfg.report:
@@ -96,6 +87,23 @@ def main(cfg: DictConfig) -> None:
             write_report(run_dir / "report.html", rows, [distilled], dataset, title)
     Console().print(terminal(rows))
     log.info("results, table and report: %s", run_dir)
+
+
+def distil(
+    cfg: DictConfig, dataset: RealDataset, distiller: Distiller, out: Path
+) -> DistilledDataset:
+    """The finished distilled dataset in `out`, made now if it is not there."""
+    with waiting(out):
+        remove_leftovers(out)
+        claim_folder(out, cfg)
+        distilled = DistilledDataset(out)
+        if distilled.complete:
+            return distilled
+        provenance = {
+            "method": cfg.method.name,
+            "config": {key: plain(cfg[key]) for key in DISTILLATION_KEYS},
+        }
+        return distiller.distill(dataset, cfg.ipc, cfg.seed, out, provenance)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +13,6 @@ from eval.tracking import Run
 from eval.training import History
 from mgd3.distilled import DistilledDataset, commit
 from mgd3.progress import progress
-
-log = logging.getLogger(__name__)
 
 
 class EvalProtocol(Protocol):
@@ -36,37 +32,28 @@ def evaluate_students(
     distilled: DistilledDataset,
     test: TestImages,
     protocol: EvalProtocol,
-    students: Sequence[str],
-    student_seeds: int,
+    students: Sequence[tuple[str, int]],
     store: ResultStore,
     run_id: str,
     tracker: Run,
     device: torch.device,
 ) -> None:
-    """Append a row for every student and seed that `store` does not hold yet."""
+    """Train and test each (student, seed), one after another; append its row to `store`."""
     manifest = distilled.manifest
     epochs = protocol.epochs(distilled.ipc, len(distilled.classes))
-    for student, seed in product(students, range(student_seeds)):
-        if store.has(student, seed):
-            log.info("already trained: %s, seed %d", student, seed)
-            continue
+    for student, seed in students:
         with progress(f"training {student}, seed {seed}", epochs) as advance:
-
-            def on_epoch(history: History) -> None:
-                tested = history.tested[-1] if history.tested else None
-                advance(1, note=f"top-1 {tested[1]:.1f} %" if tested else "")
-
+            on_epoch = _observer(f"{student}/seed{seed}/top1", advance, tracker)
+            checkpoint = f".{student.replace('/', '-')}-{seed}.checkpoint"
             history = protocol.evaluate(
                 distilled,
                 test,
                 student=student,
                 student_seed=seed,
-                checkpoint=store.path.parent / f".{_file_name(student)}-{seed}.checkpoint",
+                checkpoint=store.path.parent / checkpoint,
                 device=device,
                 on_epoch=on_epoch,
             )
-        for epoch, top1 in history.tested:
-            tracker.log({"epoch": epoch, f"{student}/seed{seed}/top1": top1})
         store.append(
             EvalResult(
                 dataset=manifest["dataset"],
@@ -90,5 +77,16 @@ def evaluate_students(
         )
 
 
-def _file_name(student: str) -> str:
-    return student.replace("/", "-")
+def _observer(key: str, advance: Callable[..., None], tracker: Run) -> Callable[[History], None]:
+    """Moves the bar after every epoch, and records a test when there was one."""
+
+    def on_epoch(history: History) -> None:
+        if not history.tested:
+            advance(1)
+            return
+        epoch, top1 = history.tested[-1]
+        advance(1, note=f"top-1 {top1:.1f} %")
+        if history.just_tested:
+            tracker.log({"epoch": epoch, key: top1})
+
+    return on_epoch

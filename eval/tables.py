@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.table import Table
 from scipy.stats import t as student_t
 
@@ -117,7 +118,7 @@ def table_rows(rows: Sequence[EvalResult], reference: str = "unguided") -> list[
 
 def headers(reference: str = "unguided") -> list[str]:
     """Column titles of `table_rows`."""
-    return [*HEADERS, f"to {reference}, 95 %"]
+    return [*HEADERS, f"minus {reference}"]
 
 
 def markdown(rows: Sequence[EvalResult]) -> str:
@@ -128,12 +129,14 @@ def markdown(rows: Sequence[EvalResult]) -> str:
 
 
 def terminal(rows: Sequence[EvalResult]) -> Table:
-    """The table for a terminal."""
-    table = Table(caption=explanation(rows), caption_justify="left")
-    for title in headers():
-        table.add_column(title, justify="right" if title in ("ipc", "n") else "left")
-    for line in table_rows(rows):
-        table.add_row(*line)
+    """The table for a terminal; without its last column where there is nothing to compare."""
+    lines = table_rows(rows)
+    columns = len(headers()) - (not any(line[-1] for line in lines))
+    table = Table(caption=explanation(rows), caption_justify="left", box=box.SIMPLE_HEAD)
+    for title in headers()[:columns]:
+        table.add_column(title, justify="right" if title in ("ipc", "n") else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line[:columns])
     return table
 
 
@@ -142,8 +145,8 @@ def explanation(rows: Sequence[EvalResult]) -> str:
     text = (
         "Top-1 accuracy in percent on the real test images, mean ± population std over n trained "
         "students (distillation seeds x student seeds); top1_last after the last epoch, top1_best "
-        "the best of all tests. Differences are of top1_last, paired by distillation seed, with a "
-        f"95 % t-interval. Protocol: {', '.join(order_of(r.protocol for r in rows))}."
+        "the best of all tests. «minus» columns are differences of top1_last, paired by distillation "
+        f"seed, with a 95 % t-interval. Protocol: {', '.join(order_of(r.protocol for r in rows))}."
     )
     notes = order_of(r.dataset_note for r in rows if r.dataset_note)
     return " ".join([text, *(f"Note: {note}." for note in notes)])

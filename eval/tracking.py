@@ -14,7 +14,11 @@ from mgd3 import checks
 
 
 class Run(Protocol):
-    """One run's record."""
+    """One run's record; `with tracker.start(...) as run` ends it."""
+
+    def __enter__(self) -> Run: ...
+
+    def __exit__(self, *error: object) -> None: ...
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Scalars of one moment."""
@@ -25,12 +29,14 @@ class Run(Protocol):
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table."""
 
-    def finish(self) -> None:
-        """Flush."""
-
 
 class NoTracker:
     """Records nothing."""
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
 
     def start(self, run_id: str, group: str, config: Mapping[str, Any], folder: Path) -> Run:
         """A record of nothing."""
@@ -43,9 +49,6 @@ class NoTracker:
         """Nothing."""
 
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Nothing."""
-
-    def finish(self) -> None:
         """Nothing."""
 
 
@@ -83,6 +86,12 @@ class _WandbRun:
     def __init__(self, run: Any) -> None:
         self._run = run
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._run.finish(exit_code=0 if error[0] is None else 1)
+
     def log(self, values: Mapping[str, Any]) -> None:
         self._run.log(dict(values))
 
@@ -100,9 +109,6 @@ class _WandbRun:
         import wandb
 
         self._run.log({key: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
-
-    def finish(self) -> None:
-        self._run.finish()
 
 
 def _has_account() -> bool:

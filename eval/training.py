@@ -46,6 +46,7 @@ class History:
     tested: list[tuple[int, float]] = field(default_factory=list)
     train_seconds: float = 0.0
     test_seconds: float = 0.0
+    just_tested: bool = False  # did the epoch that ended last end with a test?
 
     @property
     def top1_last(self) -> float:
@@ -103,7 +104,9 @@ class StudentTraining:
             self.one_epoch(pixels, labels)
             self.epoch += 1
             self.history.train_seconds += time.monotonic() - start
-            if self.epoch % recipe.test_every == 0 or self.epoch == recipe.epochs:
+            due = self.epoch % recipe.test_every == 0 or self.epoch == recipe.epochs
+            self.history.just_tested = due
+            if due:
                 start = time.monotonic()
                 self.history.tested.append((self.epoch, self.accuracy(*test)))
                 self.history.test_seconds += time.monotonic() - start

@@ -23,6 +23,8 @@ from mgd3.types import UserError
 
 log = logging.getLogger(__name__)
 
+_TEMPORARY = ".tmp"
+
 
 class CorruptFileError(Exception):
     """A file of ours that is truncated or altered; its maker can make it again."""
@@ -52,7 +54,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` whole: a temporary file beside it, flushed, then renamed."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY
+        )
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -63,6 +67,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left below `folder`; call it only while holding its lock."""
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

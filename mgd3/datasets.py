@@ -101,6 +101,7 @@ class RealDataset(Protocol):
     classes: tuple[ClassInfo, ...]
     student_size: int
     skip_broken: bool
+    location: Path | None  # None: the images are in memory
 
     @property
     def note(self) -> str | None:
@@ -119,6 +120,7 @@ class Digits:
 
     name = "digits"
     skip_broken = False
+    location = None
     note = None
 
     def __init__(self, student_size: int) -> None:
@@ -183,6 +185,7 @@ class ImageTree:
                 "that holds train/ and val/ (or validation/), e.g. dataset.root=PATH"
             )
         self.root = Path(str(root)).expanduser()
+        self.location: Path | None = self.root.resolve()
         self._folders = {"train": self._split("train"), "val": self._split(*_VAL_NAMES)}
         known = read_class_list(class_list) if class_list else self._folders_as_classes()
         self.classes = _select(known, classes)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgd3.artifacts import CorruptFileError, read_json, write_json
-from mgd3.datasets import ArrayImage, RealDataset, RealImage
-from mgd3.progress import track
+from mgd3.datasets import ClassInfo, RealDataset, RealImage
+from mgd3.progress import progress
 from mgd3.types import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,16 @@ def take_inventory(
     (unless `dataset.skip_broken`) or a class has fewer than `minimum` usable images.
     """
     listing = [dataset.images(split, label) for label in range(len(dataset.classes))]
-    found = _examine(dataset.name, split, [i for images in listing for i in images], cache, workers)
+    found: dict[str, str] = {}
+    total = sum(map(len, listing))
+    with (
+        progress(f"checking {total} {split} images", total) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for info, images in zip(dataset.classes, listing, strict=True):
+            memory = _memory(dataset, split, info, cache)
+            found |= _examine(images, memory, pool)
+            advance(len(images))
     broken = [key for key, digest in found.items() if digest == _BROKEN]
     if broken:
         message = (
@@ -61,26 +70,29 @@ def take_inventory(
     return usable
 
 
+def _memory(dataset: RealDataset, split: str, info: ClassInfo, cache: Path) -> Path | None:
+    """Where a class's digests are remembered; None for images that are in memory anyway."""
+    if dataset.location is None:
+        return None
+    place = hashlib.blake2s(str(dataset.location).encode(), digest_size=6).hexdigest()
+    return cache / "inventory" / place / split / f"{info.wnid}.json"
+
+
 def _examine(
-    name: str, split: str, images: Sequence[RealImage], cache: Path, workers: int
+    images: Sequence[RealImage], memory: Path | None, pool: ThreadPoolExecutor
 ) -> dict[str, str]:
     """Content digest (or `_BROKEN`) by key; only new or changed files are read."""
-    if all(isinstance(i, ArrayImage) for i in images):
-        return {i.key: _digest(i) for i in images}
-    memory = cache / "inventory" / f"{name}-{split}-{_location(images[0])}.json"
     known: dict[str, list] = {}
-    if memory.is_file():
+    if memory is not None and memory.is_file():
         try:
             known = read_json(memory)
         except CorruptFileError as error:
             log.warning("%s; looking at every image again", error)
     stamps = {i.key: list(i.stamp()) for i in images}
     fresh = [i for i in images if known.get(i.key, [None])[0] != stamps[i.key]]
-    if fresh:
-        with ThreadPoolExecutor(workers) as pool:
-            digests = track(pool.map(_digest, fresh), f"checking {name} {split} images", len(fresh))
-            for image, digest in zip(fresh, digests, strict=True):
-                known[image.key] = [stamps[image.key], digest]
+    for image, digest in zip(fresh, pool.map(_digest, fresh), strict=True):
+        known[image.key] = [stamps[image.key], digest]
+    if fresh and memory is not None:
         write_json(memory, known)
     return {i.key: known[i.key][1] for i in images}
 
@@ -92,9 +104,3 @@ def _digest(image: RealImage) -> str:
     except Exception:  # Pillow's plugins raise anything for a damaged file
         return _BROKEN
     return hashlib.blake2s(content, digest_size=16).hexdigest()
-
-
-def _location(image: RealImage) -> str:
-    """Tells apart datasets of one name in two places."""
-    root = str(image.path.resolve().parents[2]) if hasattr(image, "path") else image.key
-    return hashlib.blake2s(root.encode(), digest_size=4).hexdigest()

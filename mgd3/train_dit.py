@@ -110,14 +110,14 @@ class Trainer:
         settings, device = self.settings, latents.device
         draw = stream("train", settings.seed, self.step)
         rows = torch.randint(len(latents), (settings.batch_size,), generator=draw)
-        t = torch.randint(1000, (settings.batch_size,), generator=draw)
+        t = torch.randint(1000, (settings.batch_size,), generator=draw).to(device)
         dropped = torch.rand(settings.batch_size, generator=draw) < settings.label_dropout
         x0, labels = latents[rows], class_ids[rows].clone()
         eps = torch.randn(x0.shape, generator=draw).to(device)
         labels[dropped] = self.network.config.num_embeds_ada_norm
         x_t = add_noise(x0, eps, t, self._schedule)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            out = self.network(x_t, timestep=t.to(device), class_labels=labels).sample
+            out = self.network(x_t, timestep=t, class_labels=labels).sample
         loss = diffusion_loss(out.float(), x0, x_t, eps, t, self._schedule).mean()
         if not loss.isfinite():
             raise UserError(
