@@ -17,7 +17,14 @@ from eval.embedding import embedding_picture
 from eval.pictures import png
 from eval.results import EvalResult, order_of, read_results
 from eval.samples import MOST_CLASSES, first_images, first_of_each_method
-from eval.tables import cells, explanation, headers, table_rows
+from eval.tables import (
+    REFERENCE,
+    cells,
+    explanation,
+    headers,
+    paired_difference,
+    table_rows,
+)
 from mgd3.artifacts import write_atomic, write_json
 from mgd3.datasets import RealDataset
 from mgd3.distilled import MANIFEST, DistilledDataset
@@ -42,8 +49,12 @@ def distilled_sets(folder: Path) -> list[DistilledDataset]:
 
 def write_summary(path: Path, rows: Sequence[EvalResult]) -> None:
     """One JSON object per cell of the table, and what the numbers are."""
-    content = {"rows": [asdict(c) for c in cells(rows)], "explanation": explanation(rows)}
-    write_json(path, content)
+    content = []
+    for cell in cells(rows):
+        difference = paired_difference(rows, cell, REFERENCE)
+        paired = {f"minus_{REFERENCE}": asdict(difference)} if difference else {}
+        content.append(asdict(cell) | paired)
+    write_json(path, {"rows": content, "explanation": explanation(rows)})
 
 
 def write_report(

@@ -90,17 +90,18 @@ def paired_difference(rows: Sequence[EvalResult], cell: Cell, reference: str) ->
     return Difference(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
+REFERENCE = "unguided"  # the method that others are compared with, seed by seed
 HEADERS = ["dataset", "ipc", "student", "method", "top1_last", "top1_best", "n"]
 
 
-def table_rows(rows: Sequence[EvalResult], reference: str = "unguided") -> list[list[str]]:
+def table_rows(rows: Sequence[EvalResult]) -> list[list[str]]:
     """Formatted rows under `HEADERS` (and the difference's column), methods side by side."""
     found = cells(rows)
     students = order_of(c.student for c in found)
     found.sort(key=lambda c: (c.dataset, c.ipc, c.protocol, students.index(c.student)))
     out = []
     for c in found:
-        difference = paired_difference(rows, c, reference)
+        difference = paired_difference(rows, c, REFERENCE)
         out.append(
             [
                 c.dataset,
@@ -116,9 +117,9 @@ def table_rows(rows: Sequence[EvalResult], reference: str = "unguided") -> list[
     return out
 
 
-def headers(reference: str = "unguided") -> list[str]:
+def headers() -> list[str]:
     """Column titles of `table_rows`."""
-    return [*HEADERS, f"minus {reference}"]
+    return [*HEADERS, f"minus {REFERENCE}"]
 
 
 def markdown(rows: Sequence[EvalResult]) -> str:
@@ -145,7 +146,7 @@ def explanation(rows: Sequence[EvalResult]) -> str:
     text = (
         "Top-1 accuracy in percent on the real test images, mean ± population std over n trained "
         "students (distillation seeds x student seeds); top1_last after the last epoch, top1_best "
-        "the best of all tests. «minus» columns are differences of top1_last, paired by distillation "
+        "the best of all tests. «minus» is the difference of top1_last, paired by distillation "
         f"seed, with a 95 % t-interval. Protocol: {', '.join(order_of(r.protocol for r in rows))}."
     )
     notes = order_of(r.dataset_note for r in rows if r.dataset_note)
