@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from eval.evaluation import evaluate_students
+from eval.evaluation import RunIds, evaluate_students
 from eval.report import write_report, write_summary
 from eval.results import ResultStore
 from eval.samples import image_strips
@@ -27,6 +27,7 @@ from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers, wai
 from mgd3.assembly import build, build_distiller, claim_folder
 from mgd3.backbones.codecs import pick_device
 from mgd3.config import (
+    CELL_KEYS,
     CONFIGS,
     DISTILLATION_KEYS,
     EVALUATION_KEYS,
@@ -73,10 +74,11 @@ def main(cfg: DictConfig) -> None:
         ]
         if pending:
             run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
+            ids = RunIds(run=run_id, cell=identity(cfg, CELL_KEYS))
             test = TestImages(dataset, Path(cfg.cache), cfg.workers)
             group = f"{dataset.name}-ipc{cfg.ipc}"
             with tracker.start(run_id, group, plain(cfg), run_dir) as record:
-                evaluate_students(distilled, test, protocol, pending, store, run_id, record, device)
+                evaluate_students(distilled, test, protocol, pending, store, ids, record, device)
                 record.log_images("distilled", image_strips(distilled))
                 record.log_table("accuracy", headers(), table_rows(store.rows()))
         rows = store.rows()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,13 +29,21 @@ class EvalProtocol(Protocol):
         """Train one student from scratch and test it."""
 
 
+@dataclass(frozen=True)
+class RunIds:
+    """Identities that every result row carries."""
+
+    run: str
+    cell: str  # without the seeds
+
+
 def evaluate_students(
     distilled: DistilledDataset,
     test: TestImages,
     protocol: EvalProtocol,
     students: Sequence[tuple[str, int]],
     store: ResultStore,
-    run_id: str,
+    ids: RunIds,
     tracker: Run,
     device: torch.device,
 ) -> None:
@@ -70,7 +79,8 @@ def evaluate_students(
                 epochs=epochs,
                 train_seconds=round(history.train_seconds, 2),
                 test_seconds=round(history.test_seconds, 2),
-                run_id=run_id,
+                run_id=ids.run,
+                cell_id=ids.cell,
                 commit=commit(),
                 dataset_note=manifest["dataset_note"],
             )

@@ -33,6 +33,7 @@ class EvalResult:
     train_seconds: float
     test_seconds: float
     run_id: str
+    cell_id: str  # digest of the configuration without its seeds: rows of one table cell
     commit: str
     dataset_note: str | None = None
 
@@ -76,11 +77,11 @@ class ResultStore:
 
 
 def read_results(folder: Path) -> list[EvalResult]:
-    """All rows of all runs below `folder`, ordered by path; a student counted once per run."""
+    """All rows of all runs below `folder`, ordered by path; each student counted once."""
     rows: dict[tuple, EvalResult] = {}
     for path in sorted(folder.rglob("results.jsonl")):
         for row in ResultStore(path).rows():
-            rows[row.run_id, row.student, row.student_seed] = row
+            rows[row.cell_id, row.distill_seed, row.student, row.student_seed] = row
     return list(rows.values())
 
 

@@ -18,7 +18,8 @@ from eval.results import EvalResult, order_of
 class Cell:
     """All students of one kind on one method's sets; one value per (distill, student) seed pair."""
 
-    method: str
+    cell_id: str
+    method: str  # with «#id» where a table holds two configurations of one name
     dataset: str
     ipc: int
     protocol: str
@@ -46,16 +47,19 @@ class Difference:
 
 
 def cells(rows: Sequence[EvalResult]) -> list[Cell]:
-    """One cell per method, dataset, ipc, protocol and student, in order of appearance."""
-    groups: dict[tuple, list[EvalResult]] = defaultdict(list)
+    """One cell per configuration (seeds apart) and student, in order of appearance."""
+    groups: dict[tuple[str, str], list[EvalResult]] = defaultdict(list)
+    namesakes: dict[tuple, set[str]] = defaultdict(set)
     for r in rows:
-        groups[r.method, r.dataset, r.ipc, r.protocol, r.student].append(r)
+        groups[r.cell_id, r.student].append(r)
+        namesakes[_name(r)].add(r.cell_id)
     return [
         Cell(
-            method=method,
-            dataset=dataset,
-            ipc=ipc,
-            protocol=protocol,
+            cell_id=cell_id,
+            method=r.method + (f" #{cell_id}" if len(namesakes[_name(r)]) > 1 else ""),
+            dataset=r.dataset,
+            ipc=r.ipc,
+            protocol=r.protocol,
             student=student,
             top1_last_mean=statistics.fmean(r.top1_last for r in group),
             top1_last_std=statistics.pstdev(r.top1_last for r in group),
@@ -65,33 +69,48 @@ def cells(rows: Sequence[EvalResult]) -> list[Cell]:
             distill_seeds=len({r.distill_seed for r in group}),
             student_seeds=len({r.student_seed for r in group}),
         )
-        for (method, dataset, ipc, protocol, student), group in groups.items()
+        for (cell_id, student), group in groups.items()
+        for r in group[:1]
     ]
 
 
 def paired_difference(rows: Sequence[EvalResult], cell: Cell, reference: str) -> Difference | None:
-    """`cell`'s method minus `reference`, paired by distillation seed; None under two pairs."""
+    """`cell` minus the method `reference`, paired by distillation seed.
 
-    def by_seed(method: str) -> dict[int, float]:
-        found: dict[int, list[float]] = defaultdict(list)
-        for r in rows:
-            if (r.method, r.dataset, r.ipc, r.protocol, r.student) == (
-                method, cell.dataset, cell.ipc, cell.protocol, cell.student,
-            ):  # fmt: skip
-                found[r.distill_seed].append(r.top1_last)
-        return {seed: statistics.fmean(values) for seed, values in found.items()}
-
-    ours, theirs = by_seed(cell.method), by_seed(reference)
+    None under two pairs, or where the reference is not one configuration.
+    """
+    others = [
+        c
+        for c in cells(rows)
+        if (c.method, c.dataset, c.ipc, c.protocol, c.student)
+        == (reference, cell.dataset, cell.ipc, cell.protocol, cell.student)
+    ]
+    if len(others) != 1 or others[0].cell_id == cell.cell_id:
+        return None
+    ours, theirs = (_by_seed(rows, c) for c in (cell, others[0]))
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if cell.method == reference or len(differences) < 2:
+    if len(differences) < 2:
         return None
     mean, n = statistics.fmean(differences), len(differences)
     half = student_t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
     return Difference(mean=mean, low=mean - half, high=mean + half, n=n)
 
 
+def _name(row: EvalResult) -> tuple[str, str, int, str]:
+    return row.method, row.dataset, row.ipc, row.protocol
+
+
+def _by_seed(rows: Sequence[EvalResult], cell: Cell) -> dict[int, float]:
+    """Mean `top1_last` over student seeds, by distillation seed."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for r in rows:
+        if (r.cell_id, r.student) == (cell.cell_id, cell.student):
+            found[r.distill_seed].append(r.top1_last)
+    return {seed: statistics.fmean(values) for seed, values in found.items()}
+
+
 REFERENCE = "unguided"  # the method that others are compared with, seed by seed
-HEADERS = ["dataset", "ipc", "student", "method", "top1_last", "top1_best", "n"]
+HEADERS = ["dataset", "ipc", "protocol", "student", "method", "top1_last", "top1_best", "n"]
 
 
 def table_rows(rows: Sequence[EvalResult]) -> list[list[str]]:
@@ -106,6 +125,7 @@ def table_rows(rows: Sequence[EvalResult]) -> list[list[str]]:
             [
                 c.dataset,
                 str(c.ipc),
+                c.protocol,
                 c.student,
                 c.method,
                 f"{c.top1_last_mean:.1f} ± {c.top1_last_std:.1f}",

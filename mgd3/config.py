@@ -31,6 +31,8 @@ DISTILLATION_KEYS = (
 )  # fmt: skip
 # What makes the scores, given the images.
 EVALUATION_KEYS = ("protocol", "students", "student_seeds")
+# What all seeds of one table cell share.
+CELL_KEYS = (*(key for key in DISTILLATION_KEYS if key != "seed"), "protocol")
 
 
 @dataclass

@@ -42,7 +42,7 @@ def discover_modes(
     folder, times = out / "modes", StageTimes(out / "times.json")
     with times.stage("check"):
         inventory = take_inventory(dataset, "train", ipc, work.cache, work.workers)
-    latents = LatentCache(work.cache / "latents", codec, work.flip, work.batch_size)
+    latents = LatentCache(work.cache / "latents", codec, work.flip)
     found = {}
     for info, images in zip(dataset.classes, inventory, strict=True):
         path = folder / f"{info.wnid}.safetensors"

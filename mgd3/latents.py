@@ -20,6 +20,9 @@ from mgd3.types import Codec, UserError
 
 log = logging.getLogger(__name__)
 
+# Fixed, because a network rounds differently in another batch and k-means may then differ too.
+_CHUNK = 16
+
 
 class LatentCache:
     """Encodes class by class; never more than one class's latents and one batch of pixels held.
@@ -29,11 +32,10 @@ class LatentCache:
     contents and order, so a changed image or option gets another file.
     """
 
-    def __init__(self, folder: Path, codec: Codec, flip: str, batch_size: int) -> None:
+    def __init__(self, folder: Path, codec: Codec, flip: str) -> None:
         self.folder = folder
         self.codec = codec
         self.flip = flip
-        self.batch_size = batch_size
 
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
@@ -50,13 +52,15 @@ class LatentCache:
 
     def _path(self, info: ClassInfo, images: ClassImages) -> Path:
         key = "\n".join([self.flip, *images.digests])
+        if self.flip == "random":  # drawn from the images' names
+            key += "\n".join(image.key for image in images.images)
         digest = hashlib.blake2s(key.encode(), digest_size=10).hexdigest()
         return self.folder / self.codec.id / f"{info.wnid}-{digest}.safetensors"
 
     def _encode(self, info: ClassInfo, images: ClassImages) -> Iterator[Tensor]:
         with progress(f"encoding {info.wnid} {info.name[:24]}", len(images.images)) as advance:
-            for start in range(0, len(images.images), self.batch_size):
-                batch = images.images[start : start + self.batch_size]
+            for start in range(0, len(images.images), _CHUNK):
+                batch = images.images[start : start + _CHUNK]
                 pixels = torch.stack([self._pixels(image) for image in batch])
                 latents = self.codec.encode(to_unit(pixels)).float().cpu()
                 bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mgd3 import checks
@@ -36,7 +37,9 @@ class KMeansModes:
             n_init=self.n_init,
             max_iter=self.max_iter,
             tol=self.tol,
-        ).fit(points.numpy())
+        )
+        with threadpool_limits(1):  # threads would sum in the order in which they finish
+            kmeans.fit(points.numpy())
         centers = torch.from_numpy(kmeans.cluster_centers_).to(latents)
         assignment = torch.from_numpy(kmeans.labels_).long()
         return Modes(

@@ -57,7 +57,7 @@ def encode(
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.workers)
     latents, labels = [], []
     for flip in flips:
-        cache = LatentCache(Path(cfg.cache) / "latents", codec, flip, cfg.batch_size)
+        cache = LatentCache(Path(cfg.cache) / "latents", codec, flip)
         for label, images in enumerate(inventory):
             latents.append(cache.latents(dataset.classes[label], images))
             labels += [label] * len(latents[-1])

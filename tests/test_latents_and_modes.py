@@ -39,7 +39,7 @@ def digits(tmp_path):
 def test_a_class_is_encoded_once(digits, tmp_path):
     dataset, inventory = digits
     CountingCodec.calls = 0
-    cache = LatentCache(tmp_path, CountingCodec(8, CPU), "none", 16)
+    cache = LatentCache(tmp_path, CountingCodec(8, CPU), "none")
     latents = cache.latents(dataset.classes[3], inventory[3])
     calls = CountingCodec.calls
     assert latents.shape == (len(inventory[3].images), 1, 8, 8)
@@ -52,7 +52,7 @@ def test_a_class_is_encoded_once(digits, tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip a byte"])
 def test_a_damaged_cache_file_is_made_again(digits, tmp_path, damage):
     dataset, inventory = digits
-    cache = LatentCache(tmp_path, PixelCodec(8, CPU), "none", 64)
+    cache = LatentCache(tmp_path, PixelCodec(8, CPU), "none")
     latents = cache.latents(dataset.classes[0], inventory[0])
     (path,) = tmp_path.rglob("0-*.safetensors")
     data = bytearray(path.read_bytes())
@@ -70,10 +70,8 @@ def test_a_damaged_cache_file_is_made_again(digits, tmp_path, damage):
 def test_random_flip_depends_on_the_image_alone(digits, tmp_path):
     dataset, inventory = digits
     plain, mirrored, random = (
-        LatentCache(tmp_path, PixelCodec(8, CPU), flip, size).latents(
-            dataset.classes[7], inventory[7]
-        )
-        for flip, size in (("none", 64), ("all", 64), ("random", 9))
+        LatentCache(tmp_path, PixelCodec(8, CPU), flip).latents(dataset.classes[7], inventory[7])
+        for flip in (("none"), ("all", 64), ("random", 9))
     )
     assert torch.equal(mirrored, plain.flip(-1))
     is_plain = (random == plain).flatten(1).all(1)
@@ -91,7 +89,7 @@ class BadCodec(PixelCodec):
 
 def test_nan_in_a_latent_names_the_image(digits, tmp_path):
     dataset, inventory = digits
-    cache = LatentCache(tmp_path, BadCodec(8, CPU), "none", 16)
+    cache = LatentCache(tmp_path, BadCodec(8, CPU), "none")
     with pytest.raises(UserError, match=inventory[1].images[2].key):
         cache.latents(dataset.classes[1], inventory[1])
     assert not list(tmp_path.rglob("1-*.safetensors"))

@@ -14,7 +14,7 @@ def row(method="mgd3", seed=0, student_seed=0, last=50.0, best=60.0, **other):
     values = {
         "dataset": "digits", "ipc": 10, "protocol": "p", "student": "convnet3", "tests": 10,
         "test_images": 719, "epochs": 3, "train_seconds": 1.0, "test_seconds": 0.1,
-        "run_id": f"{method}{seed}", "commit": "c",
+        "run_id": f"{method}{seed}", "cell_id": method, "commit": "c",
     }  # fmt: skip
     return EvalResult(
         method=method, distill_seed=seed, student_seed=student_seed, top1_last=last,
@@ -76,7 +76,7 @@ def test_tables_say_what_they_hold(tmp_path):
     note = "these files are fast.ai's re-split"
     rows = [row(dataset_note=note), row("unguided", dataset_note=note)]
     text = markdown(rows)
-    assert "| digits | 10 | convnet3 | mgd3 | 50.0 ± 0.0 | 60.0 ± 0.0 | 1 |" in text
+    assert "| digits | 10 | p | convnet3 | mgd3 | 50.0 ± 0.0 | 60.0 ± 0.0 | 1 |" in text
     assert note in text
     write_summary(tmp_path / "summary.json", rows)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -91,3 +91,12 @@ def test_runs_below_a_folder_are_read_once(tmp_path):
     ResultStore(tmp_path / "a/copy/results.jsonl").append(row())
     ResultStore(tmp_path / "b/results.jsonl").append(row("unguided"))
     assert len(read_results(tmp_path)) == 2
+
+
+def test_two_configurations_of_one_name_stay_apart():
+    rows = [row(cell_id="aa"), row(cell_id="bb", last=70.0), row("unguided")]
+    assert {(c.method, c.top1_last_mean) for c in cells(rows)} == {
+        ("mgd3 #aa", 50.0),
+        ("mgd3 #bb", 70.0),
+        ("unguided", 50.0),
+    }

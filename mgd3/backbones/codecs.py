@@ -36,7 +36,7 @@ class VAECodec:
     @cached_property
     def id(self) -> str:
         """Digest of the weights that latents depend on."""
-        digest = hashlib.blake2s(digest_size=8)
+        digest = hashlib.blake2s(str(self.network.config.scaling_factor).encode(), digest_size=8)
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return f"{type(self.network).__name__}-{self.image_size}px-{digest.hexdigest()}"
