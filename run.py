@@ -63,9 +63,13 @@ def main(cfg: DictConfig) -> None:
     if dataset.note:
         log.warning("dataset=%s: %s", dataset.name, dataset.note)
 
+    test = TestImages(dataset, Path(cfg.cache), cfg.workers)
     with exclusive(run_dir):
+        remove_leftovers(run_dir)
+        test.check()
         distilled = distil(cfg, dataset, distiller, out)
         log.info("distilled dataset: %s", out)
+        claim_folder(run_dir, cfg, "protocol.json", ("protocol",))
         store = ResultStore(run_dir / "results.jsonl")
         pending = [
             (student, seed)
@@ -75,7 +79,6 @@ def main(cfg: DictConfig) -> None:
         if pending:
             run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
             ids = RunIds(run=run_id, cell=identity(cfg, CELL_KEYS))
-            test = TestImages(dataset, Path(cfg.cache), cfg.workers)
             group = f"{dataset.name}-ipc{cfg.ipc}"
             with tracker.start(run_id, group, plain(cfg), run_dir) as record:
                 evaluate_students(distilled, test, protocol, pending, store, ids, record, device)
@@ -96,8 +99,8 @@ def distil(
 ) -> DistilledDataset:
     """The finished distilled dataset in `out`, made now if it is not there."""
     with waiting(out):
-        remove_leftovers(out)
-        claim_folder(out, cfg)
+        remove_leftovers(out, out / "modes", *(out / "images").glob("*"))
+        claim_folder(out, cfg, "identity.json", DISTILLATION_KEYS)
         distilled = DistilledDataset(out)
         if distilled.complete:
             return distilled

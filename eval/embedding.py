@@ -58,7 +58,10 @@ def _features(
     rows, labels, source = [], [], []
     for label in range(min(len(dataset.classes), _MOST_CLASSES)):
         for real in dataset.images("train", label)[:_MOST_REAL]:
-            rows.append(_small(real.decode()))
+            try:
+                rows.append(_small(real.decode()))
+            except (OSError, SyntaxError):  # a damaged file that dataset.skip_broken left out
+                continue
             labels.append(label)
             source.append("real")
     for method, distilled in sets.items():
@@ -71,4 +74,4 @@ def _features(
 
 
 def _small(image: Image.Image) -> np.ndarray:
-    return student_pixels(image, min(_SIDE, *image.size)).float().flatten().numpy() / 255
+    return student_pixels(image, _SIDE).float().flatten().numpy() / 255

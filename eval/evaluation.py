@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from eval.results import EvalResult, ResultStore
-from eval.test_images import TestImages
+from eval.test_images import TestImages, student_pixels
 from eval.tracking import Run
-from eval.training import History
+from eval.training import History, Recipe
 from mgd3.distilled import DistilledDataset, commit
 from mgd3.progress import progress
 
@@ -22,10 +24,19 @@ class EvalProtocol(Protocol):
     name: str
     image_size: int
 
-    def epochs(self, ipc: int, num_classes: int) -> int:
-        """Epochs of one student."""
+    def recipe(self, ipc: int, num_classes: int) -> Recipe:
+        """Everything that depends on the set's size."""
 
-    def evaluate(self, distilled: DistilledDataset, test: TestImages, **student: Any) -> History:
+    def evaluate(
+        self,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        recipe: Recipe,
+        student: str,
+        student_seed: int,
+        checkpoint: Path,
+        on_epoch: Callable[[History], None],
+    ) -> History:
         """Train one student from scratch and test it."""
 
 
@@ -49,20 +60,14 @@ def evaluate_students(
 ) -> None:
     """Train and test each (student, seed), one after another; append its row to `store`."""
     manifest = distilled.manifest
-    epochs = protocol.epochs(distilled.ipc, len(distilled.classes))
+    recipe = protocol.recipe(distilled.ipc, len(distilled.classes))
+    train = _decoded(distilled, protocol.image_size, device)
+    real = test.on(protocol.image_size, device)
     for student, seed in students:
-        with progress(f"training {student}, seed {seed}", epochs) as advance:
+        checkpoint = store.path.parent / f".{student.replace('/', '-')}-{seed}.checkpoint"
+        with progress(f"training {student}, seed {seed}", recipe.epochs) as advance:
             on_epoch = _observer(f"{student}/seed{seed}/top1", advance, tracker)
-            checkpoint = f".{student.replace('/', '-')}-{seed}.checkpoint"
-            history = protocol.evaluate(
-                distilled,
-                test,
-                student=student,
-                student_seed=seed,
-                checkpoint=store.path.parent / checkpoint,
-                device=device,
-                on_epoch=on_epoch,
-            )
+            history = protocol.evaluate(train, real, recipe, student, seed, checkpoint, on_epoch)
         store.append(
             EvalResult(
                 dataset=manifest["dataset"],
@@ -75,8 +80,8 @@ def evaluate_students(
                 top1_last=history.top1_last,
                 top1_best=history.top1_best,
                 tests=len(history.tested),
-                test_images=len(test.on(protocol.image_size, device)[1]),
-                epochs=epochs,
+                test_images=len(real[1]),
+                epochs=recipe.epochs,
                 train_seconds=round(history.train_seconds, 2),
                 test_seconds=round(history.test_seconds, 2),
                 run_id=ids.run,
@@ -85,6 +90,14 @@ def evaluate_students(
                 dataset_note=manifest["dataset_note"],
             )
         )
+        checkpoint.unlink(missing_ok=True)  # only now: the row is on disk
+
+
+def _decoded(distilled: DistilledDataset, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The distilled images as pixels (N, 3, size, size) uint8, and their labels (N,)."""
+    pairs = [(student_pixels(image, size), label) for image, label in distilled.images()]
+    pixels = torch.stack([pixels for pixels, _ in pairs])
+    return pixels.to(device), torch.tensor([label for _, label in pairs], device=device)
 
 
 def _observer(key: str, advance: Callable[..., None], tracker: Run) -> Callable[[History], None]:

@@ -6,15 +6,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from eval.augment import Augmentation
 from eval.students import make_student
-from eval.test_images import TestImages, student_pixels
 from eval.training import History, Recipe, StudentTraining
 from mgd3 import checks
-from mgd3.distilled import DistilledDataset
 from mgd3.types import UserError
 
 
@@ -45,7 +42,7 @@ class HardLabel:
     ) -> None:
         self.name = name
         self.image_size = checks.integer("protocol.image_size", image_size, minimum=4)
-        self.epochs_by_ipc = [tuple(row) for row in epochs_by_ipc]
+        self.epochs_by_ipc = _epoch_table(epochs_by_ipc)
         self.shorten_100_classes = checks.flag("protocol.shorten_100_classes", shorten_100_classes)
         self.tests_per_run = checks.integer("protocol.tests_per_run", tests_per_run, minimum=1)
         self.batch_size = checks.integer("protocol.batch_size", batch_size, minimum=1)
@@ -55,7 +52,10 @@ class HardLabel:
         self.milestones = [_share("protocol.milestones", m) for m in milestones]
         self.gamma = checks.number("protocol.gamma", gamma, minimum=0)
         self.cutmix = checks.number("protocol.cutmix", cutmix, minimum=0, maximum=1)
-        self.many_classes = many_classes
+        self.many_classes = {
+            key: checks.number(f"protocol.many_classes.{key}", many_classes.get(key), minimum=0)
+            for key in ("above", "lr", "weight_decay", "batch_size")
+        }
         self.precision = checks.choice("protocol.precision", precision, ["float32", "bfloat16"])
         self.augmentation = Augmentation(
             crop_scale=_interval("protocol.crop_scale", crop_scale),
@@ -69,9 +69,12 @@ class HardLabel:
         """Epochs for this many images per class; `UserError` if the table has no row for it."""
         for most, epochs in self.epochs_by_ipc:
             if most is None or ipc <= most:
-                assert epochs is not None
                 if self.shorten_100_classes and num_classes == 100:
-                    return 2 * epochs // 3 // 100 * 100
+                    return checks.integer(
+                        "epochs of 100 classes (protocol.shorten_100_classes)",
+                        2 * epochs // 3 // 100 * 100,
+                        minimum=1,
+                    )
                 return epochs
         raise UserError(
             f"protocol.epochs_by_ipc has no row for ipc={ipc}; add one, e.g. [null, 300]"
@@ -99,39 +102,42 @@ class HardLabel:
 
     def evaluate(
         self,
-        distilled: DistilledDataset,
-        test: TestImages,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        recipe: Recipe,
         student: str,
         student_seed: int,
         checkpoint: Path,
-        device: torch.device,
         on_epoch: Callable[[History], None],
     ) -> History:
-        """Train `student` from scratch with `student_seed` and test it on the real test images."""
-        classes = len(distilled.classes)
-        training = StudentTraining(
-            make_student(student, classes, self.image_size, student_seed).to(device),
-            self.recipe(distilled.ipc, classes),
-            self.augmentation,
-            student_seed,
-            checkpoint,
-        )
-        pixels, labels = _stack(distilled, self.image_size)
-        return training.fit(
-            pixels.to(device), labels.to(device), test.on(self.image_size, device), on_epoch
-        )
+        """Train `student` from scratch with `student_seed` on pixels and labels, and test it.
+
+        `train` and `test` are (N, 3, H, W) uint8 and (N,), on the device to train on.
+        """
+        pixels, labels = train
+        num_classes = int(max(labels.max(), test[1].max())) + 1
+        net = make_student(student, num_classes, self.image_size, student_seed).to(pixels.device)
+        training = StudentTraining(net, recipe, self.augmentation, student_seed, checkpoint)
+        return training.fit(pixels, labels, test, on_epoch)
 
 
-def _stack(distilled: DistilledDataset, image_size: int) -> tuple[Tensor, Tensor]:
-    pairs = [(student_pixels(i, image_size), label) for i, label in distilled.images()]
-    return torch.stack([p for p, _ in pairs]), torch.tensor([label for _, label in pairs])
+def _epoch_table(rows: Sequence[Sequence[int | None]]) -> list[tuple[int | None, int]]:
+    """Rows [largest ipc or null, epochs]."""
+    key = "protocol.epochs_by_ipc"
+    table = []
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, list) or len(row) != 2:
+            raise UserError(f"{key}: {row!r} must be a pair [largest ipc or null, epochs]")
+        most = None if row[0] is None else checks.integer(key, row[0], minimum=1)
+        table.append((most, checks.integer(key, row[1], minimum=1)))
+    return table
 
 
 def _share(key: str, value: object) -> Fraction:
     """Exact, because 5/6 of 3000 epochs must not become 2499."""
     try:
         share = Fraction(str(value))
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"{key}: {value!r} is not a fraction such as 2/3") from error
     checks.number(key, float(share), minimum=0, maximum=1)
     return share

@@ -64,7 +64,10 @@ class ResultStore:
                 os.fsync(file.fileno())
 
     def _lines(self) -> list[str]:
-        return self.path.read_text().splitlines() if self.path.is_file() else []
+        if not self.path.is_file():
+            return []
+        whole, _, _ = self.path.read_bytes().rpartition(b"\n")  # what follows was cut short
+        return whole.decode(errors="replace").splitlines()
 
     def _drop_torn_line(self) -> None:
         if not self.path.is_file():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -15,6 +16,7 @@ from matplotlib import pyplot as plt
 
 from eval.pictures import png
 from eval.test_images import student_pixels
+from mgd3 import checks
 from mgd3.distilled import DistilledDataset
 from mgd3.previews import load_previews
 
@@ -32,11 +34,13 @@ def first_of_each_method(sets: Sequence[DistilledDataset]) -> dict[str, Distille
 def first_images(distilled: DistilledDataset) -> dict[str, Tensor]:
     """By wnid of the first ten classes: the first ten images, (K, 3, s, s) uint8."""
     wnids = [c.wnid for c in distilled.classes]
-    found: dict[str, list[Tensor]] = {w: [] for w in wnids[:MOST_CLASSES]}
+    found: dict[str, list[Image.Image]] = {w: [] for w in wnids[:MOST_CLASSES]}
     for image, label in distilled.images():
         if label < MOST_CLASSES and len(found[wnids[label]]) < MOST_IMAGES:
-            found[wnids[label]].append(student_pixels(image, min(MOST_PIXELS, *image.size)))
-    return {w: torch.stack(images) for w, images in found.items()}
+            found[wnids[label]].append(image)
+    smallest = min(side for images in found.values() for i in images for side in i.size)
+    size = min(MOST_PIXELS, smallest)
+    return {w: torch.stack([student_pixels(i, size) for i in ims]) for w, ims in found.items()}
 
 
 def image_strips(distilled: DistilledDataset) -> list[tuple[bytes, str]]:
@@ -54,6 +58,8 @@ def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], r
     `real` False leaves out the nearest real images, for pictures that may not show them.
     """
     first = first_of_each_method(sets)
+    for method in methods:
+        checks.choice("--methods", method, list(first))
     panels = {}
     for method in methods:
         previews = load_previews(first[method].folder)

@@ -37,6 +37,10 @@ class TestImages:
             self._stored[size, device] = self._read(size, device)
         return self._stored[size, device]
 
+    def check(self) -> None:
+        """Raise `UserError` now rather than after hours of sampling if an image does not decode."""
+        take_inventory(self.dataset, "val", 1, self.cache, self.workers)
+
     def _read(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         inventory = take_inventory(self.dataset, "val", 1, self.cache, self.workers)
         images = [(i, label) for label, found in enumerate(inventory) for i in found.images]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from mgd3 import checks
+from mgd3.types import UserError
 
 
 class Run(Protocol):
@@ -66,6 +67,11 @@ class WandbTracker:
         mode: Any = self.mode
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+        if mode == "online" and not _has_account():
+            raise UserError(
+                "tracker.mode=online needs an account: set WANDB_API_KEY or run «wandb login», or "
+                "choose tracker.mode=offline or tracker=none"
+            )
         settings = wandb.Settings(silent=True, init_timeout=30, console="off")
         options = {
             "project": self.project,

@@ -111,10 +111,9 @@ class StudentTraining:
                 self.history.tested.append((self.epoch, self.accuracy(*test)))
                 self.history.test_seconds += time.monotonic() - start
             on_epoch(self.history)
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS and self.epoch < recipe.epochs:
+            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.monotonic()
-        self.checkpoint.unlink(missing_ok=True)
         return self.history
 
     @torch.inference_mode()
@@ -193,5 +192,5 @@ class StudentTraining:
             {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
         )
         for name, parameter in self.student.named_parameters():
-            momentum = state[f"momentum.{name}"].to(parameter.device)
-            self.optimizer.state[parameter]["momentum_buffer"] = momentum
+            if (momentum := state.get(f"momentum.{name}")) is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)

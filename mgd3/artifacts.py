@@ -69,10 +69,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left below `folder`; call it only while holding its lock."""
-    for path in folder.rglob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+def remove_leftovers(*folders: Path) -> None:
+    """Delete what killed writers left in `folders`; call it only while holding their lock."""
+    for folder in folders:
+        for path in folder.glob(f".*{_TEMPORARY}"):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,8 +95,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomic(path, save(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)}))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors written by `save_tensors`; `CorruptFileError` if a byte of them has changed."""
+def load_tensors(path: Path, made_from: dict[str, str] | None = None) -> dict[str, Tensor]:
+    """Tensors written by `save_tensors`; `CorruptFileError` if a byte of them has changed.
+
+    `made_from` holds metadata that the file must carry: it is of other input otherwise.
+    """
     data = path.read_bytes()
     try:
         tensors = load(data)
@@ -105,6 +109,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CorruptFileError(f"{path} is not a whole safetensors file") from error
     if metadata.get("blake2s") != tensors_digest(tensors):
         raise CorruptFileError(f"{path} does not match its checksum")
+    for key, value in (made_from or {}).items():
+        if metadata.get(key) != value:
+            raise CorruptFileError(f"{path} was made from other {key}")
     return tensors
 
 
@@ -128,7 +135,8 @@ def nothing_left_behind(run_dir: Path) -> Iterator[None]:
             shutil.rmtree(run_dir)
             above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
             for parent in run_dir.absolute().parents:
-                if parent in above or any(parent.iterdir()):
+                mine = parent.is_relative_to(Path.cwd()) and parent not in above
+                if not mine or any(parent.iterdir()):
                     break
                 parent.rmdir()
         raise

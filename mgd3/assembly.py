@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3 import checks
 from mgd3.artifacts import CorruptFileError, read_json, write_json
-from mgd3.config import DISTILLATION_KEYS, plain
+from mgd3.config import plain
 from mgd3.datasets import RealDataset
 from mgd3.discovery import Work
 from mgd3.distilled import MANIFEST
@@ -58,9 +58,9 @@ def build_distiller(cfg: DictConfig) -> Distiller:
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
 
 
-def claim_folder(folder: Path, cfg: DictConfig, keys: tuple[str, ...] = DISTILLATION_KEYS) -> None:
+def claim_folder(folder: Path, cfg: DictConfig, file: str, keys: tuple[str, ...]) -> None:
     """Write what makes this folder's content into it, or refuse a folder made by other values."""
-    path = folder / "identity.json"
+    path = folder / file
     values = {key: plain(cfg[key]) for key in keys}
     if path.is_file():
         try:
@@ -92,5 +92,9 @@ def dataset_of(folder: Path) -> RealDataset:
     manifests = [read_json(path) for path in sorted(folder.rglob(MANIFEST))]
     configs = {json.dumps(m["config"]["dataset"], sort_keys=True) for m in manifests}
     if len(configs) != 1:
-        raise UserError(f"{folder} holds runs of {len(configs)} datasets; name a folder with one")
+        names = ", ".join(sorted({m["dataset"] for m in manifests})) or "none"
+        raise UserError(
+            f"{folder} holds runs of {len(configs)} dataset configurations ({names}); name a "
+            "folder with one, such as runs/digits"
+        )
     return build(OmegaConf.create({"dataset": json.loads(configs.pop())}), "dataset")

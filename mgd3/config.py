@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mgd3 import checks
+from mgd3.artifacts import CorruptFileError
 from mgd3.types import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +107,7 @@ def student_names(cfg: DictConfig) -> list[str]:
     names = [students] if isinstance(students, str) else students
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise UserError(f"students={students!r} must be a name or a list of names")
-    return names
+    return list(dict.fromkeys(names))
 
 
 @contextmanager
@@ -117,6 +118,8 @@ def errors_for_people() -> Iterator[None]:
         yield
     except UserError as error:
         _exit(str(error))
+    except CorruptFileError as error:
+        _exit(f"{error}; delete it and run the same command to make it again")
     except (HydraException, OmegaConfBaseException) as error:
         _exit(_explain(error))
     except OSError as error:
@@ -147,7 +150,7 @@ def _raised_by_hydra(error: OSError) -> bool:
     """Did Hydra fail to make the run's folder, rather than one of our own files?"""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     known = [f for f in files if "site-packages" in f or f.startswith(str(ROOT))]
-    return "hydra" in known[-1]
+    return f"{os.sep}hydra{os.sep}" in known[-1].removeprefix(str(ROOT))
 
 
 def _exit(message: str, status: int = 1) -> None:

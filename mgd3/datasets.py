@@ -223,7 +223,9 @@ class ImageTree:
 
     def _folders_as_classes(self) -> tuple[ClassInfo, ...]:
         imagenet = {c.wnid: c for c in read_class_list("imagenet1k")}
-        wnids = sorted(f.name for f in self._folders["train"].iterdir() if f.is_dir())
+        wnids = sorted(
+            f.name for f in self._folders["train"].iterdir() if f.is_dir() and f.name[0] != "."
+        )
         if not wnids:
             raise UserError(f"dataset.root: {self._folders['train']} has no class folders")
         return tuple(imagenet.get(w, ClassInfo(w, w.replace("_", " "))) for w in wnids)
@@ -263,12 +265,16 @@ def read_class_list(name: str) -> tuple[ClassInfo, ...]:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+    return sorted(
+        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
+    )
 
 
 def _select(known: tuple[ClassInfo, ...], wanted: Sequence[str] | None) -> tuple[ClassInfo, ...]:
     if wanted is None:
         return known
+    if isinstance(wanted, str) or not wanted or len(set(wanted)) != len(wanted):
+        raise UserError(f"dataset.classes={wanted!r} must be a list of different classes")
     by_key = {c.wnid: c for c in known} | {c.name: c for c in known}
     for key in wanted:
         checks.choice(

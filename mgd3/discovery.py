@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mgd3.artifacts import CorruptFileError
 from mgd3.datasets import RealDataset, RealImage
-from mgd3.inventory import ClassImages, take_inventory
+from mgd3.inventory import take_inventory
 from mgd3.latents import LatentCache
 from mgd3.modes import load_modes, save_modes
 from mgd3.timing import StageTimes
@@ -46,14 +46,15 @@ def discover_modes(
     found = {}
     for info, images in zip(dataset.classes, inventory, strict=True):
         path = folder / f"{info.wnid}.safetensors"
-        modes = _saved(path, images)
+        key = latents.key(info, images)
+        modes = _saved(path, key)
         if modes is None:
             with times.stage("encode"):
                 real = latents.latents(info, images)
             with times.stage("modes"):
                 modes = finder(real, ipc)
             nearest_keys = [images.images[i].key for i in modes.nearest]
-            save_modes(path, info.wnid, modes, nearest_keys)
+            save_modes(path, modes, key, nearest_keys)
         found[info.wnid] = ClassModes(
             modes=modes, nearest=[images.images[i] for i in modes.nearest]
         )
@@ -61,13 +62,12 @@ def discover_modes(
     return found
 
 
-def _saved(path: Path, images: ClassImages) -> Modes | None:
-    """A finished class's modes; None if there are none, or they are of other images."""
+def _saved(path: Path, latents: str) -> Modes | None:
+    """A finished class's modes; None if there are none, or they are of other latents."""
     if not path.is_file():
         return None
     try:
-        modes = load_modes(path)
+        return load_modes(path, latents)
     except CorruptFileError as error:
         log.warning("%s; finding the modes again", error)
         return None
-    return modes if len(modes.assignment) == len(images.images) else None

@@ -76,8 +76,8 @@ class DistilledDataset:
             data = path.read_bytes() if path.is_file() else b""
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise UserError(
-                    f"{path} is missing or differs from its manifest's checksum; delete "
-                    f"{self.folder / MANIFEST} and run the same command to make it again"
+                    f"{path} is missing or differs from its manifest's checksum; delete the image "
+                    "and run the same command to make it again"
                 )
             yield Image.open(io.BytesIO(data)).convert("RGB"), labels[entry["wnid"]]
 
@@ -108,8 +108,13 @@ class DistilledWriter:
         image.save(buffer, "PNG")
         write_atomic(self.folder / _file(wnid, index), buffer.getvalue())
 
-    def finish(self, provenance: Mapping[str, Any], sources: Mapping[str, Sequence[str]]) -> None:
-        """Write the card and, last, the manifest.
+    def finish(
+        self,
+        provenance: Mapping[str, Any],
+        sources: Mapping[str, Sequence[str]],
+        generated: bool = False,
+    ) -> None:
+        """Write the card and, last, the manifest; `generated` images name their noise stream.
 
         `provenance` says how the images were made; `sources` names, by wnid, the real image that
         each one was copied from or whose mode it was steered to (empty where there is none).
@@ -122,9 +127,10 @@ class DistilledWriter:
                     "file": file,
                     "wnid": info.wnid,
                     "index": index,
-                    "noise_stream": f"{self.seed}/{info.wnid}/{index}",
                     "sha256": hashlib.sha256((self.folder / file).read_bytes()).hexdigest(),
                 }
+                if generated:
+                    entry["noise_stream"] = f"{self.seed}/{info.wnid}/{index}"
                 if info.wnid in sources:
                     entry["nearest_real"] = sources[info.wnid][index]
                 images.append(entry)

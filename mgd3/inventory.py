@@ -88,19 +88,29 @@ def _examine(
             known = read_json(memory)
         except CorruptFileError as error:
             log.warning("%s; looking at every image again", error)
-    stamps = {i.key: list(i.stamp()) for i in images}
-    fresh = [i for i in images if known.get(i.key, [None])[0] != stamps[i.key]]
-    for image, digest in zip(fresh, pool.map(_digest, fresh), strict=True):
-        known[image.key] = [stamps[image.key], digest]
+    stamps = {i.key: _stamp(i) for i in images}
+    unchanged = {k: d for k, (stamp, d) in known.items() if stamps.get(k) == stamp}
+    fresh = [i for i in images if i.key not in unchanged]
+    found = unchanged | dict(zip((i.key for i in fresh), pool.map(_digest, fresh), strict=True))
+    whole = {k: [stamps[k], d] for k, d in found.items() if d != _BROKEN}  # broken: look again
     if fresh and memory is not None:
-        write_json(memory, known)
-    return {i.key: known[i.key][1] for i in images}
+        write_json(memory, whole)
+    return found
+
+
+def _stamp(image: RealImage) -> list[int] | None:
+    try:
+        return list(image.stamp())
+    except OSError:  # a dangling link, say: `_digest` finds it broken
+        return None
 
 
 def _digest(image: RealImage) -> str:
     try:
         content = image.content()
         image.decode()
+    except MemoryError:
+        raise
     except Exception:  # Pillow's plugins raise anything for a damaged file
         return _BROKEN
     return hashlib.blake2s(content, digest_size=16).hexdigest()

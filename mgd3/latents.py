@@ -39,7 +39,7 @@ class LatentCache:
 
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
-        path = self._path(info, images)
+        path = self.folder / f"{self.key(info, images)}.safetensors"
         with waiting(path.parent):
             if path.is_file():
                 try:
@@ -50,12 +50,13 @@ class LatentCache:
             save_tensors(path, {"latents": latents}, {"wnid": info.wnid})
         return latents
 
-    def _path(self, info: ClassInfo, images: ClassImages) -> Path:
-        key = "\n".join([self.flip, *images.digests])
+    def key(self, info: ClassInfo, images: ClassImages) -> str:
+        """Identifies these latents: codec, images in their order, flip."""
+        content = [self.flip, *images.digests]
         if self.flip == "random":  # drawn from the images' names
-            key += "\n".join(image.key for image in images.images)
-        digest = hashlib.blake2s(key.encode(), digest_size=10).hexdigest()
-        return self.folder / self.codec.id / f"{info.wnid}-{digest}.safetensors"
+            content += [image.key for image in images.images]
+        digest = hashlib.blake2s("\n".join(content).encode(), digest_size=10).hexdigest()
+        return f"{self.codec.id}/{info.wnid}-{digest}"
 
     def _encode(self, info: ClassInfo, images: ClassImages) -> Iterator[Tensor]:
         with progress(f"encoding {info.wnid} {info.name[:24]}", len(images.images)) as advance:

@@ -50,11 +50,14 @@ class KMeansModes:
         )
 
 
-def save_modes(path: Path, wnid: str, modes: Modes, nearest_keys: list[str]) -> None:
-    """One class's modes as safetensors; `nearest_keys` names the real image next to each."""
-    save_tensors(path, vars(modes), {"wnid": wnid, "nearest": json.dumps(nearest_keys)})
+def save_modes(path: Path, modes: Modes, latents: str, nearest_keys: list[str]) -> None:
+    """One class's modes as safetensors.
+
+    `latents` identifies what was clustered; `nearest_keys` names the real image next to each mode.
+    """
+    save_tensors(path, vars(modes), {"latents": latents, "nearest": json.dumps(nearest_keys)})
 
 
-def load_modes(path: Path) -> Modes:
-    """Modes written by `save_modes`; raises `CorruptFileError`."""
-    return Modes(**load_tensors(path))
+def load_modes(path: Path, latents: str) -> Modes:
+    """Modes of `latents`; `CorruptFileError` if the file is damaged or of other latents."""
+    return Modes(**load_tensors(path, {"latents": latents}))

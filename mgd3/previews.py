@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd3.artifacts import load_tensors, save_tensors
+from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors
 
 MOST_CLASSES = 10
 MOST_MODES = 10
@@ -32,10 +32,11 @@ def save_previews(out: Path, previews: Mapping[str, Preview]) -> None:
 
 
 def load_previews(out: Path) -> dict[str, Preview]:
-    """Previews by wnid; empty if there are none."""
-    if not preview_path(out).is_file():
+    """Previews by wnid; empty if there are none, or they are damaged."""
+    try:
+        tensors = load_tensors(preview_path(out))
+    except (FileNotFoundError, CorruptFileError):
         return {}
-    tensors = load_tensors(preview_path(out))
     wnids = [key.removesuffix(".centroids") for key in tensors if key.endswith(".centroids")]
     return {w: (tensors[f"{w}.centroids"], tensors[f"{w}.nearest"]) for w in wnids}
 

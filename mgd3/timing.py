@@ -1,4 +1,4 @@
-"""How long each stage of a run took, summed over resumptions."""
+"""How long each stage of a run took; resumptions add up, what was killed counts nothing."""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mgd3 import checks
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors
+from mgd3.backbones.dit_weights import constructor_arguments
 from mgd3.losses import add_noise, diffusion_loss
 from mgd3.progress import progress
 from mgd3.schedule import SamplingSchedule, linear_alphas_cumprod
@@ -61,11 +63,21 @@ class Trainer:
     """
 
     def __init__(
-        self, network: DiTTransformer2DModel, settings: TrainSettings, checkpoint: Path
+        self,
+        network: DiTTransformer2DModel,
+        settings: TrainSettings,
+        checkpoint: Path,
+        data: str,
     ) -> None:
+        """`data` identifies what is trained on; a checkpoint of other data is refused."""
         self.network = network.eval()  # diffusers' own label dropout differs from block to block
         self.settings = settings
         self.checkpoint = checkpoint
+        self._made_from = {
+            "settings": json.dumps(asdict(settings), sort_keys=True),
+            "network": constructor_arguments(network),
+            "data": data,
+        }
         self.step = 0
         self.losses: list[float] = []
         self.parameters = dict(network.named_parameters())
@@ -93,9 +105,9 @@ class Trainer:
                 self.step += 1
                 advance(1, note=f"loss {sum(self.losses[-100:]) / len(self.losses[-100:]):.4f}")
                 if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
-                    self._save()
                     with self.averaged():
-                        on_checkpoint(self)
+                        on_checkpoint(self)  # first: a checkpoint says that its export is done
+                    self._save()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -146,13 +158,13 @@ class Trainer:
                 state[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
         state["step"] = torch.tensor(self.step)
         state["losses"] = torch.tensor(self.losses)
-        save_tensors(self.checkpoint, state, {})
+        save_tensors(self.checkpoint, state, self._made_from)
 
     def _restore(self) -> None:
         try:
-            state = load_tensors(self.checkpoint)
+            state = load_tensors(self.checkpoint, self._made_from)
         except CorruptFileError as error:
-            raise UserError(f"{error}; delete {self.checkpoint} to train from the start") from error
+            raise UserError(f"{error}; delete it to train from the start") from error
         self.step, self.losses = int(state["step"]), state["losses"].tolist()
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[f"network.{name}"])

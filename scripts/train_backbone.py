@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -18,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.pictures import loss_curve, sheet
 from mgd3 import checks
 from mgd3.allocator import keep_freed_memory
-from mgd3.artifacts import exclusive, write_atomic
+from mgd3.artifacts import exclusive, tensors_digest, write_atomic
 from mgd3.assembly import build
 from mgd3.backbones.codecs import make_codec, pick_device
 from mgd3.backbones.dit_weights import build_network, constructor_arguments, to_original
-from mgd3.config import CONFIGS, errors_for_people, plain, register
+from mgd3.config import CONFIGS, errors_for_people, plain, register, validate
 from mgd3.datasets import RealDataset
 from mgd3.guidance import NoGuidance
 from mgd3.inventory import take_inventory
@@ -35,12 +36,14 @@ from mgd3.types import Codec, Prediction
 
 log = logging.getLogger(__name__)
 
+_NETWORK = ("patch_size", "hidden_size", "depth")
+
 
 class Snapshot:
     """The network in training as a backbone, to look at its samples."""
 
-    def __init__(self, network: torch.nn.Module, codec: Codec, device: torch.device) -> None:
-        self.network, self.codec, self.device = network, codec, device
+    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+        self.network, self.device = network, device
         self.alphas_cumprod = linear_alphas_cumprod()
         self.null_class = network.config.num_embeds_ada_norm
 
@@ -71,7 +74,7 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], device: torch.devi
     config = trainer.network.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
     latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
-        Snapshot(trainer.network, codec, device),
+        Snapshot(trainer.network, device),
         class_ids=labels,
         guidance=NoGuidance(),
         modes=torch.zeros(len(images), *shape, device=device),
@@ -84,10 +87,13 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], device: torch.devi
 def main(cfg: DictConfig) -> None:
     """Encode the images, train, and write the averaged weights where `backbone.weights` says."""
     out = Path(str(cfg.backbone.weights)).expanduser()
-    if out.suffix != ".safetensors":
-        checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
+    checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
+    validate(cfg)
     options = plain(cfg.train)
-    architecture = {k: options.pop(k) for k in ("patch_size", "hidden_size", "depth")}
+    known = [*_NETWORK, "mirror", "stored_as", *(f.name for f in fields(TrainSettings))]
+    for option in options:
+        checks.choice("an option of train", option, known)
+    architecture = {k: options.pop(k) for k in _NETWORK}
     mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
     checks.choice("train.stored_as", stored_as, ["float32", "float16"])
     settings = TrainSettings(**options)
@@ -106,6 +112,7 @@ def main(cfg: DictConfig) -> None:
         **architecture,
     ).to(device)
     wnids = [c.wnid for c in dataset.classes]
+    aside = out.with_suffix(".training")
 
     def on_checkpoint(trainer: Trainer) -> None:
         metadata = {
@@ -119,13 +126,14 @@ def main(cfg: DictConfig) -> None:
         tensors = {k: v.to(kind) for k, v in to_original(network).items()}
         write_atomic(out, save(tensors, metadata))
         images = samples(trainer, codec, wnids, device)
-        write_atomic(out.with_suffix(".samples.png"), sheet(images, columns=8))
-        write_atomic(out.with_suffix(".loss.png"), loss_curve(trainer.losses))
+        write_atomic(aside / "samples.png", sheet(images, columns=8))
+        write_atomic(aside / "loss.png", loss_curve(trainer.losses))
 
-    with exclusive(out.parent):
-        trainer = Trainer(network, settings, out.with_suffix(".checkpoint"))
+    data = tensors_digest({"latents": latents, "labels": labels})
+    with exclusive(aside):
+        trainer = Trainer(network, settings, aside / "checkpoint.safetensors", data)
         trainer.train(latents, labels, on_checkpoint)
-    log.info("weights: %s; samples and loss curve beside it", out)
+    log.info("weights: %s; samples and loss curve: %s", out, aside)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def test_one_holder_at_a_time(tmp_path):
         pass
 
 
-def test_a_refused_run_leaves_nothing(tmp_path):
+def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "runs/a/b"
     (run_dir / ".hydra").mkdir(parents=True)
     (tmp_path / "mine").touch()

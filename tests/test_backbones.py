@@ -182,7 +182,9 @@ def test_tiny_autoencoder_is_a_codec_too(tmp_path):
 
 def test_classes_find_their_rows(tmp_path):
     imagenet = golden_dit(ORIGINAL, tmp_path)
-    assert imagenet.class_ids([ClassInfo("n1", "x", 217), ClassInfo("n0", "y", 3)]) == [217, 3]
+    assert imagenet.class_ids([ClassInfo("n1", "x", 7), ClassInfo("n0", "y", 3)]) == [7, 3]
+    with pytest.raises(UserError, match="first 10 classes"):
+        imagenet.class_ids([ClassInfo("n2", "z", 217)])
     with pytest.raises(UserError, match="does not know the class 'cat'"):
         imagenet.class_ids([ClassInfo("cat", "cat")])
     own = DiT(DIGITS, vae=None, image_size=8, device="cpu")

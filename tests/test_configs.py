@@ -95,10 +95,10 @@ def test_identity(override, distilled_again, another_run):
 
 
 def test_a_folder_of_other_values_is_refused(tmp_path):
-    claim_folder(tmp_path, composed())
-    claim_folder(tmp_path, composed())
+    for _ in range(2):
+        claim_folder(tmp_path, composed(), "identity.json", DISTILLATION_KEYS)
     with pytest.raises(UserError, match=r"guidance\.scale=0\.3 \(there: 0\.1\)"):
-        claim_folder(tmp_path, composed("guidance.scale=0.3"))
+        claim_folder(tmp_path, composed("guidance.scale=0.3"), "identity.json", DISTILLATION_KEYS)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def distilled(tree, tmp_path):
     for wnid in ("dog", "cat"):
         for k in range(2):
             writer.write(wnid, k, torch.full((3, 4, 4), 10 * k + len(wnid), dtype=torch.uint8))
-    writer.finish({"method": "m", "config": {"ipc": 2}}, {"dog": ["a", "b"]})
+    writer.finish({"method": "m", "config": {"ipc": 2}}, {"dog": ["a", "b"]}, generated=True)
     return DistilledDataset(tmp_path / "out")
 
 

@@ -69,6 +69,22 @@ def test_an_ipc_without_a_row_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs_by_ipc=[[null,0]]", r"epochs_by_ipc=0 is out of range"),
+        ("epochs_by_ipc=5", r"5 must be a pair"),
+        ("milestones=[1/0]", r"'1/0' is not a fraction"),
+        ("many_classes.lr=x", r"protocol\.many_classes\.lr='x'"),
+        ("crop_scale=[1.0,0.5]", r"must be \[low, high\]"),
+        ("precision=half", r"protocol\.precision='half'"),
+    ],
+)
+def test_wrong_protocol_values_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        protocol(f"protocol.{override}")
+
+
+@pytest.mark.parametrize(
     ("name", "parameters"),
     [
         ("convnet6", (754_570, 858_340, 1_896_040)),
@@ -142,7 +158,6 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
     assert resumed.fit(*data(), data(), lambda h: None).tested == history.tested
     for ours, theirs in zip(resumed.student.parameters(), whole.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert not (tmp_path / "cut").exists()
 
 
 def test_best_and_last_are_told_apart(tmp_path):

@@ -78,7 +78,7 @@ def trainer(path, settings=SETTINGS):
         num_heads=2,
         num_classes=3,
     )
-    return Trainer(network, settings, path)
+    return Trainer(network, settings, path, data="d")
 
 
 def latents():
@@ -93,11 +93,12 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     class KilledError(Exception):
         pass
 
-    def kill(t):
-        raise KilledError
+    def kill_at_the_end(t):
+        if t.step == 6:
+            raise KilledError
 
     with pytest.raises(KilledError):
-        trainer(tmp_path / "cut").train(*latents(), kill)
+        trainer(tmp_path / "cut").train(*latents(), kill_at_the_end)
     resumed = trainer(tmp_path / "cut")
     assert resumed.step == 3
     resumed.train(*latents(), lambda t: None)
@@ -124,6 +125,12 @@ def test_a_diverged_training_stops(tmp_path):
         trainer(tmp_path / "x").train(bad, labels, lambda t: None)
 
 
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    trainer(tmp_path / "x").train(*latents(), lambda t: None)
+    with pytest.raises(UserError, match="made from other settings; delete it"):
+        trainer(tmp_path / "x", dataclasses.replace(SETTINGS, lr=0.5))
+
+
 def test_wrong_settings_are_named():
     with pytest.raises(UserError, match=r"train\.precision='half'"):
         dataclasses.replace(SETTINGS, precision="half")
@@ -138,7 +145,10 @@ def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):
     small = ("train.hidden_size=32", "train.depth=1", "train.steps=4", "train.checkpoint_steps=2")
     trained = run(tmp_path, *own, *small, script="scripts/train_backbone.py")
     assert trained.returncode == 0, trained.stderr
-    assert (tmp_path / "own.samples.png").is_file() and (tmp_path / "own.loss.png").is_file()
+    assert {f.name for f in (tmp_path / "own.training").glob("*.png")} == {
+        "samples.png",
+        "loss.png",
+    }
     done = run(
         tmp_path, *own, "ipc=2", "sampler.steps=4", "guidance.stop_t=2", "students=convnet2_w8",
         "protocol.epochs_by_ipc=[[null,2]]", "tracker=none",

@@ -96,8 +96,10 @@ class DiT:
         """ImageNet indices, or the position among the classes that the weights were trained on."""
         trained_on = self._loaded[1]
         if trained_on is None:
-            unknown = [c.wnid for c in classes if c.imagenet_id is None]
-            what = "is conditioned on ImageNet's 1000 classes"
+            unknown = [
+                c.wnid for c in classes if c.imagenet_id is None or c.imagenet_id >= self.null_class
+            ]
+            what = f"is conditioned on ImageNet's first {self.null_class} classes"
         else:
             unknown = [c.wnid for c in classes if c.wnid not in trained_on]
             what = f"was trained on {', '.join(trained_on)}"

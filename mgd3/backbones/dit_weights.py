@@ -50,12 +50,11 @@ def build_network(
     depth: int,
     num_heads: int,
     num_classes: int,
-    mlp_ratio: float = 4.0,
     learn_sigma: bool = True,
 ) -> DiTTransformer2DModel:
     """A DiT by its original constructor's arguments, one embedder shared by all blocks."""
-    if mlp_ratio != 4.0:
-        raise UserError(f"mlp_ratio={mlp_ratio}: diffusers' DiT has 4.0 built in")
+    if hidden_size % num_heads:
+        raise UserError(f"hidden_size={hidden_size} is not a multiple of num_heads={num_heads}")
     network = DiTTransformer2DModel(
         num_attention_heads=num_heads,
         attention_head_dim=hidden_size // num_heads,

@@ -40,7 +40,7 @@ def diffusers_source(key: str, value: object) -> str:
 
 
 def load_pretrained(key: str, source: str, subfolder: str) -> nn.Module:
-    """A diffusers model of whatever class its config names, float32, safetensors only.
+    """A diffusers model of whatever class its config names, float32; diffusers unpickles safely.
 
     A pipeline folder keeps it in `subfolder`; a model's own folder or repository is taken as is.
     """
@@ -56,7 +56,6 @@ def load_pretrained(key: str, source: str, subfolder: str) -> nn.Module:
         return diffusers.AutoModel.from_pretrained(
             source,
             torch_dtype=torch.float32,
-            use_safetensors=True,
             local_files_only=offline,
             **inside,
         )

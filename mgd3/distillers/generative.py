@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from mgd3.datasets import RealDataset
 from mgd3.discovery import ClassModes, Work, discover_modes
 from mgd3.distilled import DistilledDataset, DistilledWriter
 from mgd3.pixels import center_crop, from_pil, to_pixels
-from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, preview_path, save_previews
+from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.progress import progress
 from mgd3.seeding import ImageNoise
 from mgd3.timing import StageTimes
 from mgd3.types import Backbone, Codec, Guidance, ModeFinder, Sampler, UserError
 
-log = logging.getLogger(__name__)
+_DECODE_BATCH = 16
 
 
 class GenerativeDistiller:
@@ -44,7 +43,6 @@ class GenerativeDistiller:
         self.guidance = guidance
         self.mode_finder = modes
         self.work = work
-        guidance.check(sampler.steps)
 
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
@@ -56,12 +54,13 @@ class GenerativeDistiller:
             found = discover_modes(
                 dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out
             )
-            if not preview_path(out).is_file():
+            if not load_previews(out):
                 save_previews(out, _previews(found, self.backbone.codec))
         writer = DistilledWriter(out, dataset, ipc, seed)
         with StageTimes(out / "times.json").stage("sample"):
             self._fill(writer, dataset, ipc, seed, class_ids, found)
-        writer.finish(provenance, {w: [i.key for i in modes.nearest] for w, modes in found.items()})
+        nearest = {w: [i.key for i in modes.nearest] for w, modes in found.items()}
+        writer.finish(provenance, nearest, generated=True)
         return DistilledDataset(out)
 
     def _fill(
@@ -84,9 +83,8 @@ class GenerativeDistiller:
                     continue
                 ids = torch.tensor([class_ids[label] for label, _ in batch])
                 latents = self._sample(keys, ids, found, seed, lambda: advance(len(keys)))  # noqa: B023
-                pixels = to_pixels(self.backbone.codec.decode(latents)).cpu()  # (B, 3, H, W)
-                for (wnid, k), image in zip(keys, pixels, strict=True):
-                    writer.write(wnid, k, image)
+                for (wnid, k), image in zip(keys, self._decode(keys, latents), strict=True):
+                    writer.write(wnid, k, to_pixels(image))
 
     def _sample(
         self,
@@ -110,14 +108,25 @@ class GenerativeDistiller:
             noise=ImageNoise(seed, keys, shape),
             on_step=on_step,
         )
-        bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)
-        if bad.any():
-            wnid, k = keys[int(bad.nonzero()[0])]
-            raise UserError(
-                f"the sample of class {wnid}, image {k} is not finite: the backbone's weights are "
-                "bad, or guidance.scale or sampler.cfg_scale is far too large; nothing was written"
-            )
+        _require_finite(keys, latents)
         return latents
+
+    def _decode(self, keys: list[tuple[str, int]], latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W); a few at a time, because a VAE needs far more memory than a step."""
+        parts = [self.backbone.codec.decode(part) for part in latents.split(_DECODE_BATCH)]
+        images = torch.cat(parts)
+        _require_finite(keys, images)
+        return images.cpu()
+
+
+def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
+    bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
+    if bad.any():
+        wnid, k = keys[int(bad.nonzero()[0])]
+        raise UserError(
+            f"the sample of class {wnid}, image {k} is not finite: the backbone's weights are "
+            "bad, or guidance.scale or sampler.cfg_scale is far too large; nothing was written"
+        )
 
 
 def _previews(found: Mapping[str, ClassModes], codec: Codec) -> dict[str, Preview]:
