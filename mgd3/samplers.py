@@ -7,6 +7,7 @@ classes: nothing is shared between them but the matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,6 +41,18 @@ def classifier_free(
     return Prediction(eps=eps, variance=variance)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReverseStep:
+    """Everything that x_{t-1} is made of; tensors are (B, C, h, w)."""
+
+    schedule: SamplingSchedule
+    step: int
+    x_t: Tensor
+    x0_hat: Tensor
+    prediction: Prediction
+    g_t: Tensor
+
+
 class _Sampler:
     """The walk that every sampler shares; a subclass gives one step."""
 
@@ -68,21 +81,16 @@ class _Sampler:
             )
             x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
             g_t = guidance(DenoiseState(step=step, x_t=x_t, x0_hat=x0_hat), modes)
-            x_t = self._step(schedule, step, x_t, x0_hat, prediction, g_t, noise)
+            now = ReverseStep(
+                schedule=schedule, step=step, x_t=x_t, x0_hat=x0_hat, prediction=prediction, g_t=g_t
+            )
+            x_t = self.previous(now, noise)
             if on_step is not None:
                 on_step()
         return x_t
 
-    def _step(
-        self,
-        schedule: SamplingSchedule,
-        step: int,
-        x_t: Tensor,
-        x0_hat: Tensor,
-        prediction: Prediction,
-        g_t: Tensor,
-        noise: NoiseSource,
-    ) -> Tensor:
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
         raise NotImplementedError
 
 
@@ -100,46 +108,29 @@ class DDPM(_Sampler):
         super().__init__(steps, cfg_scale, cfg_channels)
         self.variance = checks.choice("sampler.variance", variance, ["learned", "fixed"])
 
-    def _step(
-        self,
-        schedule: SamplingSchedule,
-        step: int,
-        x_t: Tensor,
-        x0_hat: Tensor,
-        prediction: Prediction,
-        g_t: Tensor,
-        noise: NoiseSource,
-    ) -> Tensor:
-        learned = prediction.variance if self.variance == "learned" else None
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        learned = now.prediction.variance if self.variance == "learned" else None
         if self.variance == "learned" and learned is None:
             raise UserError(
                 "sampler.variance=learned needs a backbone that predicts its variance; "
                 "this one does not: set sampler.variance=fixed"
             )
-        sigma = (0.5 * schedule.log_variance(learned, step)).exp().to(x_t)
-        mean = (
-            schedule.x0_coefficient[step].item() * x0_hat
-            + schedule.x_t_coefficient[step].item() * x_t
-        )
-        if step == 0:
-            return mean + sigma * g_t
-        return mean + sigma * (g_t + noise.step().to(x_t))
+        sigma = (0.5 * now.schedule.log_variance(learned, now.step)).exp().to(now.x_t)
+        c_x0, c_xt = now.schedule.x0_coefficient[now.step], now.schedule.x_t_coefficient[now.step]
+        mean = c_x0.item() * now.x0_hat + c_xt.item() * now.x_t
+        if now.step == 0:
+            return mean + sigma * now.g_t
+        return mean + sigma * (now.g_t + noise.step().to(now.x_t))
 
 
 class DDIM(_Sampler):
     """The paper's Algorithm 1, eta 0: eps_hat = eps - sqrt(1 - abar_t) g_t in both places."""
 
-    def _step(
-        self,
-        schedule: SamplingSchedule,
-        step: int,
-        x_t: Tensor,
-        x0_hat: Tensor,
-        prediction: Prediction,
-        g_t: Tensor,
-        noise: NoiseSource,
-    ) -> Tensor:
-        abar, abar_prev = schedule.abar[step].item(), schedule.abar_prev[step].item()
-        eps_hat = prediction.eps - (1 - abar) ** 0.5 * g_t
-        x0_steered = schedule.predict_x0(x_t, eps_hat, step)
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        abar = now.schedule.abar[now.step].item()
+        abar_prev = now.schedule.abar_prev[now.step].item()
+        eps_hat = now.prediction.eps - (1 - abar) ** 0.5 * now.g_t
+        x0_steered = now.schedule.predict_x0(now.x_t, eps_hat, now.step)
         return abar_prev**0.5 * x0_steered + (1 - abar_prev) ** 0.5 * eps_hat
