@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from eval.report import write_report, write_summary
 from eval.results import ResultStore
 from eval.samples import image_strips
 from eval.students import find_student
-from eval.tables import headers, markdown, table_rows, terminal
+from eval.tables import layout, markdown, terminal
 from eval.test_images import TestImages
 from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers, waiting, write_atomic
@@ -83,15 +84,23 @@ def main(cfg: DictConfig) -> None:
             with tracker.start(run_id, group, plain(cfg), run_dir) as record:
                 evaluate_students(distilled, test, protocol, pending, store, ids, record, device)
                 record.log_images("distilled", image_strips(distilled))
-                record.log_table("accuracy", headers(), table_rows(store.rows()))
+                table = layout(store.rows())
+                record.log_table(f"accuracy: {table.title}", table.headers, table.lines)
         rows = store.rows()
         write_summary(run_dir / "summary.json", rows)
         write_atomic(run_dir / "table.md", markdown(rows).encode())
         if cfg.report:
             title = f"{dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
             write_report(run_dir / "report.html", rows, [distilled], dataset, title)
-    Console().print(terminal(rows))
-    log.info("results, table and report: %s", run_dir)
+    if HydraConfig.get().mode == RunMode.RUN:
+        Console().print(terminal(rows))
+    for row in rows:
+        log.info(
+            "%s, ipc %d, %s, seeds %d/%d: top1_last %.1f, top1_best %.1f",
+            *(row.dataset, row.ipc, f"{row.method}, {row.student}"),
+            *(row.distill_seed, row.student_seed, row.top1_last, row.top1_best),
+        )
+    log.info("results: %s", run_dir)
 
 
 def distil(

@@ -21,9 +21,8 @@ from eval.tables import (
     REFERENCE,
     cells,
     explanation,
-    headers,
+    layout,
     paired_difference,
-    table_rows,
 )
 from mgd3.artifacts import write_atomic, write_json
 from mgd3.datasets import RealDataset
@@ -69,8 +68,7 @@ def write_report(
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
     html = environment.get_template("report.html").render(
         title=title,
-        headers=headers(),
-        rows=table_rows(rows),
+        table=layout(rows),
         explanation=explanation(rows),
         classes=_class_sheets(first, dataset),
         embedding=embedding_picture(dataset, first),

@@ -110,54 +110,60 @@ def _by_seed(rows: Sequence[EvalResult], cell: Cell) -> dict[int, float]:
 
 
 REFERENCE = "unguided"  # the method that others are compared with, seed by seed
-HEADERS = ["dataset", "ipc", "protocol", "student", "method", "top1_last", "top1_best", "n"]
 
 
-def table_rows(rows: Sequence[EvalResult]) -> list[list[str]]:
-    """Formatted rows under `HEADERS` (and the difference's column), methods side by side."""
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A table ready to print: what all cells share stands in the title, not in columns."""
+
+    title: str
+    headers: list[str]
+    lines: list[list[str]]
+
+
+def layout(rows: Sequence[EvalResult]) -> Layout:
+    """Cells as text, methods of one student side by side."""
     found = cells(rows)
     students = order_of(c.student for c in found)
     found.sort(key=lambda c: (c.dataset, c.ipc, c.protocol, students.index(c.student)))
-    out = []
-    for c in found:
-        difference = paired_difference(rows, c, REFERENCE)
-        out.append(
-            [
-                c.dataset,
-                str(c.ipc),
-                c.protocol,
-                c.student,
-                c.method,
-                f"{c.top1_last_mean:.1f} ± {c.top1_last_std:.1f}",
-                f"{c.top1_best_mean:.1f} ± {c.top1_best_std:.1f}",
-                str(c.n),
-                str(difference) if difference else "",
-            ]
-        )
-    return out
-
-
-def headers() -> list[str]:
-    """Column titles of `table_rows`."""
-    return [*HEADERS, f"minus {REFERENCE}"]
+    differences = [paired_difference(rows, c, REFERENCE) for c in found]
+    columns = {
+        "dataset": [c.dataset for c in found],
+        "ipc": [str(c.ipc) for c in found],
+        "protocol": [c.protocol for c in found],
+        "student": [c.student for c in found],
+        "method": [c.method for c in found],
+        "top1_last": [f"{c.top1_last_mean:.1f} ± {c.top1_last_std:.1f}" for c in found],
+        "top1_best": [f"{c.top1_best_mean:.1f} ± {c.top1_best_std:.1f}" for c in found],
+        "n": [str(c.n) for c in found],
+        f"minus {REFERENCE}": [str(d) if d else "" for d in differences],
+    }
+    shared = {k: columns.pop(k)[0] for k in ("dataset", "ipc", "protocol") if _one(columns[k])}
+    title = ", ".join(f"ipc {v}" if k == "ipc" else v for k, v in shared.items())
+    if not any(differences):
+        columns.pop(f"minus {REFERENCE}")
+    lines = [list(line) for line in zip(*columns.values(), strict=True)]
+    return Layout(title=title, headers=list(columns), lines=lines)
 
 
 def markdown(rows: Sequence[EvalResult]) -> str:
     """The table as Markdown, with a line that says what the numbers are."""
-    lines = [headers(), ["---"] * len(headers()), *table_rows(rows)]
+    table = layout(rows)
+    lines = [table.headers, ["---"] * len(table.headers), *table.lines]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{body}\n\n{explanation(rows)}\n"
+    return f"**{table.title}**\n\n{body}\n\n{explanation(rows)}\n"
 
 
 def terminal(rows: Sequence[EvalResult]) -> Table:
-    """The table for a terminal; without its last column where there is nothing to compare."""
-    lines = table_rows(rows)
-    columns = len(headers()) - (not any(line[-1] for line in lines))
-    table = Table(caption=explanation(rows), caption_justify="left", box=box.SIMPLE_HEAD)
-    for title in headers()[:columns]:
-        table.add_column(title, justify="right" if title in ("ipc", "n") else "left", no_wrap=True)
-    for line in lines:
-        table.add_row(*line[:columns])
+    """The table for a terminal."""
+    content = layout(rows)
+    table = Table(
+        title=content.title, caption=explanation(rows), caption_justify="left", box=box.SIMPLE_HEAD
+    )
+    for title in content.headers:
+        table.add_column(title, no_wrap=True)
+    for line in content.lines:
+        table.add_row(*line)
     return table
 
 
@@ -166,8 +172,12 @@ def explanation(rows: Sequence[EvalResult]) -> str:
     text = (
         "Top-1 accuracy in percent on the real test images, mean ± population std over n trained "
         "students (distillation seeds x student seeds); top1_last after the last epoch, top1_best "
-        "the best of all tests. «minus» is the difference of top1_last, paired by distillation "
-        f"seed, with a 95 % t-interval. Protocol: {', '.join(order_of(r.protocol for r in rows))}."
+        f"the best of all tests. «minus {REFERENCE}» is the difference of top1_last, paired by "
+        "distillation seed, with a 95 % t-interval."
     )
     notes = order_of(r.dataset_note for r in rows if r.dataset_note)
     return " ".join([text, *(f"Note: {note}." for note in notes)])
+
+
+def _one(values: Sequence[str]) -> bool:
+    return len(set(values)) == 1
