@@ -52,23 +52,31 @@ def image_strips(distilled: DistilledDataset) -> list[tuple[bytes, str]]:
     ]
 
 
-def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], real: bool) -> bytes:
-    """A PNG with one panel per method, a row per class; before them the modes of the first.
+def overview_panels(
+    sets: Sequence[DistilledDataset], methods: Sequence[str], real: bool
+) -> dict[str, Tensor]:
+    """Images (classes * images, 3, s, s) by panel: each method's, before them the first's modes.
 
-    `real` False leaves out the nearest real images, for pictures that may not show them.
+    `real` False leaves the modes out, for pictures that may not show real images: the centroid of
+    a cluster of one is a real image too.
     """
     first = first_of_each_method(sets)
-    for method in methods:
-        checks.choice("--methods", method, list(first))
     panels = {}
     for method in methods:
-        previews = load_previews(first[method].folder)
-        if previews and "mode centroids, decoded" not in panels:
-            panels["mode centroids, decoded"] = torch.cat([c for c, _ in previews.values()])
-            if real:
-                panels["nearest real images"] = torch.cat([n for _, n in previews.values()])
-        panels[method] = torch.cat(list(first_images(first[method]).values()))
-    columns = len(next(iter(first_images(first[methods[0]]).values())))
+        distilled = first[checks.choice("--methods", method, list(first))]
+        previews = load_previews(distilled.folder)
+        if real and previews and not panels:
+            shown = [previews[c.wnid] for c in distilled.classes[:MOST_CLASSES]]
+            panels["mode centroids, decoded"] = torch.cat([centroids for centroids, _ in shown])
+            panels["nearest real images"] = torch.cat([nearest for _, nearest in shown])
+        panels[method] = torch.cat(list(first_images(distilled).values()))
+    return panels
+
+
+def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], real: bool) -> bytes:
+    """A PNG of `overview_panels` side by side, a row per class."""
+    panels = overview_panels(sets, methods, real)
+    columns = min(MOST_IMAGES, sets[0].ipc)
     figure, axes = plt.subplots(
         1, len(panels), figsize=(3.2 * len(panels), 3.5), squeeze=False, layout="constrained"
     )

@@ -158,7 +158,11 @@ def terminal(rows: Sequence[EvalResult]) -> Table:
     """The table for a terminal."""
     content = layout(rows)
     table = Table(
-        title=content.title, caption=explanation(rows), caption_justify="left", box=box.SIMPLE_HEAD
+        title=content.title,
+        caption=explanation(rows),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for title in content.headers:
         table.add_column(title, no_wrap=True)

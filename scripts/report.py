@@ -27,7 +27,7 @@ def main() -> None:
         "--picture", type=Path, help="also write this PNG of the first seed's images"
     )
     parser.add_argument("--methods", nargs="+", default=["mgd3", "unguided"], help="its panels")
-    parser.add_argument("--no-real", action="store_true", help="without the nearest real images")
+    parser.add_argument("--no-real", action="store_true", help="without modes and real images")
     options = parser.parse_args()
     folder = options.folder
     if not any(folder.rglob("results.jsonl")):

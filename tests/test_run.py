@@ -7,9 +7,14 @@ import subprocess
 import time
 
 import pytest
+import torch
 from conftest import QUICK, command, run
 
-from mgd3.artifacts import exclusive
+from eval.samples import overview_panels
+from mgd3.artifacts import exclusive, load_tensors
+from mgd3.distilled import DistilledDataset
+from mgd3.pixels import to_pixels
+from mgd3.previews import load_previews
 
 SLOW_ENOUGH = ("sampler.steps=150", "batch_size=10", "student_seeds=2")
 
@@ -119,6 +124,24 @@ def test_a_sweep_and_its_report(tmp_path):
     assert "<svg" in html
     assert 'src="http' not in html and 'href="http' not in html
     assert 'name="viewport"' in html
+
+
+def test_the_overview_keeps_the_order_of_classes(finished):
+    """Panels are rows of classes; a file's own order of tensors must not show."""
+    (manifest,) = finished.rglob("manifest.json")
+    distilled = DistilledDataset(manifest.parent)
+    previews = load_previews(distilled.folder)
+    assert sorted(previews) == sorted(c.wnid for c in distilled.classes)
+    for wnid, (centroids, nearest) in previews.items():
+        modes = load_tensors(distilled.folder / "modes" / f"{wnid}.safetensors")
+        decoded = to_pixels(modes["centers"].expand(-1, 3, -1, -1))
+        assert torch.equal(centroids, decoded)
+        assert len(nearest) == 10
+    panels = overview_panels([distilled], ["mgd3"], real=True)
+    assert list(panels) == ["mode centroids, decoded", "nearest real images", "mgd3"]
+    for label, info in enumerate(distilled.classes):
+        rows = panels["mode centroids, decoded"][10 * label : 10 * label + 10]
+        assert torch.equal(rows, previews[info.wnid][0])
 
 
 def test_an_explicit_folder_is_honoured_and_guarded(tmp_path):
