@@ -95,7 +95,9 @@ def _class_sheets(first: dict[str, DistilledDataset], dataset: RealDataset) -> l
 
 
 def _strip(label: str, pixels: Tensor) -> dict[str, Any]:
-    data = base64.b64encode(png(make_grid(pixels, nrow=len(pixels), padding=0))).decode()
+    data = base64.b64encode(
+        png(make_grid(pixels, nrow=len(pixels), padding=1, pad_value=128))
+    ).decode()
     return {"label": label, "uri": f"data:image/png;base64,{data}", "columns": len(pixels)}
 
 

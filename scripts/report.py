@@ -33,7 +33,7 @@ def main() -> None:
     if not any(folder.rglob("results.jsonl")):
         raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
     dataset = dataset_of(folder)
-    rows = summarise(folder, dataset, title=f"{dataset.name}: {folder}")
+    rows = summarise(folder, dataset, title=f"{dataset.name}: {folder.resolve().name}")
     write_atomic(folder / "table.md", markdown(rows).encode())
     if options.picture:
         picture = overview_picture(distilled_sets(folder), options.methods, not options.no_real)

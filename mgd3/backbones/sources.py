@@ -46,6 +46,7 @@ def load_pretrained(key: str, source: str, subfolder: str) -> nn.Module:
     """
     import diffusers  # a second of import time, and `method=random` needs none of it
 
+    diffusers.utils.logging.set_verbosity_error()  # it warns of its own older configurations
     if Path(source).is_dir():
         inside = {} if (Path(source) / "config.json").is_file() else {"subfolder": subfolder}
         offline = True
@@ -57,6 +58,7 @@ def load_pretrained(key: str, source: str, subfolder: str) -> nn.Module:
             source,
             torch_dtype=torch.float32,
             local_files_only=offline,
+            low_cpu_mem_usage=False,  # needs another package, for a saving of seconds
             **inside,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
