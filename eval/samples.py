@@ -61,7 +61,7 @@ def overview_panels(
     a cluster of one is a real image too.
     """
     first = first_of_each_method(sets)
-    panels = {}
+    panels: dict[str, Tensor] = {}
     for method in methods:
         distilled = first[checks.choice("--methods", method, list(first))]
         previews = load_previews(distilled.folder)

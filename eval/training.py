@@ -20,7 +20,7 @@ from mgd3.types import UserError
 log = logging.getLogger(__name__)
 
 _CHECKPOINT_SECONDS = 120.0
-_TEST_BATCH = 256
+_TEST_BATCH = 64  # ConvNet-6 at 224 px holds 50 MB an image
 
 
 @dataclass(frozen=True, kw_only=True)
