@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from scipy.stats import t as student_t
 
@@ -154,21 +155,15 @@ def markdown(rows: Sequence[EvalResult]) -> str:
     return f"**{table.title}**\n\n{body}\n\n{explanation(rows)}\n"
 
 
-def terminal(rows: Sequence[EvalResult]) -> Table:
-    """The table for a terminal."""
+def terminal(rows: Sequence[EvalResult]) -> Group:
+    """The table for a terminal, and what its numbers are."""
     content = layout(rows)
-    table = Table(
-        title=content.title,
-        caption=explanation(rows),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(title=content.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in content.headers:
         table.add_column(title, no_wrap=True)
     for line in content.lines:
         table.add_row(*line)
-    return table
+    return Group(table, explanation(rows))
 
 
 def explanation(rows: Sequence[EvalResult]) -> str:
