@@ -95,7 +95,9 @@ def metadata_json(metadata: dict[str, str], key: str) -> object:
 def _hub_reachable() -> bool:
     """Spares a machine without a network the hub client's half minute of retries."""
     proxied = any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    from diffusers.utils.constants import HUGGINGFACE_CO_RESOLVE_ENDPOINT
+
+    host = urlparse(HUGGINGFACE_CO_RESOLVE_ENDPOINT).hostname
     if os.environ.get("HF_HUB_OFFLINE") or proxied:
         return not os.environ.get("HF_HUB_OFFLINE")
     try:
