@@ -98,7 +98,7 @@ def test_student_networks(name):
     if name.startswith("convnet"):
         student = ConvNet(options["depth"], options["width"], classes, image_size)
     elif name.startswith("resnet_ap"):
-        student = ResNetAP(options["depth"], int(64 * options["width"]), classes, image_size)
+        student = ResNetAP(options["depth"], round(64 * options["width"]), classes, image_size)
     else:
         student = resnet_in(options["depth"], classes, image_size)
     prefix = f"{name}.state."
