@@ -35,45 +35,32 @@ from eval.students import make_student
 from eval.test_images import student_pixels
 from eval.training import Recipe, StudentTraining
 from mgd3.allocator import keep_freed_memory
-from mgd3.backbones.dit import DiT
+from mgd3.backbones.dit import BareDiT, DiT
 from mgd3.backbones.dit_weights import build_network
 from mgd3.distilled import commit
 from mgd3.guidance import ModeGuidance
 from mgd3.samplers import DDPM
-from mgd3.schedule import linear_alphas_cumprod
 from mgd3.seeding import ImageNoise
-from mgd3.types import Backbone, Prediction
 
 PHOTOGRAPHS, SIZE = 100, 224
 
 
-class RandomDiT:
+def random_dit(device: torch.device) -> BareDiT:
     """A DiT-S/2 with random weights in the latent space of 256-pixel images."""
-
-    def __init__(self, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.device = device
-        self.alphas_cumprod, self.null_class = linear_alphas_cumprod(), 1000
-        self.latent_shape = (4, 32, 32)
-        self.network = build_network(
-            input_size=32,
-            patch_size=2,
-            in_channels=4,
-            hidden_size=384,
-            depth=12,
-            num_heads=6,
-            num_classes=1000,
-        )
-        self.network.to(device).eval().requires_grad_(False)
-
-    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
-        """Noise and variance of x_t (B, 4, 32, 32)."""
-        out = self.network(x_t, timestep=t, class_labels=class_ids).sample
-        eps, variance = out.chunk(2, dim=1)
-        return Prediction(eps=eps, variance=variance)
+    torch.manual_seed(0)
+    network = build_network(
+        input_size=32,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=384,
+        depth=12,
+        num_heads=6,
+        num_classes=1000,
+    )
+    return BareDiT(network.to(device).eval().requires_grad_(False), device)
 
 
-def sample(backbone: Backbone, images: int, batch: int, steps: int) -> float:
+def sample(backbone: BareDiT | DiT, images: int, batch: int, steps: int) -> float:
     """Seconds per image of guided DDPM sampling in batches."""
     sampler = DDPM(steps=steps, cfg_scale=4.0, cfg_channels=3)
     start = time.perf_counter()
@@ -94,8 +81,8 @@ def sampling(network: str, batch: int, images: int, steps: int, device: str) -> 
     """Seconds per image; a warm-up of two steps first."""
     if batch > 1:
         keep_freed_memory()  # run.py does; the reference's loop does not
-    backbone: Backbone = (
-        RandomDiT(torch.device(device))
+    backbone = (
+        random_dit(torch.device(device))
         if network == "DiT-S/2"
         else DiT("mgd3/weights/dit_digits.safetensors", vae=None, image_size=8, device=device)
     )

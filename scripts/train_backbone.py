@@ -22,6 +22,7 @@ from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, tensors_digest, write_atomic
 from mgd3.assembly import build
 from mgd3.backbones.codecs import make_codec, pick_device
+from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.dit_weights import build_network, constructor_arguments, to_original
 from mgd3.config import CONFIGS, errors_for_people, plain, register, validate
 from mgd3.datasets import RealDataset
@@ -29,28 +30,13 @@ from mgd3.guidance import NoGuidance
 from mgd3.inventory import take_inventory
 from mgd3.latents import LatentCache
 from mgd3.samplers import DDPM
-from mgd3.schedule import linear_alphas_cumprod
 from mgd3.seeding import ImageNoise
 from mgd3.train_dit import Trainer, TrainSettings
-from mgd3.types import Codec, Prediction
+from mgd3.types import Codec
 
 log = logging.getLogger(__name__)
 
 _NETWORK = ("patch_size", "hidden_size", "depth")
-
-
-class Snapshot:
-    """The network in training as a backbone, to look at its samples."""
-
-    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
-        self.network, self.device = network, device
-        self.alphas_cumprod = linear_alphas_cumprod()
-        self.null_class = network.config.num_embeds_ada_norm
-
-    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
-        """Noise and variance of x_t (B, C, h, w)."""
-        eps, variance = self.network(x_t, timestep=t, class_labels=class_ids).sample.chunk(2, dim=1)
-        return Prediction(eps=eps, variance=variance)
 
 
 def encode(
@@ -71,14 +57,13 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], device: torch.devi
     """Eight images per class at the paper's settings, (8 * classes, 3, H, W)."""
     images = [(wnid, index) for wnid in wnids[:10] for index in range(8)]
     labels = torch.tensor([wnids.index(wnid) for wnid, _ in images], device=device)
-    config = trainer.network.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
+    backbone = BareDiT(trainer.network, device)
     latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
-        Snapshot(trainer.network, device),
+        backbone,
         class_ids=labels,
         guidance=NoGuidance(),
-        modes=torch.zeros(len(images), *shape, device=device),
-        noise=ImageNoise(0, images, shape),
+        modes=torch.zeros(len(images), *backbone.latent_shape, device=device),
+        noise=ImageNoise(0, images, backbone.latent_shape),
     )
     return codec.decode(latents)
 

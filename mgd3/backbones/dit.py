@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
@@ -27,6 +28,25 @@ from mgd3.backbones.sources import (
 from mgd3.datasets import ClassInfo
 from mgd3.schedule import linear_alphas_cumprod
 from mgd3.types import Prediction, UserError
+
+
+class BareDiT:
+    """A transformer as samplers need it: without a codec and without names of its classes."""
+
+    def __init__(self, network: DiTTransformer2DModel, device: torch.device) -> None:
+        self.network = network
+        self.device = device
+        self.alphas_cumprod = linear_alphas_cumprod()  # DiT's schedule, (1000,) float64
+        self.null_class = int(network.config.num_embeds_ada_norm)  # the row after the last class
+        side = network.config.sample_size
+        self.latent_shape = (network.config.in_channels, side, side)  # (C, h, w)
+
+    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
+        """Noise and, where the network learned it, variance for x_t (B, C, h, w)."""
+        out = self.network(x_t, timestep=t, class_labels=class_ids, return_dict=False)[0]
+        channels = x_t.shape[1]
+        variance = out[:, channels:] if out.shape[1] > channels else None
+        return Prediction(eps=out[:, :channels], variance=variance)
 
 
 class DiT:
@@ -76,21 +96,24 @@ class DiT:
         """The transformer, float32, in eval mode; loaded on first use."""
         return self._loaded[0]
 
+    @cached_property
+    def _bare(self) -> BareDiT:
+        return BareDiT(self.network, self.device)
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
-        config = self.network.config
-        return config.in_channels, config.sample_size, config.sample_size
+        return self._bare.latent_shape
 
     @property
     def alphas_cumprod(self) -> Tensor:
         """DiT's linear schedule, (1000,) float64."""
-        return linear_alphas_cumprod()
+        return self._bare.alphas_cumprod
 
     @property
     def null_class(self) -> int:
         """The row after the last class."""
-        return int(self.network.config.num_embeds_ada_norm)
+        return self._bare.null_class
 
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
         """ImageNet indices, or the position among the classes that the weights were trained on."""
@@ -115,7 +138,4 @@ class DiT:
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """Noise and, where the network learned it, variance for x_t (B, C, h, w)."""
-        out = self.network(x_t, timestep=t, class_labels=class_ids, return_dict=False)[0]
-        channels = x_t.shape[1]
-        variance = out[:, channels:] if out.shape[1] > channels else None
-        return Prediction(eps=out[:, :channels], variance=variance)
+        return self._bare.predict(x_t, t, class_ids)
