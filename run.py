@@ -26,7 +26,7 @@ from eval.test_images import TestImages
 from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers, waiting, write_atomic
 from mgd3.assembly import build, build_distiller, claim_folder
-from mgd3.backbones.codecs import pick_device
+from mgd3.backbones.compute import pick_device
 from mgd3.config import (
     CELL_KEYS,
     CONFIGS,

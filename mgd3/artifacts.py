@@ -125,6 +125,13 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def stamp_digest(path: Path) -> str:
+    """Identifies a large file that is not worth reading: by place, size and time of change."""
+    stat = path.stat()
+    text = f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}"
+    return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+
+
 @contextmanager
 def nothing_left_behind(run_dir: Path) -> Iterator[None]:
     """Remove a run's folder again if the run is refused before it has written anything."""

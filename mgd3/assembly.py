@@ -12,26 +12,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3 import checks
 from mgd3.artifacts import CorruptFileError, read_json, write_json
+from mgd3.backbones.compute import Compute
 from mgd3.config import plain
 from mgd3.datasets import RealDataset
 from mgd3.discovery import Work
 from mgd3.distilled import MANIFEST
-from mgd3.types import Distiller, UserError
+from mgd3.types import Backbone, Distiller, UserError
 
 _SMALL_PARTS = ("modes", "guidance", "sampler")
+# Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
+_NOT_OPTIONS = ("name", "sampling")
 
 
 def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
     """Instantiate one group; `runtime` holds arguments that are objects, not options.
 
-    A `name` that the constructor does not take is the configuration's own. Raises `UserError`
-    for an option that the class does not have.
+    Raises `UserError` for an option that the class does not have.
     """
     node = plain(cfg[key])
     target = hydra.utils.get_class(node.pop("_target_"))
     parameters = inspect.signature(target).parameters
-    if "name" not in parameters:
-        node.pop("name", None)
+    for own in set(_NOT_OPTIONS) - set(parameters):
+        node.pop(own, None)
     allowed = [p for p in parameters if p not in runtime]
     for option, value in node.items():
         checks.choice(f"an option of {key}", option, allowed)
@@ -53,9 +55,24 @@ def build_distiller(cfg: DictConfig) -> Distiller:
     parts["guidance"].check(parts["sampler"].steps)
     target = hydra.utils.get_class(cfg.method["_target_"])
     wanted = set(inspect.signature(target).parameters)
+    compute = Compute(
+        device=cfg.device,
+        precision=cfg.precision,
+        compile=cfg.compile,
+        channels_last=cfg.channels_last,
+        vae_slicing=cfg.vae_slicing,
+    )
     if "backbone" in wanted:
-        parts["backbone"] = build(cfg, "backbone", device=cfg.device)
+        parts["backbone"] = build_backbone(cfg, compute)
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
+
+
+def build_backbone(cfg: DictConfig, compute: Compute) -> Backbone:
+    """The backbone, with the run's cache folder where it keeps something there."""
+    target = hydra.utils.get_class(cfg.backbone["_target_"])
+    runtime = {"compute": compute, "cache": Path(cfg.cache)}
+    wanted = inspect.signature(target).parameters
+    return build(cfg, "backbone", **{k: v for k, v in runtime.items() if k in wanted})
 
 
 def claim_folder(folder: Path, cfg: DictConfig, file: str, keys: tuple[str, ...]) -> None:

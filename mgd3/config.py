@@ -28,7 +28,8 @@ CONFIGS = str(ROOT / "configs")
 
 # What makes the images; two runs that agree on these share one distilled dataset.
 DISTILLATION_KEYS = (
-    "dataset", "backbone", "method", "modes", "guidance", "sampler", "flip", "ipc", "seed",
+    "dataset", "backbone", "method", "modes", "guidance", "sampler", "precision", "flip",
+    "ipc", "seed",
 )  # fmt: skip
 # What makes the scores, given the images.
 EVALUATION_KEYS = ("protocol", "students", "student_seeds")
@@ -53,8 +54,12 @@ class RunConfig:
     seed: int = MISSING
     student_seeds: int = MISSING
     flip: str = MISSING
-    batch_size: int = MISSING
+    precision: str = MISSING
+    batch_size: Any = MISSING  # a number, or «auto»
     device: str = MISSING
+    compile: bool = MISSING
+    channels_last: bool = MISSING
+    vae_slicing: bool = MISSING
     workers: int = MISSING
     cache: str = MISSING
     runs: str = MISSING
@@ -96,7 +101,8 @@ def validate(cfg: DictConfig) -> None:
     checks.integer("ipc", cfg.ipc, minimum=1)
     checks.integer("seed", cfg.seed, minimum=0)
     checks.integer("student_seeds", cfg.student_seeds, minimum=1)
-    checks.integer("batch_size", cfg.batch_size, minimum=1)
+    if cfg.batch_size != "auto":
+        checks.integer("batch_size", cfg.batch_size, minimum=1)
     checks.integer("workers", cfg.workers, minimum=1)
     checks.choice("flip", cfg.flip, ["none", "random"])
 

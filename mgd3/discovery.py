@@ -22,7 +22,7 @@ class Work:
     """How work is done; nothing here changes a result but `flip`."""
 
     cache: Path  # latents and inventories, shared by all runs
-    batch_size: int  # images encoded or sampled at once
+    batch_size: int | str  # images sampled at once, or «auto»
     workers: int  # threads that decode files
     flip: str  # «none», or «random» as in the released loader
 

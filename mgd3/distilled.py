@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from mgd3.artifacts import CorruptFileError, read_json, write_atomic, write_json
 from mgd3.datasets import ClassInfo, RealDataset
-from mgd3.pixels import to_pil
 from mgd3.types import UserError
 
 MANIFEST = "manifest.json"
@@ -97,10 +95,6 @@ class DistilledWriter:
         except (OSError, SyntaxError):  # Pillow's words for absent and for damaged
             return False
         return True
-
-    def write(self, wnid: str, index: int, pixels: Tensor) -> None:
-        """One image, (3, H, W) uint8, as PNG."""
-        self.write_image(wnid, index, to_pil(pixels))
 
     def write_image(self, wnid: str, index: int, image: Image.Image) -> None:
         """One image as PNG, atomically."""

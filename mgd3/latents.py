@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, waiting
+from mgd3.batching import in_parts
 from mgd3.datasets import ClassInfo, RealImage
 from mgd3.inventory import ClassImages
 from mgd3.pixels import center_crop, from_pil, to_unit
@@ -53,7 +54,7 @@ class LatentCache:
     def key(self, info: ClassInfo, images: ClassImages) -> str:
         """Identifies these latents: codec, images in their order, flip."""
         content = [self.flip, *images.digests]
-        if self.flip == "random":  # drawn from the images' names
+        if self.flip == "random" or self.codec.samples_latents:  # drawn from the images' names
             content += [image.key for image in images.images]
         digest = hashlib.blake2s("\n".join(content).encode(), digest_size=10).hexdigest()
         return f"{self.codec.id}/{info.wnid}-{digest}"
@@ -63,15 +64,25 @@ class LatentCache:
             for start in range(0, len(images.images), _CHUNK):
                 batch = images.images[start : start + _CHUNK]
                 pixels = torch.stack([self._pixels(image) for image in batch])
-                latents = self.codec.encode(to_unit(pixels)).float().cpu()
+                keys = [image.key for image in batch]
+                latents = in_parts(
+                    lambda rows: self._rows(pixels, keys, rows),  # noqa: B023
+                    torch.arange(len(batch)),
+                    _CHUNK,
+                    "encoding",
+                )
                 bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)
                 if bad.any():
-                    key = batch[int(bad.nonzero()[0])].key
+                    key = keys[int(bad.nonzero()[0])]
                     raise UserError(
                         f"the latent of {key} is not finite; its file or the VAE is bad"
                     )
                 yield latents
                 advance(len(batch))
+
+    def _rows(self, pixels: Tensor, keys: list[str], rows: Tensor) -> Tensor:
+        """Latents of some rows of pixels (B, 3, H, W)."""
+        return self.codec.encode(to_unit(pixels[rows]), [keys[int(row)] for row in rows]).cpu()
 
     def _pixels(self, image: RealImage) -> Tensor:
         pixels = from_pil(center_crop(image.decode(), self.codec.image_size))

@@ -72,7 +72,7 @@ class _Sampler:
         on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Latents (B, C, h, w) for class_ids (B,); `modes` (B, C, h, w) is each row's own mode."""
-        schedule = SamplingSchedule.respaced(backbone.alphas_cumprod, self.steps)
+        schedule = backbone.schedule.respaced(self.steps)
         x_t = noise.initial().to(modes)
         for step in reversed(range(self.steps)):
             t = torch.full_like(class_ids, schedule.timesteps[step])
@@ -130,7 +130,7 @@ class DDIM(_Sampler):
     def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
         """x_{t-1}, (B, C, h, w)."""
         abar = now.schedule.abar[now.step].item()
-        abar_prev = now.schedule.abar_prev[now.step].item()
+        abar_prev = now.schedule.abar_prev[now.step].item() if now.step else now.schedule.final_abar
         eps_hat = now.prediction.eps - (1 - abar) ** 0.5 * now.g_t
         x0_steered = now.schedule.predict_x0(now.x_t, eps_hat, now.step)
         return abar_prev**0.5 * x0_steered + (1 - abar_prev) ** 0.5 * eps_hat

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgd3.types import UserError
+
 
 def linear_alphas_cumprod(num_timesteps: int = 1000) -> Tensor:
     """abar_t of DiT's linear schedule, beta from 1e-4 to 0.02 inclusive (Ho et al. 2020). (T,)"""
@@ -28,36 +30,68 @@ def respaced_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
     return timesteps
 
 
-@dataclass(frozen=True)
-class SamplingSchedule:
-    """Constants of the reverse process on respaced steps; index = sampling step. Each (S,)."""
+@dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The noise that a backbone was trained with, and which of its timesteps samplers visit."""
 
-    timesteps: list[int]
-    abar: Tensor
-    abar_prev: Tensor
-    x0_coefficient: Tensor  # of x0_hat in the posterior mean
-    x_t_coefficient: Tensor  # of x_t in the posterior mean
-    log_variance_min: Tensor  # log posterior variance, entry 0 replaced by entry 1
-    log_variance_max: Tensor  # log beta
+    alphas_cumprod: Tensor  # (T,) float64, abar_t
+    spacing: str = "even"  # even: both ends (DiT); leading: k T/S + offset; trailing: T - k T/S - 1
+    offset: int = 0  # of «leading»: 1 for CompVis's models
+    final_abar: float = 1.0  # what DDIM's last step goes to; abar_0 for CompVis's models
 
-    @classmethod
-    def respaced(cls, alphas_cumprod: Tensor, num_steps: int) -> SamplingSchedule:
-        """The schedule of `num_steps` steps through the training schedule (T,) (IDDPM, eq. 19)."""
-        timesteps = respaced_timesteps(len(alphas_cumprod), num_steps)
-        abar = alphas_cumprod.to("cpu", torch.float64)[timesteps]
+    def timesteps(self, num_steps: int) -> list[int]:
+        """Training timesteps visited by `num_steps` sampling steps, ascending."""
+        total = len(self.alphas_cumprod)
+        if self.spacing == "even":
+            return respaced_timesteps(total, num_steps)
+        if self.spacing == "leading":
+            timesteps = [k * (total // num_steps) + self.offset for k in range(num_steps)]
+        else:
+            timesteps = sorted(round(total - k * total / num_steps) - 1 for k in range(num_steps))
+        if timesteps[-1] >= total:
+            raise UserError(
+                f"sampler.steps={num_steps} would visit timestep {timesteps[-1]}, but this "
+                f"backbone was trained on 0..{total - 1}; allowed: 2..{total // 2}"
+            )
+        return timesteps
+
+    def respaced(self, num_steps: int) -> SamplingSchedule:
+        """The constants of `num_steps` sampling steps (IDDPM, eq. 19)."""
+        timesteps = self.timesteps(num_steps)
+        abar = self.alphas_cumprod.to("cpu", torch.float64)[timesteps]
+        if abar[-1] <= 0:
+            raise UserError(
+                "this backbone's noise schedule ends in pure noise (zero terminal SNR), where the "
+                "predicted noise says nothing of the image: use a checkpoint without it"
+            )
         abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
         betas = 1 - abar / abar_prev
         variance = betas * (1 - abar_prev) / (1 - abar)
         variance[0] = variance[1] if num_steps > 1 else betas[0]  # log(0) otherwise
-        return cls(
+        return SamplingSchedule(
             timesteps=timesteps,
             abar=abar,
             abar_prev=abar_prev,
+            final_abar=self.final_abar,
             x0_coefficient=betas * abar_prev.sqrt() / (1 - abar),
             x_t_coefficient=(1 - abar_prev) * (1 - betas).sqrt() / (1 - abar),
             log_variance_min=variance.log(),
             log_variance_max=betas.log(),
         )
+
+
+@dataclass(frozen=True)
+class SamplingSchedule:
+    """Constants of the reverse process on respaced steps; index = sampling step. Tensors (S,)."""
+
+    timesteps: list[int]
+    abar: Tensor
+    abar_prev: Tensor  # 1 after the last step
+    final_abar: float  # DDIM's instead of that 1
+    x0_coefficient: Tensor  # of x0_hat in the posterior mean
+    x_t_coefficient: Tensor  # of x_t in the posterior mean
+    log_variance_min: Tensor  # log posterior variance, entry 0 replaced by entry 1
+    log_variance_max: Tensor  # log beta
 
     def predict_x0(self, x_t: Tensor, eps: Tensor, step: int) -> Tensor:
         """x0_hat = x_t / sqrt(abar) - sqrt(1/abar - 1) eps, not clipped. (B, C, h, w)"""

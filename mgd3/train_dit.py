@@ -18,7 +18,7 @@ from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors
 from mgd3.backbones.dit_weights import constructor_arguments
 from mgd3.losses import add_noise, diffusion_loss
 from mgd3.progress import progress
-from mgd3.schedule import SamplingSchedule, linear_alphas_cumprod
+from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.seeding import stream
 from mgd3.types import UserError
 
@@ -88,7 +88,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._schedule = SamplingSchedule.respaced(linear_alphas_cumprod(), 1000)
+        self._schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(1000)
         if checkpoint.is_file():
             self._restore()
 

@@ -9,7 +9,7 @@ x_t       noisy latents; x0_hat the clean estimate; eps the noise; abar the sche
 t         training timestep, 0..999; step: index of a sampling step, num_steps-1 down to 0
 wnid      a class's key: its ImageNet synset, or its folder's name
 label     the class's position in its dataset, the student's target
-class_id  the class's row in the backbone's label table
+class_id  the class's row in the backbone's conditioning table: labels, or encoded prompts
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # annotations only: this module imports nothing of the project
     from mgd3.datasets import ClassInfo, RealDataset
     from mgd3.distilled import DistilledDataset
+    from mgd3.schedule import NoiseSchedule
 
 
 class UserError(ValueError):
@@ -65,16 +66,20 @@ class Modes:
 class Codec(Protocol):
     """Pixels to latents and back; heavy weights load on first use."""
 
-    image_size: int
-    downsampling: int
-    device: torch.device
+    image_size: int  # pixels that the network works on
+    output_size: int  # pixels of the files that are written
+    samples_latents: bool  # whether an image's latent depends on its key
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent, along one side."""
 
     @property
     def id(self) -> str:
         """Identifies everything that latents depend on; part of the latent cache's key."""
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to latents (B, C, h, w)."""
+    def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) to latents (B, C, h, w); a key names its image's random stream."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
@@ -91,15 +96,15 @@ class Backbone(Protocol):
         """(C, h, w)."""
 
     @property
-    def alphas_cumprod(self) -> Tensor:
-        """The training noise schedule, (T,) float64."""
+    def schedule(self) -> NoiseSchedule:
+        """The training noise, and which of its timesteps samplers visit."""
 
     @property
     def null_class(self) -> int:
-        """The label row that stands for «no class» in classifier-free guidance."""
+        """The row that stands for «no class» in classifier-free guidance."""
 
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
-        """Rows of the label table for these classes; raises `UserError` for an unknown one."""
+        """Rows of the conditioning table; raises `UserError` for a class it cannot have."""
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """Noise (and variance) of x_t (B, C, h, w) at training timesteps t (B,)."""

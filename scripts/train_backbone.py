@@ -21,7 +21,8 @@ from mgd3 import checks
 from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, tensors_digest, write_atomic
 from mgd3.assembly import build
-from mgd3.backbones.codecs import make_codec, pick_device
+from mgd3.backbones.codecs import make_codec
+from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.dit_weights import build_network, constructor_arguments, to_original
 from mgd3.config import CONFIGS, errors_for_people, plain, register, validate
@@ -53,16 +54,16 @@ def encode(
     return torch.cat(latents), torch.tensor(labels)
 
 
-def samples(trainer: Trainer, codec: Codec, wnids: list[str], device: torch.device) -> Tensor:
+def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) -> Tensor:
     """Eight images per class at the paper's settings, (8 * classes, 3, H, W)."""
     images = [(wnid, index) for wnid in wnids[:10] for index in range(8)]
-    labels = torch.tensor([wnids.index(wnid) for wnid, _ in images], device=device)
-    backbone = BareDiT(trainer.network, device)
+    labels = torch.tensor([wnids.index(wnid) for wnid, _ in images], device=compute.torch_device)
+    backbone = BareDiT(trainer.network, compute)
     latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
         backbone,
         class_ids=labels,
         guidance=NoGuidance(),
-        modes=torch.zeros(len(images), *backbone.latent_shape, device=device),
+        modes=torch.zeros(len(images), *backbone.latent_shape, device=compute.torch_device),
         noise=ImageNoise(0, images, backbone.latent_shape),
     )
     return codec.decode(latents)
@@ -82,9 +83,12 @@ def main(cfg: DictConfig) -> None:
     mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
     checks.choice("train.stored_as", stored_as, ["float32", "float16"])
     settings = TrainSettings(**options)
-    device = pick_device(cfg.device)
+    compute = Compute(device=cfg.device)
+    device = compute.torch_device
     dataset = build(cfg, "dataset")
-    codec = make_codec(cfg.backbone.vae, cfg.backbone.image_size, device)
+    codec = make_codec(
+        cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
+    )
     latents, labels = encode(dataset, codec, cfg, ["none", "all"] if mirror else ["none"])
     latents, labels = latents.to(device), labels.to(device)
 
@@ -110,7 +114,7 @@ def main(cfg: DictConfig) -> None:
         kind = getattr(torch, stored_as)
         tensors = {k: v.to(kind) for k, v in to_original(network).items()}
         write_atomic(out, save(tensors, metadata))
-        images = samples(trainer, codec, wnids, device)
+        images = samples(trainer, codec, wnids, compute)
         write_atomic(aside / "samples.png", sheet(images, columns=8))
         write_atomic(aside / "loss.png", loss_curve(trainer.losses))
 

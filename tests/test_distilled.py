@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from conftest import image
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from mgd3.datasets import ImageTree
@@ -21,7 +21,8 @@ def distilled(tree, tmp_path):
     writer = DistilledWriter(tmp_path / "out", dataset, ipc=2, seed=5)
     for wnid in ("dog", "cat"):
         for k in range(2):
-            writer.write(wnid, k, torch.full((3, 4, 4), 10 * k + len(wnid), dtype=torch.uint8))
+            grey = (10 * k + len(wnid),) * 3
+            writer.write_image(wnid, k, Image.new("RGB", (4, 4), grey))
     writer.finish({"method": "m", "config": {"ipc": 2}}, {"dog": ["a", "b"]}, generated=True)
     return DistilledDataset(tmp_path / "out")
 

@@ -17,17 +17,16 @@ from mgd3.modes import KMeansModes, load_modes
 from mgd3.pixels import from_pil, to_pixels, to_unit
 from mgd3.types import UserError
 
-CPU = torch.device("cpu")
 KMEANS = KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4)
 
 
 class CountingCodec(PixelCodec):
     calls = 0
 
-    def encode(self, images):
+    def encode(self, images, keys):
         type(self).calls += 1
         assert len(images) <= 16  # one batch of pixels at a time
-        return super().encode(images)
+        return super().encode(images, keys)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def digits(tmp_path):
 def test_a_class_is_encoded_once(digits, tmp_path):
     dataset, inventory = digits
     CountingCodec.calls = 0
-    cache = LatentCache(tmp_path, CountingCodec(8, CPU), "none")
+    cache = LatentCache(tmp_path, CountingCodec(8), "none")
     latents = cache.latents(dataset.classes[3], inventory[3])
     calls = CountingCodec.calls
     assert latents.shape == (len(inventory[3].images), 1, 8, 8)
@@ -52,7 +51,7 @@ def test_a_class_is_encoded_once(digits, tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip a byte"])
 def test_a_damaged_cache_file_is_made_again(digits, tmp_path, damage):
     dataset, inventory = digits
-    cache = LatentCache(tmp_path, PixelCodec(8, CPU), "none")
+    cache = LatentCache(tmp_path, PixelCodec(8), "none")
     latents = cache.latents(dataset.classes[0], inventory[0])
     (path,) = tmp_path.rglob("0-*.safetensors")
     data = bytearray(path.read_bytes())
@@ -70,7 +69,7 @@ def test_a_damaged_cache_file_is_made_again(digits, tmp_path, damage):
 def test_random_flip_depends_on_the_image_alone(digits, tmp_path):
     dataset, inventory = digits
     plain, mirrored, random = (
-        LatentCache(tmp_path, PixelCodec(8, CPU), flip).latents(dataset.classes[7], inventory[7])
+        LatentCache(tmp_path, PixelCodec(8), flip).latents(dataset.classes[7], inventory[7])
         for flip in ("none", "all", "random")
     )
     assert torch.equal(mirrored, plain.flip(-1))
@@ -81,15 +80,15 @@ def test_random_flip_depends_on_the_image_alone(digits, tmp_path):
 
 
 class BadCodec(PixelCodec):
-    def encode(self, images):
-        latents = super().encode(images).clone()
+    def encode(self, images, keys):
+        latents = super().encode(images, keys).clone()
         latents[2, 0, 0, 0] = float("nan")
         return latents
 
 
 def test_nan_in_a_latent_names_the_image(digits, tmp_path):
     dataset, inventory = digits
-    cache = LatentCache(tmp_path, BadCodec(8, CPU), "none")
+    cache = LatentCache(tmp_path, BadCodec(8), "none")
     with pytest.raises(UserError, match=inventory[1].images[2].key):
         cache.latents(dataset.classes[1], inventory[1])
     assert not list(tmp_path.rglob("1-*.safetensors"))
@@ -116,7 +115,7 @@ def test_one_mode_is_the_mean_and_n_modes_are_the_images():
 
 def test_modes_are_kept_by_wnid_with_their_nearest_image(tmp_path):
     dataset, work = Digits(8), Work(cache=tmp_path / "c", batch_size=64, workers=1, flip="none")
-    found = discover_modes(dataset, PixelCodec(8, CPU), KMEANS, 4, work, tmp_path / "out")
+    found = discover_modes(dataset, PixelCodec(8), KMEANS, 4, work, tmp_path / "out")
     path = tmp_path / "out/modes/5.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -125,7 +124,7 @@ def test_modes_are_kept_by_wnid_with_their_nearest_image(tmp_path):
         load_modes(path, "of another codec")
     assert json.loads(metadata["nearest"]) == [i.key for i in found["5"].nearest]
     path.write_bytes(path.read_bytes()[:100])
-    again = discover_modes(dataset, PixelCodec(8, CPU), KMEANS, 4, work, tmp_path / "out")
+    again = discover_modes(dataset, PixelCodec(8), KMEANS, 4, work, tmp_path / "out")
     assert torch.equal(again["5"].modes.centers, found["5"].modes.centers)
 
 

@@ -15,9 +15,11 @@ from safetensors import safe_open
 from eval.nets.convnet import ConvNet
 from eval.nets.resnet import resnet_in
 from eval.nets.resnet_ap import ResNetAP
+from mgd3.backbones.checkpoints import read_weights
+from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.dit_weights import from_original
-from mgd3.backbones.sources import read_weights
+from mgd3.backbones.ldm import LDM
 from mgd3.guidance import ModeGuidance
 from mgd3.samplers import DDIM, DDPM
 
@@ -25,8 +27,8 @@ GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
 
 
-def _read(name):
-    with safe_open(GOLDEN / name, framework="pt") as file:
+def _read(name, folder=GOLDEN):
+    with safe_open(folder / name, framework="pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
 
 
@@ -40,7 +42,7 @@ def golden_network():
     _, metadata = _read("dit_mode_guidance.safetensors")
     tensors, _ = read_weights("weights", GOLDEN / "dit_mode_guidance.pt")
     network = from_original(tensors, json.loads(metadata["config"])["num_heads"])
-    return BareDiT(network.eval(), torch.device("cpu"))
+    return BareDiT(network.eval(), Compute(device="cpu"))
 
 
 class RecordedNoise:
@@ -79,6 +81,36 @@ def test_whole_trajectory(case):
         noise=RecordedNoise(g["x_T"].float(), g.get("step_noise", torch.empty(0)).float()),
     )
     assert (out - g["out"]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("part", ["unet", "encoder", "decoder"])
+def test_latent_diffusion(part, tmp_path):
+    """The original's UNet, its latents before quantisation, its pictures of quantised ones."""
+    folder = Path(os.environ.get("MGD3_GOLDEN_DIR", GOLDEN.parents[2] / "shared/golden"))
+    if not (folder / "ldm_class_conditional.ckpt").is_file():
+        pytest.skip(f"{folder} has no ldm_class_conditional.ckpt; MGD3_GOLDEN_DIR names its folder")
+    golden, metadata = _read("ldm_class_conditional.safetensors", folder)
+    backbone = LDM(
+        str(folder / "ldm_class_conditional.ckpt"),
+        image_size=json.loads(metadata["vq"])["resolution"],
+        num_heads=json.loads(metadata["unet"])["num_heads"],
+        cache=tmp_path,
+        compute=Compute(device="cpu"),
+    )
+    keys = ["first", "second"]
+    out, expected = {
+        "unet": lambda: (
+            backbone.predict(golden["unet.x"], golden["unet.t"], golden["unet.y"]).eps,
+            golden["unet.out"],
+        ),
+        "encoder": lambda: (
+            backbone.codec.encode(golden["vq.images"], keys),
+            golden["vq.latents"],
+        ),
+        "decoder": lambda: (backbone.codec.decode(golden["vq.latents"]), golden["vq.decoded"]),
+    }[part]()
+    assert (out - expected).abs().max() < TOLERANCE
+    assert backbone.null_class == int(metadata["num_classes"]) - 1
 
 
 @pytest.mark.parametrize("name", _names("students.safetensors", ".logits"))

@@ -13,9 +13,7 @@ SHAPE = (1, 4, 4)
 
 
 def toy(**options):
-    return Toy(
-        **{"image_size": 4, "mean": 0.5, "shift": 0.0, "std": 0.3, "device": "cpu"} | options
-    )
+    return Toy(**{"image_size": 4, "mean": 0.5, "shift": 0.0, "std": 0.3} | options)
 
 
 def sampler(kind, steps=50, cfg_scale=1.0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mgd3.guidance import ModeGuidance
-from mgd3.schedule import SamplingSchedule, linear_alphas_cumprod, respaced_timesteps
+from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod, respaced_timesteps
 from mgd3.types import DenoiseState
 
 TIMESTEPS = [
@@ -16,7 +16,7 @@ TIMESTEPS = [
 
 @pytest.fixture
 def schedule():
-    return SamplingSchedule.respaced(linear_alphas_cumprod(), 50)
+    return NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(50)
 
 
 def test_timesteps():

@@ -10,7 +10,7 @@ from conftest import run
 from mgd3.artifacts import load_tensors
 from mgd3.backbones.dit_weights import build_network
 from mgd3.losses import add_noise, diffusion_loss, variational_bound
-from mgd3.schedule import SamplingSchedule, linear_alphas_cumprod
+from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.train_dit import Trainer, TrainSettings
 from mgd3.types import UserError
 
@@ -22,7 +22,7 @@ SETTINGS = TrainSettings(
 
 @pytest.fixture
 def schedule():
-    return SamplingSchedule.respaced(linear_alphas_cumprod(), 1000)
+    return NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(1000)
 
 
 def test_a_perfect_network_has_no_loss(schedule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,28 +11,56 @@ import torch
 from torch import Tensor
 
 from mgd3 import checks
+from mgd3.backbones.compute import Compute, matmul_precision
 from mgd3.backbones.sources import diffusers_source, load_pretrained
+from mgd3.seeding import stream
 from mgd3.types import Codec, UserError
 
 
 class VAECodec:
-    """Stable Diffusion's latent space: AutoencoderKL, or AutoencoderTiny for a fast preview.
+    """A first stage: AutoencoderKL, VQModel, or AutoencoderTiny for a fast preview.
 
-    Latents are (B, 4, H/8, W/8): the posterior's mean (paper), scaled by the VAE's own factor
-    (0.18215 for SD's). Weights come from a hub id or a local diffusers folder.
+    Latents are (B, C, H/f, W/f), scaled by the network's own factor (0.18215 for SD's): the
+    posterior's mean (paper), or a sample from it, drawn from a stream of the image's own.
     """
 
-    downsampling = 8
-
-    def __init__(self, vae: str, image_size: int, device: torch.device) -> None:
-        self.image_size = image_size
-        self.source = diffusers_source("backbone.vae", vae)
-        self.device = device
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        image_size: int,
+        latents: str = "mean",
+        output_size: int | None = None,
+        compute: Compute | None = None,
+    ) -> None:
+        """`load` makes the network on first use; `output_size` None means `image_size`."""
+        checks.choice("backbone.latents", latents, ["mean", "sample"])
+        self.image_size = checks.integer("backbone.image_size", image_size, minimum=1)
+        self.output_size = (
+            image_size
+            if output_size is None
+            else checks.integer("backbone.output_size", output_size, minimum=1)
+        )
+        self.samples_latents = latents == "sample"
+        self.compute = compute or Compute()
+        self._load = load
 
     @cached_property
     def network(self) -> Any:
-        """The VAE, float32, in eval mode; loaded on first use."""
-        return load_pretrained("backbone.vae", self.source, subfolder="vae").to(self.device).eval()
+        """The first stage, float32, in eval mode; loaded on first use."""
+        network = self._load()
+        factor = _downsampling(network)
+        if self.image_size % factor:
+            down = self.image_size // factor * factor
+            raise UserError(
+                f"backbone.image_size={self.image_size} is not a multiple of {factor}, the factor "
+                f"of {type(network).__name__}; the nearest are {down} and {down + factor}"
+            )
+        return self.compute.place(network)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent, along one side."""
+        return _downsampling(self.network)
 
     @cached_property
     def id(self) -> str:
@@ -39,37 +68,70 @@ class VAECodec:
         digest = hashlib.blake2s(str(self.network.config.scaling_factor).encode(), digest_size=8)
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return f"{type(self.network).__name__}-{self.image_size}px-{digest.hexdigest()}"
+        kind = type(self.network).__name__ + ("-sample" if self.samples_latents else "")
+        return f"{kind}-{self.image_size}px-{digest.hexdigest()}"
 
     @torch.inference_mode()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to latents (B, 4, H/8, W/8)."""
-        encoded = self.network.encode(images.to(self.device))
-        is_tiny = hasattr(encoded, "latents")  # AutoencoderTiny has no posterior
-        latents = encoded.latents if is_tiny else encoded.latent_dist.mean
-        return latents * self.network.config.scaling_factor
+    def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f), always in float32."""
+        with matmul_precision("highest"):
+            parts = [self._encode(*part) for part in self._parts(images, keys)]
+        return torch.cat(parts) * self.network.config.scaling_factor
+
+    def _encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        encoded = self.network.encode(self.compute.layout(images))
+        posterior = getattr(encoded, "latent_dist", None)
+        if not self.samples_latents:
+            return encoded.latents if posterior is None else posterior.mean
+        if posterior is None:
+            raise UserError(
+                f"backbone.latents=sample: {type(self.network).__name__} has no posterior to draw "
+                "from; use backbone.latents=mean"
+            )
+        shape = posterior.mean.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=stream("latent", key)) for key in keys])
+        return posterior.mean + posterior.std * noise.to(posterior.mean)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, h, w) to images (B, 3, 8h, 8w), about [-1, 1], not clamped."""
-        return self.network.decode(latents / self.network.config.scaling_factor).sample
+        """Latents (B, C, h, w) to images (B, 3, fh, fw), about [-1, 1], not clamped."""
+        scaled = latents / self.network.config.scaling_factor
+        with self.compute.running():
+            parts = [
+                self.network.decode(self.compute.layout(part)).sample
+                for part in scaled.split(1 if self.compute.vae_slicing else len(scaled))
+            ]
+        return torch.cat(parts).float()
+
+    def _parts(self, images: Tensor, keys: Sequence[str]) -> list[tuple[Tensor, Sequence[str]]]:
+        if not self.compute.vae_slicing:
+            return [(images, keys)]
+        return [(images[b : b + 1], keys[b : b + 1]) for b in range(len(images))]
+
+
+def _downsampling(network: Any) -> int:
+    """Every level but the last halves the sides."""
+    config = network.config
+    channels = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    return 2 ** (len(channels) - 1)
 
 
 class PixelCodec:
     """Greyscale pixels as latents: (B, 3, H, W) <-> (B, 1, H, W)."""
 
     downsampling = 1
+    samples_latents = False
 
-    def __init__(self, image_size: int, device: torch.device) -> None:
-        self.image_size = image_size
-        self.device = device
+    def __init__(self, image_size: int) -> None:
+        self.image_size = checks.integer("backbone.image_size", image_size, minimum=1)
+        self.output_size = self.image_size
 
     @property
     def id(self) -> str:
         """Pixels depend on the crop's size alone."""
         return f"grey-{self.image_size}px"
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
         """The mean of the three channels, (B, 1, H, W)."""
         return images.mean(dim=1, keepdim=True)
 
@@ -78,19 +140,16 @@ class PixelCodec:
         return latents.expand(-1, 3, -1, -1)
 
 
-def make_codec(vae: str | None, image_size: int, device: torch.device) -> Codec:
-    """A VAE's latent space, or pixel space where `vae` is None."""
-    checks.integer("backbone.image_size", image_size, minimum=1)
-    return PixelCodec(image_size, device) if vae is None else VAECodec(vae, image_size, device)
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={device} is not available here; allowed: auto, cpu, cuda"
-        ) from error
+def make_codec(
+    vae: str | None, image_size: int, latents: str = "mean", compute: Compute | None = None
+) -> Codec:
+    """The latent space of a hub id's or a diffusers folder's VAE; pixel space where it is None."""
+    if vae is None:
+        return PixelCodec(image_size)
+    source = diffusers_source("backbone.vae", vae)
+    return VAECodec(
+        lambda: load_pretrained("backbone.vae", source, "vae"),
+        image_size,
+        latents=latents,
+        compute=compute,
+    )

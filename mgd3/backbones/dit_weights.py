@@ -9,6 +9,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
+from mgd3.backbones.checkpoints import load_strictly
 from mgd3.types import UserError
 
 # facebookresearch/DiT's names on the left, diffusers' on the right; {n} is the block's number.
@@ -29,6 +30,7 @@ _BLOCK = {
     "mlp.fc2": "ff.net.2",
 }
 _QKV = ("to_q", "to_k", "to_v")
+_PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # DiT-S, -B, -L, -XL: heads by width
 
 
 def as_trained(network: DiTTransformer2DModel) -> None:
@@ -73,7 +75,9 @@ def build_network(
     return network
 
 
-def from_original(tensors: dict[str, Tensor], num_heads: int) -> DiTTransformer2DModel:
+def from_original(
+    tensors: dict[str, Tensor], num_heads: int, source: str = "the checkpoint"
+) -> DiTTransformer2DModel:
     """A network from facebookresearch's state dict; every size but the heads is in the shapes."""
     try:
         hidden_size, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
@@ -83,9 +87,15 @@ def from_original(tensors: dict[str, Tensor], num_heads: int) -> DiTTransformer2
         num_classes = tensors["y_embedder.embedding_table.weight"].shape[0] - 1
     except (KeyError, ValueError) as error:
         raise UserError(
-            "backbone.weights: not a DiT checkpoint in facebookresearch's layout "
-            f"({error} is missing); keys start with: {', '.join(list(tensors)[:3])}"
+            f"{source} is not a DiT checkpoint in facebookresearch's layout ({error} is missing); "
+            f"its keys start with: {', '.join(list(tensors)[:3])}"
         ) from error
+    published = _PUBLISHED_HEADS.get(hidden_size, num_heads)
+    if num_heads != published:
+        raise UserError(
+            f"{source} is {hidden_size} wide, a DiT with {published} heads, not {num_heads}, and "
+            f"the file does not say; set backbone.num_heads={published}"
+        )
     network = build_network(
         input_size=round(tokens**0.5) * patch_size,
         patch_size=patch_size,
@@ -96,10 +106,7 @@ def from_original(tensors: dict[str, Tensor], num_heads: int) -> DiTTransformer2
         num_classes=num_classes,
         learn_sigma=out_channels == 2 * in_channels,
     )
-    try:
-        network.load_state_dict(_to_diffusers(tensors, depth), strict=True)
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"backbone.weights: the checkpoint does not fit a DiT: {error}") from error
+    load_strictly(network, _to_diffusers(tensors, depth), source)
     network.pos_embed.pos_embed.copy_(tensors["pos_embed"].float())
     return network
 
@@ -130,7 +137,7 @@ def _to_diffusers(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     def move(original: str, *ours: str) -> None:
         for kind in ("weight", "bias"):
             if f"{original}.{kind}" in rest:
-                value = rest.pop(f"{original}.{kind}").float()
+                value = rest.pop(f"{original}.{kind}")
                 state.update({f"{name}.{kind}": value for name in ours})
 
     for original, name in _SHARED.items():
@@ -141,9 +148,10 @@ def _to_diffusers(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
         for original, name in _BLOCK.items():
             move(f"blocks.{n}.{original}", f"transformer_blocks.{n}.{name}")
         for kind in ("weight", "bias"):
-            parts = rest.pop(f"blocks.{n}.attn.qkv.{kind}").float().chunk(3)
-            for name, part in zip(_QKV, parts, strict=True):
-                state[f"transformer_blocks.{n}.attn1.{name}.{kind}"] = part
+            if f"blocks.{n}.attn.qkv.{kind}" in rest:
+                parts = rest.pop(f"blocks.{n}.attn.qkv.{kind}").chunk(3)
+                for name, part in zip(_QKV, parts, strict=True):
+                    state[f"transformer_blocks.{n}.attn1.{name}.{kind}"] = part
     return state | rest  # what is left over makes the strict load fail by its own name
 
 

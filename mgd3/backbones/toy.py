@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mgd3 import checks
-from mgd3.backbones.codecs import PixelCodec, pick_device
+from mgd3.backbones.codecs import PixelCodec
+from mgd3.backbones.compute import Compute
 from mgd3.datasets import ClassInfo
-from mgd3.schedule import linear_alphas_cumprod
+from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.types import Prediction
 
 
@@ -18,24 +19,26 @@ class Toy:
     """Class k's latents are N(mean + k shift, std^2) in every element; «no class» is N(mean, 1).
 
     For data N(mu, s^2) and x_t = alpha x0 + sigma eps, E[eps | x_t] is
-    sigma (x_t - alpha mu) / (alpha^2 s^2 + sigma^2). It predicts no variance: sample it with
-    sampler.variance=fixed.
+    sigma (x_t - alpha mu) / (alpha^2 s^2 + sigma^2). It predicts no variance.
     """
 
     null_class = 1000
 
     def __init__(
-        self, image_size: int, mean: float, shift: float, std: float, device: str = "auto"
+        self,
+        image_size: int,
+        mean: float,
+        shift: float,
+        std: float,
+        compute: Compute | None = None,
     ) -> None:
         self.mean = checks.number("backbone.mean", mean)
         self.shift = checks.number("backbone.shift", shift)
         self.std = checks.number("backbone.std", std, minimum=0)
-        self.device = pick_device(device)
-        self.codec = PixelCodec(
-            checks.integer("backbone.image_size", image_size, minimum=1), self.device
-        )
+        self.device = (compute or Compute()).torch_device
+        self.codec = PixelCodec(image_size)
         self.latent_shape = (1, image_size, image_size)
-        self.alphas_cumprod = linear_alphas_cumprod()
+        self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
 
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
         """The label itself."""
@@ -43,7 +46,7 @@ class Toy:
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The optimal noise estimate for x_t (B, 1, h, w)."""
-        abar = self.alphas_cumprod[t.cpu()].to(x_t).view(-1, 1, 1, 1)
+        abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t).view(-1, 1, 1, 1)
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         is_null = (class_ids == self.null_class).view(-1, 1, 1, 1)
         mu = self.mean + self.shift * class_ids.view(-1, 1, 1, 1).to(x_t)

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from mgd3.batching import in_parts, largest_batch, smaller
 from mgd3.datasets import RealDataset
 from mgd3.discovery import ClassModes, Work, discover_modes
 from mgd3.distilled import DistilledDataset, DistilledWriter
-from mgd3.pixels import center_crop, from_pil, to_pixels
+from mgd3.pixels import center_crop, from_pil, to_pil, to_pixels
 from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.progress import progress
 from mgd3.seeding import ImageNoise
 from mgd3.timing import StageTimes
 from mgd3.types import Backbone, Codec, Guidance, ModeFinder, Sampler, UserError
 
-_DECODE_BATCH = 16
+_DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
 
 class GenerativeDistiller:
@@ -27,7 +29,8 @@ class GenerativeDistiller:
 
     Images of all classes are sampled together, `batch_size` at a time. A batch is written once it
     is decoded; a batch with a missing image is sampled again whole, so that a resumed run does
-    the same matrix products, and writes the same bytes, as one that was never stopped.
+    the same matrix products, and writes the same bytes, as one that was never stopped. Where memory
+    runs out, batches are halved and nothing that is written is lost.
     """
 
     def __init__(
@@ -72,19 +75,48 @@ class GenerativeDistiller:
         class_ids: list[int],
         found: Mapping[str, ClassModes],
     ) -> None:
-        wanted = [(label, k) for label in range(len(dataset.classes)) for k in range(ipc)]
-        size, steps = self.work.batch_size, self.sampler.steps
-        with progress(f"sampling {len(wanted)} images, steps", len(wanted) * steps) as advance:
-            for start in range(0, len(wanted), size):
-                batch = wanted[start : start + size]
-                keys = [(dataset.classes[label].wnid, k) for label, k in batch]
-                if all(writer.has(wnid, k) for wnid, k in keys):
-                    advance(len(batch) * steps)
-                    continue
-                ids = torch.tensor([class_ids[label] for label, _ in batch])
-                latents = self._sample(keys, ids, found, seed, lambda: advance(len(keys)))  # noqa: B023
-                for (wnid, k), image in zip(keys, self._decode(keys, latents), strict=True):
-                    writer.write(wnid, k, to_pixels(image))
+        labels = {info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)}
+        wanted = [(info.wnid, k) for info in dataset.classes for k in range(ipc)]
+        there = {key for key in wanted if writer.has(*key)}
+        size = len(wanted) if there == set(wanted) else self._batch_size(class_ids[0])
+        start = 0
+        with progress(
+            f"sampling {len(wanted)} images, steps", len(wanted) * self._steps
+        ) as advance:
+            while start < len(wanted):
+                keys = wanted[start : start + size]
+                bar = _BatchBar(advance, len(keys))
+                if there.issuperset(keys):
+                    bar.step(self._steps)
+                else:
+                    ids = torch.tensor([labels[wnid] for wnid, _ in keys])
+                    try:
+                        latents = self._sample(keys, ids, found, seed, bar.step)
+                    except (RuntimeError, MemoryError) as error:
+                        size = smaller(len(keys), error, "sampling")
+                        bar.step(-bar.steps)
+                        continue
+                    for key, image in zip(keys, self._decode(keys, latents), strict=True):
+                        writer.write_image(*key, image)
+                start += len(keys)
+
+    @property
+    def _steps(self) -> int:
+        return self.sampler.steps
+
+    def _batch_size(self, class_id: int) -> int:
+        if self.work.batch_size != "auto":
+            return int(self.work.batch_size)
+        backbone = self.backbone
+
+        def one_step(images: int) -> None:
+            """A guided step needs a pair of rows for each image."""
+            ids = torch.full((2 * images,), class_id, device=backbone.device)
+            x_t = torch.zeros(2 * images, *backbone.latent_shape, device=backbone.device)
+            with torch.inference_mode():
+                backbone.predict(x_t, torch.zeros_like(ids), ids)
+
+        return largest_batch(one_step, backbone.device)
 
     def _sample(
         self,
@@ -111,12 +143,28 @@ class GenerativeDistiller:
         _require_finite(keys, latents)
         return latents
 
-    def _decode(self, keys: list[tuple[str, int]], latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W); a few at a time, because a VAE needs far more memory than a step."""
-        parts = [self.backbone.codec.decode(part) for part in latents.split(_DECODE_BATCH)]
-        images = torch.cat(parts)
+    def _decode(self, keys: list[tuple[str, int]], latents: Tensor) -> list[Image.Image]:
+        codec = self.backbone.codec
+        images = in_parts(lambda part: codec.decode(part).cpu(), latents, _DECODE_BATCH, "decoding")
         _require_finite(keys, images)
-        return images.cpu()
+        pictures = [to_pil(pixels) for pixels in to_pixels(images)]
+        if codec.output_size == codec.image_size:
+            return pictures
+        side = (codec.output_size, codec.output_size)
+        return [picture.resize(side, Image.Resampling.BICUBIC) for picture in pictures]
+
+
+class _BatchBar:
+    """Advances a bar with a batch's steps, so that they can be taken back."""
+
+    def __init__(self, advance: Callable[..., None], images: int) -> None:
+        self.steps = 0
+        self._advance, self._images = advance, images
+
+    def step(self, count: int = 1) -> None:
+        """`count` more steps are done."""
+        self.steps += count
+        self._advance(count * self._images)
 
 
 def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
@@ -124,8 +172,9 @@ def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
     if bad.any():
         wnid, k = keys[int(bad.nonzero()[0])]
         raise UserError(
-            f"the sample of class {wnid}, image {k} is not finite: the backbone's weights are "
-            "bad, or guidance.scale or sampler.cfg_scale is far too large; nothing was written"
+            f"the sample of class {wnid}, image {k} is not finite: precision=float16 overflows "
+            "(use bfloat16), the backbone's weights are bad, or guidance.scale or "
+            "sampler.cfg_scale is far too large; nothing of it was written"
         )
 
 
@@ -133,7 +182,7 @@ def _previews(found: Mapping[str, ClassModes], codec: Codec) -> dict[str, Previe
     """Decoded centroids and nearest real images of the first modes of the first classes."""
     previews = {}
     for wnid, modes in list(found.items())[:MOST_CLASSES]:
-        centers = modes.modes.centers[:MOST_MODES].to(codec.device)
+        centers = modes.modes.centers[:MOST_MODES]
         nearest = [center_crop(i.decode(), codec.image_size) for i in modes.nearest[:MOST_MODES]]
         previews[wnid] = (
             to_pixels(codec.decode(centers)).cpu(),

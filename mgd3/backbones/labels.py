@@ -1,0 +1,29 @@
+"""From a dataset's classes to the rows of a label table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mgd3.datasets import ClassInfo
+from mgd3.types import UserError
+
+
+def label_rows(
+    classes: Sequence[ClassInfo], num_classes: int, trained_on: Sequence[str] | None, source: str
+) -> list[int]:
+    """ImageNet's indices, or positions in `trained_on` where the weights say what they know."""
+    if trained_on is None:
+        rows = {c.wnid: c.imagenet_id for c in classes}
+        what = f"is conditioned on ImageNet's first {num_classes} classes"
+    else:
+        rows = {c.wnid: trained_on.index(c.wnid) for c in classes if c.wnid in trained_on}
+        what = f"was trained on {', '.join(trained_on)}"
+    found = {w: row for w, row in rows.items() if row is not None and row < num_classes}
+    unknown = next((c.wnid for c in classes if c.wnid not in found), None)
+    if unknown is not None:
+        raise UserError(
+            f"{source} {what} and does not know the class {unknown!r} of this dataset; choose a "
+            "text-to-image backbone (backbone=sd15), or train one on your own images with "
+            "scripts/train_backbone.py"
+        )
+    return [found[c.wnid] for c in classes]

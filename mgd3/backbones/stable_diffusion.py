@@ -1,0 +1,165 @@
+"""Text-to-image latent diffusion: any Stable Diffusion pipeline in diffusers' format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from mgd3 import checks
+from mgd3.backbones.codecs import VAECodec
+from mgd3.backbones.compute import Compute
+from mgd3.backbones.prompts import PromptTemplate, encode_prompts
+from mgd3.backbones.sources import diffusers_source, load_config, load_pretrained
+from mgd3.datasets import ClassInfo
+from mgd3.schedule import NoiseSchedule
+from mgd3.types import Prediction, UserError
+
+_SPACINGS = {"linspace": "even", "leading": "leading", "trailing": "trailing"}
+
+
+class StableDiffusion:
+    """A UNet conditioned on each class's prompt; row 0 of its conditioning is the negative prompt.
+
+    The text encoder runs once per prompt and is then let go. Images are made at `image_size` and
+    written at `output_size` (the released script: 512, reduced to 256).
+    """
+
+    null_class = 0
+
+    def __init__(
+        self,
+        weights: str,
+        image_size: int = 512,
+        output_size: int = 256,
+        prompt: str = "{name}",
+        negative_prompt: str = "",
+        latents: str = "sample",
+        vae: str | None = None,
+        compute: Compute | None = None,
+    ) -> None:
+        """`vae` None takes the pipeline's own; `prompt` is a `PromptTemplate`."""
+        self.prompt = PromptTemplate(prompt)
+        self.compute = compute or Compute()
+        self.device = self.compute.torch_device
+        self._source = diffusers_source("backbone.weights", weights)
+        self._require_parts(vae)
+        key, source = ("backbone.weights", self._source)
+        if vae is not None:
+            key, source = "backbone.vae", diffusers_source("backbone.vae", vae)
+        self.codec = VAECodec(
+            lambda: load_pretrained(key, source, "vae", alone=vae is not None),
+            image_size,
+            latents=latents,
+            output_size=output_size,
+            compute=self.compute,
+        )
+        self._rows = {negative_prompt: self.null_class}  # by prompt
+        self._states = torch.empty(0)  # (rows, tokens, D)
+
+    @cached_property
+    def network(self) -> UNet2DConditionModel:
+        """The UNet, float32, in eval mode; loaded on first use."""
+        network = load_pretrained("backbone.weights", self._source, "unet", alone=False)
+        channels = self.codec_channels
+        if not isinstance(network, UNet2DConditionModel) or network.config.addition_embed_type:
+            raise UserError(
+                f"backbone.weights={self._source} is not Stable Diffusion 1 or 2: its unet is "
+                f"conditioned on more than one text encoder's states ({type(network).__name__})"
+            )
+        if network.config.in_channels != channels:
+            raise UserError(
+                f"backbone.weights={self._source}: its unet takes {network.config.in_channels} "
+                f"channels, its latents have {channels}; an inpainting model cannot be used"
+            )
+        return self.compute.place(network)
+
+    @property
+    def codec_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.codec.network.config.latent_channels)
+
+    @cached_property
+    def _compiled(self) -> UNet2DConditionModel:
+        return self.compute.compiled(self.network)
+
+    @cached_property
+    def _scheduler(self) -> dict[str, Any]:
+        name = "scheduler_config.json"
+        config = load_config("backbone.weights", self._source, "scheduler", name)
+        checks.choice(
+            f"prediction_type of {self._source}/scheduler",
+            config.get("prediction_type", "epsilon"),
+            ["epsilon", "v_prediction"],
+        )
+        return config
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.codec.image_size // self.codec.downsampling
+        return self.codec_channels, side, side
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The checkpoint's noise; steps are spaced as diffusers' schedulers space them.
+
+        SD 1.5: t = 981, 961 ... 1 for 50 steps («leading», offset 1).
+        """
+        made = DDPMScheduler.from_config(self._scheduler)
+        abar = made.alphas_cumprod.double()
+        to_one = self._scheduler.get("set_alpha_to_one", True)
+        return NoiseSchedule(
+            alphas_cumprod=abar,
+            spacing=_SPACINGS[made.config.timestep_spacing],
+            offset=int(made.config.steps_offset),
+            final_abar=1.0 if to_one else abar[0].item(),
+        )
+
+    def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
+        """Rows of the classes' prompts, encoded now unless they have been."""
+        prompts = [self.prompt(info) for info in classes]
+        rows = list(dict.fromkeys([*self._rows, *prompts]))
+        if len(rows) > len(self._states):
+            new = encode_prompts(rows[len(self._states) :], self._source, self.compute)
+            self._states = torch.cat([self._states.to(new), new])
+            self._rows = {prompt: row for row, prompt in enumerate(rows)}
+        return [self._rows[prompt] for prompt in prompts]
+
+    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
+        """The noise in x_t (B, C, h, w); a network may also predict v = alpha eps - sigma x0."""
+        with self.compute.running(), torch.inference_mode():
+            out = self._compiled(
+                self.compute.layout(x_t),
+                t,
+                encoder_hidden_states=self._states[class_ids.to(self._states.device)],
+                return_dict=False,
+            )[0].float()
+        if self._scheduler.get("prediction_type", "epsilon") == "epsilon":
+            return Prediction(eps=out)
+        abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t).view(-1, 1, 1, 1)
+        return Prediction(eps=abar.sqrt() * out + (1 - abar).sqrt() * x_t)
+
+    def _require_parts(self, vae: str | None) -> None:
+        folder = Path(self._source)
+        if not folder.is_dir():
+            return
+        parts = [
+            "unet",
+            "text_encoder",
+            "tokenizer",
+            "scheduler",
+            *(["vae"] if vae is None else []),
+        ]
+        absent = [part for part in parts if not (folder / part).is_dir()]
+        if absent:
+            hint = "; backbone.vae=FOLDER_OR_HUB_ID gives one" if "vae" in absent else ""
+            raise UserError(
+                f"backbone.weights={folder} is not a whole Stable Diffusion pipeline: "
+                f"{', '.join(absent)} missing{hint}; expected the folders {', '.join(parts)}"
+            )
