@@ -1,4 +1,4 @@
-"""Backbones x samplers x {guided, unguided}, whole runs of small networks, in batches of 1 and 5."""
+"""Backbones x samplers x {guided, unguided}: whole runs of small networks, batches of 1, 5."""
 
 import pytest
 import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +49,12 @@ class Compute:
         checks.choice("precision", self.precision, ["float32", "tf32", *_AUTOCAST])
         for key in ("compile", "channels_last", "vae_slicing"):
             checks.flag(key, getattr(self, key))
+        compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
+        if self.compile and not any(shutil.which(c) for c in compilers if c):
+            raise UserError(
+                "compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named by CXX; "
+                "install one, or leave compile=false"
+            )
         object.__setattr__(self, "torch_device", pick_device(self.device))
 
     def place(self, network: Network) -> Network:

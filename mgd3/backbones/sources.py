@@ -22,7 +22,8 @@ _PROJECT = Path(__file__).resolve().parents[2]
 def download_path(url: str) -> Path:
     """Where `scripts/fetch_weights.py` puts an https address, and where a run looks for it."""
     address = urlparse(url)
-    return _PROJECT / "weights" / str(address.hostname) / address.path.lstrip("/")
+    folder = Path(os.environ.get("MGD3_WEIGHTS") or _PROJECT / "weights").expanduser()
+    return folder / str(address.hostname) / address.path.lstrip("/")
 
 
 def is_url(value: str) -> bool:
