@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -158,7 +159,8 @@ class ImageTree:
     """`<root>/train/<class>/*` and `<root>/val/<class>/*` (or `validation/`).
 
     With a built-in class list the root may hold more classes than the list, in any order; without
-    one (`class_list` None) every folder of `train/` is a class, in sorted order.
+    one (`class_list` None) every folder of `train/` is a class, in sorted order, and a class's name
+    is its folder's, or what `<root>/classes.csv` (columns folder, name) says.
     """
 
     def __init__(
@@ -223,12 +225,16 @@ class ImageTree:
 
     def _folders_as_classes(self) -> tuple[ClassInfo, ...]:
         imagenet = {c.wnid: c for c in read_class_list("imagenet1k")}
+        names = _read_names(self.root / "classes.csv")
         wnids = sorted(
             f.name for f in self._folders["train"].iterdir() if f.is_dir() and f.name[0] != "."
         )
         if not wnids:
             raise UserError(f"dataset.root: {self._folders['train']} has no class folders")
-        return tuple(imagenet.get(w, ClassInfo(w, w.replace("_", " "))) for w in wnids)
+        for folder in names:
+            checks.choice(f"a folder in {self.root / 'classes.csv'}", folder, wnids)
+        known = (imagenet.get(w, ClassInfo(w, w.replace("_", " "))) for w in wnids)
+        return tuple(replace(c, name=names.get(c.wnid, c.name)) for c in known)
 
     def _require_class_folders(self) -> None:
         for split, folder in self._folders.items():
@@ -260,6 +266,24 @@ def read_class_list(name: str) -> tuple[ClassInfo, ...]:
     path = _CLASS_LISTS / f"{checks.choice('dataset.class_list', name, names)}.txt"
     rows = (line.split("\t") for line in path.read_text().splitlines())
     return tuple(ClassInfo(wnid, title, int(index)) for wnid, index, title in rows)
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    """Class names by folder from a CSV file with the columns folder and name; none without it."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+        rows = list(csv.DictReader(file))
+    if not rows or not {"folder", "name"} <= rows[0].keys():
+        raise UserError(f"{path} must have a first line «folder,name» and one line per class")
+    names: dict[str, str] = {}
+    for line, row in enumerate(rows, start=2):
+        folder, name = (row["folder"] or "").strip(), (row["name"] or "").strip()
+        if not folder or not name or folder in names:
+            reason = "names a folder twice" if folder in names else "lacks a folder or a name"
+            raise UserError(f"{path}, line {line}, {reason}: {folder!r}, {name!r}")
+        names[folder] = name
+    return names
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 python scripts/fetch_weights.py dit_xl2_256                          a backbone of configs/backbone
 python scripts/fetch_weights.py dit_xl2_256 backbone.vae=ORG/NAME    with another VAE
 python scripts/fetch_weights.py stabilityai/sd-vae-ft-mse            a hub repository
-python scripts/fetch_weights.py https://HOST/FILE#sha256=HEX         a file; the checksum is optional
+python scripts/fetch_weights.py https://HOST/FILE#sha256=HEX         a file, checksum optional
 
 Repositories go to the hub's cache (HF_HOME), files to weights/ or MGD3_WEIGHTS. A broken download
 goes on where it stopped; sizes and checksums are verified where they are published.

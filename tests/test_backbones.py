@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiTTransformer2DModel
-from safetensors.torch import save_file
+from diffusers import DiTTransformer2DModel
+from networks import small_tiny_autoencoder, small_vae
+from safetensors.torch import load_file, save_file
 from test_parity import GOLDEN
 
 from mgd3.backbones.checkpoints import read_weights
@@ -23,7 +24,7 @@ from mgd3.discovery import Work
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.guidance import ModeGuidance
 from mgd3.modes import KMeansModes
-from mgd3.samplers import DDPM
+from mgd3.samplers import DDPM, classifier_free
 from mgd3.types import UserError
 
 KEYS = ["a", "b"]
@@ -31,33 +32,23 @@ DIGITS = "mgd3/weights/dit_digits.safetensors"
 ORIGINAL = GOLDEN / "dit_mode_guidance.pt"
 
 
-def small_vae(tmp_path):
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[4] * 4,
-        norm_num_groups=2,
-        latent_channels=4,
-    ).eval()
-    vae.save_pretrained(tmp_path / "vae")
-    return vae
-
-
 def golden_dit(weights, tmp_path):
     if not (tmp_path / "vae").exists():
-        small_vae(tmp_path)
+        small_vae(tmp_path / "vae")
     return DiT(str(weights), vae=str(tmp_path / "vae"), image_size=64, num_heads=4)
+
+
+def save_as_the_hub(dit, folder):
+    """The hub's networks share no part between blocks."""
+    port = DiTTransformer2DModel.from_config(dit.bare.network.config)
+    port.load_state_dict(dit.bare.network.state_dict())
+    port.save_pretrained(folder / "transformer")
 
 
 @torch.inference_mode()
 def test_original_and_diffusers_weights_are_one_network(tmp_path):
     original = golden_dit(ORIGINAL, tmp_path)
-    port = DiTTransformer2DModel.from_config(
-        original.bare.network.config
-    )  # as the hub's: no shared part
-    port.load_state_dict(original.bare.network.state_dict())
-    port.save_pretrained(tmp_path / "pipeline/transformer")
+    save_as_the_hub(original, tmp_path / "pipeline")
     x, t = torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
     ids = torch.tensor([0, 4, original.null_class])
     expected = original.predict(x, t, ids)
@@ -66,6 +57,52 @@ def test_original_and_diffusers_weights_are_one_network(tmp_path):
         out = golden_dit(folder, tmp_path).predict(x, t, ids)
         assert (out.eps - expected.eps).abs().max() < 1e-5
         assert (out.variance - expected.variance).abs().max() < 1e-5
+
+
+def test_the_hubs_older_configuration_is_the_same_network(tmp_path):
+    """The published repository was written before the class had a name of its own."""
+    original = golden_dit(ORIGINAL, tmp_path)
+    save_as_the_hub(original, tmp_path / "old")
+    path = tmp_path / "old/transformer/config.json"
+    config = json.loads(path.read_text())
+    del config["norm_eps"]
+    config |= {"_class_name": "Transformer2DModel", "_diffusers_version": "0.12.0.dev0"}
+    path.write_text(json.dumps(config | {"num_vector_embeds": None, "cross_attention_dim": None}))
+    x, t, ids = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.tensor([1, 2])
+    out = golden_dit(tmp_path / "old", tmp_path).predict(x, t, ids).eps
+    assert (out - original.predict(x, t, ids).eps).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("missing", ["proj_out_2.bias", "transformer_blocks.0.ff.net.2.weight"])
+def test_a_diffusers_folder_with_a_tensor_missing_is_refused(tmp_path, missing):
+    save_as_the_hub(golden_dit(ORIGINAL, tmp_path), tmp_path / "less")
+    path = tmp_path / "less/transformer/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors[missing]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"1 missing \({missing}\)"):
+        _ = golden_dit(tmp_path / "less", tmp_path).bare
+
+
+@torch.inference_mode()
+def test_guidance_on_three_or_four_channels(tmp_path):
+    """cfg_channels=4 is eps_null + w (eps_cond - eps_null) on all of them; 3 leaves the last."""
+    dit = golden_dit(ORIGINAL, tmp_path)
+    x, t, ids = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.tensor([1, 2])
+    cond = dit.predict(x, t, ids)
+    null = dit.predict(x, t, torch.full_like(ids, dit.null_class)).eps
+    all_guided = null + 4 * (cond.eps - null)
+    for channels in (3, 4):
+        out = classifier_free(dit, x, t, ids, 4.0, channels)
+        expected = torch.cat([all_guided[:, :channels], cond.eps[:, channels:]], dim=1)
+        assert (out.eps - expected).abs().max() < 1e-5
+        assert (out.variance - cond.variance).abs().max() < 1e-5
+
+
+def test_a_published_width_with_other_heads_is_refused():
+    network = build_network(8, 2, 4, hidden_size=384, depth=1, num_heads=6, num_classes=3)
+    with pytest.raises(UserError, match=r"384 wide, a DiT with 6 heads, not 16.*num_heads=6"):
+        from_original(to_original(network), num_heads=16)
 
 
 def test_a_training_checkpoint_gives_its_average(tmp_path):
@@ -142,14 +179,14 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path):
 
 
 def test_a_wrong_image_size_is_named(tmp_path):
-    small_vae(tmp_path)
+    small_vae(tmp_path / "vae")
     dit = DiT(str(ORIGINAL), vae=str(tmp_path / "vae"), image_size=256, num_heads=4)
     with pytest.raises(UserError, match=r"set backbone\.image_size=64"):
         _ = dit.bare
 
 
 def test_vae_latents_are_the_scaled_mean(tmp_path):
-    vae = small_vae(tmp_path)
+    vae = small_vae(tmp_path / "vae")
     codec = make_codec(str(tmp_path / "vae"), 64)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.inference_mode():
@@ -162,14 +199,7 @@ def test_vae_latents_are_the_scaled_mean(tmp_path):
 
 
 def test_tiny_autoencoder_is_a_codec_too(tmp_path):
-    torch.manual_seed(0)
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(4, 4, 4, 4),
-        decoder_block_out_channels=(4, 4, 4, 4),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    ).eval()
-    tiny.save_pretrained(tmp_path / "pipe/vae")
+    tiny = small_tiny_autoencoder(tmp_path / "pipe/vae")
     codec = make_codec(str(tmp_path / "pipe"), 64)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.inference_mode():

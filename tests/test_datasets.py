@@ -182,3 +182,26 @@ def test_classes_can_be_chosen_and_limited(tree):
     assert [c.wnid for c in dataset.classes] == ["dog"]
     assert len(dataset.images("train", 0)) == 3
     assert len(dataset.images("val", 0)) == 2
+
+
+def test_names_come_from_folders_or_a_table(tree):
+    assert [c.name for c in ImageTree("t", None, str(tree), 16).classes] == ["cat", "dog"]
+    (tree / "classes.csv").write_text('folder,name\ndog,"Labrador retriever, lab"\n', "utf-8-sig")
+    named = ImageTree("t", None, str(tree), 16)
+    assert [c.name for c in named.classes] == ["cat", "Labrador retriever, lab"]
+    assert [c.wnid for c in named.classes] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("dog,hound\n", "first line «folder,name»"),
+        ("folder,name\nbird,robin\n", "'bird' is unknown.*Allowed: cat, dog"),
+        ("folder,name\ndog,a\ndog,b\n", "line 3, names a folder twice"),
+        ("folder,name\ndog,\n", "line 2, lacks a folder or a name"),
+    ],
+)
+def test_a_wrong_table_of_names_is_refused(tree, table, message):
+    (tree / "classes.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        ImageTree("t", None, str(tree), 16)

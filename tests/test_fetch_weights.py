@@ -117,7 +117,7 @@ def test_a_server_without_ranges_starts_again(tmp_path):
 def test_a_server_that_always_hangs_up_is_an_error_and_keeps_the_rest(tmp_path):
     with (
         Server({"/w.bin": CONTENT}, stop_after=0, times=99) as server,
-        pytest.raises(UserError, match="broke off 5 times.*the same command goes on"),
+        pytest.raises(UserError, match=r"broke off 5 times.*the same command goes on"),
     ):
         fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
     assert not (tmp_path / "w.bin").exists()
