@@ -125,6 +125,30 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def claim(folder: Path, file: str, values: dict[str, Any], remedy: str) -> None:
+    """Write what makes this folder's content into it, or refuse a folder made by other values."""
+    path = folder / file
+    if not path.is_file():
+        write_json(path, values)
+        return
+    try:
+        theirs = _flat(read_json(path))
+    except CorruptFileError as error:
+        raise UserError(f"{error}; delete it, or {remedy}") from error
+    mine = _flat(json.loads(json.dumps(values)))
+    differing = [key for key in mine if mine[key] != theirs.get(key)]
+    if differing:
+        changes = ", ".join(f"{k}={mine[k]} (there: {theirs.get(k)})" for k in differing[:5])
+        raise UserError(f"{folder} already holds a run with other values: {changes}; {remedy}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
 def stamp_digest(path: Path) -> str:
     """Identifies a large file that is not worth reading: by place, size and time of change."""
     stat = path.stat()

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mgd3 import checks
-from mgd3.artifacts import CorruptFileError, read_json, write_json
+from mgd3.artifacts import claim, read_json
 from mgd3.backbones.compute import Compute
 from mgd3.config import plain
 from mgd3.datasets import RealDataset
@@ -77,31 +77,8 @@ def build_backbone(cfg: DictConfig, compute: Compute) -> Backbone:
 
 def claim_folder(folder: Path, cfg: DictConfig, file: str, keys: tuple[str, ...]) -> None:
     """Write what makes this folder's content into it, or refuse a folder made by other values."""
-    path = folder / file
     values = {key: plain(cfg[key]) for key in keys}
-    if path.is_file():
-        try:
-            theirs = read_json(path)
-        except CorruptFileError as error:
-            raise UserError(f"{error}; delete it, or choose another hydra.run.dir") from error
-        differing = [key for key in _flat(values) if _flat(values)[key] != _flat(theirs).get(key)]
-        if differing:
-            changes = ", ".join(
-                f"{k}={_flat(values)[k]} (there: {_flat(theirs).get(k)})" for k in differing[:5]
-            )
-            raise UserError(
-                f"{folder} already holds a run with other values: {changes}; choose another "
-                "hydra.run.dir or leave it out"
-            )
-        return
-    write_json(path, values)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
+    claim(folder, file, values, "choose another hydra.run.dir or leave it out")
 
 
 def dataset_of(folder: Path) -> RealDataset:

@@ -28,7 +28,7 @@ from mgd3.datasets import ClassInfo, RealDataset
 from mgd3.types import UserError
 
 MANIFEST = "manifest.json"
-_PACKAGES = ("torch", "torchvision", "diffusers", "scikit-learn", "numpy", "pillow")
+_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")
 
 
 class DistilledDataset:

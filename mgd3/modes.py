@@ -22,7 +22,9 @@ class KMeansModes:
     no standardisation. Centres keep scikit-learn's order.
     """
 
-    def __init__(self, random_state: int, n_init: int, max_iter: int, tol: float) -> None:
+    def __init__(
+        self, random_state: int = 0, n_init: int = 1, max_iter: int = 300, tol: float = 1e-4
+    ) -> None:
         self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
         self.n_init = checks.integer("modes.n_init", n_init, minimum=1)
         self.max_iter = checks.integer("modes.max_iter", max_iter, minimum=1)

@@ -232,7 +232,7 @@ def test_pixels_agree_between_batch_sizes(tmp_path):
             DiT(DIGITS, vae=None, image_size=8),
             DDPM(steps=8, cfg_scale=4.0, cfg_channels=3),
             ModeGuidance(0.1, 4),
-            KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4),
+            KMeansModes(),
             Work(cache=tmp_path / "cache", batch_size=size, workers=1, flip="none"),
         )
         out = distiller.distill(dataset, 2, 0, tmp_path / str(size), {"method": "m", "config": {}})
@@ -255,7 +255,7 @@ def test_nan_in_a_sample_is_an_error_and_writes_nothing(tmp_path):
         BadNetwork(DIGITS, vae=None, image_size=8),
         DDPM(steps=2, cfg_scale=4.0, cfg_channels=3),
         ModeGuidance(0.1, 0),
-        KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4),
+        KMeansModes(),
         Work(cache=tmp_path / "cache", batch_size=10, workers=1, flip="none"),
     )
     with pytest.raises(UserError, match="class 0, image 0 is not finite"):

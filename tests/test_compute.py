@@ -31,7 +31,7 @@ def distil(folder, batch_size=50, ipc=2, **compute):
         backbone,
         DDPM(steps=10, cfg_scale=4.0, cfg_channels=3),
         ModeGuidance(0.1, 5),
-        KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4),
+        KMeansModes(),
         Work(cache=folder.parent / "cache", batch_size=batch_size, workers=1, flip="none"),
     )
     out = distiller.distill(Digits(8), ipc, 0, folder, {"method": "m", "config": {}})
@@ -106,7 +106,7 @@ def test_float16_that_overflows_is_an_error_and_writes_nothing(tmp_path):
         backbone,
         DDPM(steps=2, cfg_scale=1.0, cfg_channels=3),
         ModeGuidance(0.1, 0),
-        KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4),
+        KMeansModes(),
         Work(cache=tmp_path / "cache", batch_size=10, workers=1, flip="none"),
     )
     with pytest.raises(UserError, match=r"precision=float16 overflows \(use bfloat16\)"):

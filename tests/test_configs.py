@@ -125,7 +125,7 @@ LEVELS = {
     "mgd3.backbones": 2, "mgd3.modes": 2, "mgd3.guidance": 2, "mgd3.samplers": 2,
     "mgd3.latents": 2, "mgd3.losses": 2,
     "mgd3.discovery": 2.5, "mgd3.train_dit": 3, "mgd3.distillers": 3,
-    "mgd3.config": 4, "mgd3.assembly": 5,
+    "mgd3.config": 4, "mgd3.assembly": 5, "mgd3.api": 3.5,
 }  # fmt: skip
 
 

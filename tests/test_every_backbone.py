@@ -59,7 +59,7 @@ def test_batches_of_one_and_five_agree(name, kind, guided, weights, photos, tmp_
             backbone,
             kind(steps=4, cfg_scale=2.0, cfg_channels=3, **options),
             ModeGuidance(0.1, 1) if guided else NoGuidance(),
-            KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4),
+            KMeansModes(),
             Work(cache=tmp_path / "cache", batch_size=size, workers=1, flip="none"),
         )
         out = distiller.distill(photos, 3, 0, tmp_path / str(size), {"method": "m", "config": {}})

@@ -17,7 +17,7 @@ from mgd3.modes import KMeansModes, load_modes
 from mgd3.pixels import from_pil, to_pixels, to_unit
 from mgd3.types import UserError
 
-KMEANS = KMeansModes(random_state=0, n_init=1, max_iter=300, tol=1e-4)
+KMEANS = KMeansModes()
 
 
 class CountingCodec(PixelCodec):

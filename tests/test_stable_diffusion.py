@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from networks import LATENT, small_stable_diffusion, small_vae
 
+from mgd3.backbones.prompts import PromptTemplate
 from mgd3.backbones.stable_diffusion import StableDiffusion
 from mgd3.datasets import ClassInfo
 from mgd3.guidance import ModeGuidance, NoGuidance
@@ -110,8 +111,8 @@ def test_the_first_25_of_50_steps_are_guided(plain):
         ("a photo of a {name} ({wnid})", "a photo of a tench (n01440764)"),
     ],
 )
-def test_prompts(plain, template, expected):
-    assert backbone(plain, prompt=template).prompt(TENCH) == expected
+def test_prompts(template, expected):
+    assert PromptTemplate(template)(TENCH) == expected
 
 
 def test_each_prompt_is_encoded_once_and_row_0_is_the_negative(plain):

@@ -63,6 +63,8 @@ class DiT:
         compute: Compute | None = None,
     ) -> None:
         """`vae` None means pixel space; `num_heads` is read from the file where it says so."""
+        self.weights, self.vae, self.image_size = str(weights), vae, image_size
+        self.latents = latents
         self.num_heads = checks.integer("backbone.num_heads", num_heads, minimum=1)
         self.compute = compute or Compute()
         self.device = self.compute.torch_device

@@ -36,6 +36,7 @@ class LDM:
         compute: Compute | None = None,
     ) -> None:
         """`weights`: a file or its https address; the converted tensors are kept in `cache`."""
+        self.weights, self.image_size = str(weights), image_size
         self.num_heads = checks.integer("backbone.num_heads", num_heads, minimum=1)
         self.compute = compute or Compute()
         self.device = self.compute.torch_device

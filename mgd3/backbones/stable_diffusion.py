@@ -44,7 +44,10 @@ class StableDiffusion:
         compute: Compute | None = None,
     ) -> None:
         """`vae` None takes the pipeline's own; `prompt` is a `PromptTemplate`."""
-        self.prompt = PromptTemplate(prompt)
+        self.weights, self.vae, self.image_size = weights, vae, image_size
+        self.output_size, self.latents = output_size, latents
+        self.negative_prompt, self.prompt = negative_prompt, prompt
+        self._prompt_of = PromptTemplate(prompt)
         self.compute = compute or Compute()
         self.device = self.compute.torch_device
         self._source = diffusers_source("backbone.weights", weights)
@@ -123,7 +126,7 @@ class StableDiffusion:
 
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
         """Rows of the classes' prompts, encoded now unless they have been."""
-        prompts = [self.prompt(info) for info in classes]
+        prompts = [self._prompt_of(info) for info in classes]
         rows = list(dict.fromkeys([*self._rows, *prompts]))
         if len(rows) > len(self._states):
             new = encode_prompts(rows[len(self._states) :], self._source, self.compute)

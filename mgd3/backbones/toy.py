@@ -32,6 +32,7 @@ class Toy:
         std: float,
         compute: Compute | None = None,
     ) -> None:
+        self.image_size = image_size
         self.mean = checks.number("backbone.mean", mean)
         self.shift = checks.number("backbone.shift", shift)
         self.std = checks.number("backbone.std", std, minimum=0)

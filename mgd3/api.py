@@ -1,0 +1,63 @@
+"""The method as a function, for programs that have no use for a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mgd3.artifacts import claim, waiting
+from mgd3.datasets import RealDataset
+from mgd3.discovery import Work
+from mgd3.distilled import DistilledDataset
+from mgd3.distillers.generative import GenerativeDistiller
+from mgd3.modes import KMeansModes
+from mgd3.types import Backbone, Guidance, ModeFinder, Sampler
+
+
+def distil(
+    dataset: RealDataset,
+    backbone: Backbone,
+    ipc: int,
+    out: Path | str,
+    *,
+    sampler: Sampler,
+    guidance: Guidance,
+    modes: ModeFinder | None = None,
+    seed: int = 0,
+    batch_size: int | str = "auto",
+    cache: Path | str = "cache",
+    workers: int = 2,
+) -> DistilledDataset:
+    """`ipc` images per class of `dataset` in the folder `out`; a second call finds them there.
+
+    `modes` None is the paper's k-means. Latents are kept in `cache`. Raises `UserError` for
+    images that do not decode, weights that are missing, classes that the backbone does not know,
+    or a folder that holds images made by other settings.
+    """
+    out, modes = Path(out), modes or KMeansModes()
+    work = Work(cache=Path(cache), batch_size=batch_size, workers=workers, flip="none")
+    parts = {"backbone": backbone, "sampler": sampler, "guidance": guidance, "modes": modes}
+    settings = {
+        "dataset": {"name": dataset.name, "classes": [c.wnid for c in dataset.classes]},
+        **{key: _settings(part) for key, part in parts.items()},
+        "ipc": ipc,
+        "seed": seed,
+    }
+    with waiting(out):
+        claim(out, "identity.json", settings, "choose another folder")
+        distilled = DistilledDataset(out)
+        if distilled.complete:
+            return distilled
+        distiller = GenerativeDistiller(backbone, sampler, guidance, modes, work)
+        provenance = {"method": "mgd3.api.distil", "config": settings}
+        return distiller.distill(dataset, ipc, seed, out, provenance)
+
+
+def _settings(part: object) -> dict[str, Any]:
+    """A part's class and the plain values that it was made with."""
+    values = {
+        key: value
+        for key, value in sorted(vars(part).items())
+        if not key.startswith("_") and isinstance(value, str | int | float | bool | None)
+    }
+    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **values}

@@ -1,0 +1,55 @@
+"""The README's lines of Python, as they stand."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+from mgd3.api import distil
+from mgd3.backbones.toy import Toy
+from mgd3.datasets import Digits
+from mgd3.guidance import ModeGuidance, NoGuidance
+from mgd3.samplers import DDPM
+from mgd3.types import UserError
+
+
+def test_the_readmes_lines_distil_a_folder(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text().split("## From Python")[1]
+    lines = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert len([line for line in lines.splitlines() if line]) == 10
+    digits = Digits(8)
+    for split in ("train", "val"):
+        for label, info in enumerate(digits.classes):
+            folder = tmp_path / "photos" / split / info.wnid
+            folder.mkdir(parents=True)
+            for n, image in enumerate(digits.images(split, label)[:12]):
+                image.decode().save(folder / f"{n}.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(lines, "README.md", "exec"), names)
+    images = names["images"]
+    assert len(images) == 100
+    assert images[0][0].size == (8, 8) and images[0][1] == "0" and images[-1][1] == "9"
+    assert (tmp_path / "distilled/manifest.json").is_file()
+
+
+def test_a_second_call_finds_the_images_and_other_settings_are_refused(tree, tmp_path):
+    def call(guidance):
+        return distil(
+            Digits(8),
+            Toy(8, mean=0.0, shift=0.1, std=0.3),
+            ipc=1,
+            out=tmp_path / "out",
+            sampler=DDPM(5, 1.0, 3, variance="fixed"),
+            guidance=guidance,
+            cache=tmp_path / "cache",
+        )
+
+    stamp = (call(ModeGuidance(0.1, 2)).folder / "manifest.json").stat().st_mtime_ns
+    assert (call(ModeGuidance(0.1, 2)).folder / "manifest.json").stat().st_mtime_ns == stamp
+    with pytest.raises(
+        UserError, match=r"guidance\.scale=0\.2 \(there: 0\.1\); choose another folder"
+    ):
+        call(ModeGuidance(0.2, 2))
+    with pytest.raises(UserError, match=r"guidance\.class=mgd3\.guidance\.NoGuidance"):
+        call(NoGuidance())
