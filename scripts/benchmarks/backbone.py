@@ -1,0 +1,119 @@
+"""DiT-XL/2 with random weights: rate by batch, precision and compilation, against the hardware.
+
+The reference's loop is one image at a time, its pair of rows as a batch of two, float32 weights
+with TF32 products. The share is of the machine's own measured bfloat16 matrix rate; a step of
+DiT-XL/2 at 256 px is two passes of 237 GFLOP per image.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from diffusers import AutoencoderKL
+
+from benchmarks.measure import apart, default_device, new_table, show, synchronise
+from benchmarks.sampling import SIZES, random_dit, sample
+from mgd3.allocator import keep_freed_memory
+from mgd3.backbones.codecs import VAECodec
+from mgd3.backbones.compute import Compute
+
+
+def flop(network: str, image_size: int) -> float:
+    """Of one forward pass of one image; two per multiplication and addition."""
+    width, depth, _ = SIZES[network]
+    tokens = (image_size // 16) ** 2
+    return 2 * depth * (12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2)
+
+
+def matrix_rate(device: str) -> float:
+    """FLOP per second of large bfloat16 matrix products, the best of several."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.matmul(a, b)
+        synchronise(torch.device(device))
+        seconds.append(time.perf_counter() - start)
+    return 4 * 2 * side**3 / min(seconds[1:])
+
+
+def rate(
+    network: str, image_size: int, batch: int, batches: int, steps: int, compute: Compute
+) -> float | None:
+    """Seconds per image of `batches` batches after a warm-up; None if memory does not take them."""
+    keep_freed_memory()
+    try:
+        backbone = random_dit(network, compute, image_size)
+        sample(backbone, batch, batch, steps=2)
+        return sample(backbone, batch * batches, batch, steps)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def decoding(image_size: int, batch: int, compute: Compute) -> float:
+    """Seconds per image of a Stable Diffusion VAE with random weights."""
+    codec = VAECodec(
+        lambda: AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[128, 256, 512, 512],
+            layers_per_block=2,
+            latent_channels=4,
+        ),
+        image_size,
+        compute=compute,
+    )
+    latents = torch.zeros(batch, 4, image_size // 8, image_size // 8, device=compute.torch_device)
+    for _ in range(2):
+        start = time.perf_counter()
+        codec.decode(latents)
+        synchronise(compute.torch_device)
+    return (time.perf_counter() - start) / batch
+
+
+def main(
+    network: str, image_size: int, batches: list[int], steps: int, precisions: list[str]
+) -> None:
+    """A table of images per second."""
+    device = default_device()
+    hardware, _ = apart(matrix_rate, device)
+    work = flop(network, image_size) * 2 * steps
+    table = new_table("measurement", "s/image", "images/s", "x reference", "share", "peak MiB")
+    reference, memory = apart(
+        rate, network, image_size, 1, 2, steps, Compute(device=device, precision="tf32")
+    )
+    label = f"{network}, {image_size} px, {steps} steps, reference's loop"
+
+    def row(label: str, seconds: float | None, memory: float) -> None:
+        if seconds is None:
+            table.add_row(label, "out of memory", "", "", "", "")
+            return
+        table.add_row(
+            label,
+            f"{seconds:.3f}",
+            f"{1 / seconds:.3f}",
+            f"{reference / seconds:.2f}",
+            f"{work / seconds / hardware:.0%}",
+            f"{memory:.0f}",
+        )
+
+    row(label, reference, memory)
+    for precision in precisions:
+        for compiled in (False, True) if device == "cuda" else (False,):
+            compute = Compute(device=device, precision=precision, compile=compiled)
+            for batch in batches:
+                name = f"{precision}{', compiled' if compiled else ''}, batch {batch}"
+                row(name, *apart(rate, network, image_size, batch, 1, steps, compute))
+    table.add_section()
+    for precision in precisions:
+        compute = Compute(device=device, precision=precision)
+        seconds, memory = apart(decoding, image_size, min(16, max(batches)), compute)
+        table.add_row(
+            f"VAE decoding, {precision}", f"{seconds:.3f}", f"{1 / seconds:.3f}", "", "",
+            f"{memory:.0f}",
+        )  # fmt: skip
+    show(table)
+    print(f"measured bfloat16 matrix rate: {hardware / 1e12:.2f} TFLOP/s")
