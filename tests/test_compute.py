@@ -24,13 +24,13 @@ from mgd3.types import UserError
 DIGITS = "mgd3/weights/dit_digits.safetensors"
 
 
-def distil(folder, batch_size=50, ipc=2, **compute):
+def distil(folder, batch_size=50, ipc=2, steps=10, **compute):
     """Pixels (20, 8, 8, 3) of the shipped network's digits, int."""
     backbone = DiT(DIGITS, vae=None, image_size=8, compute=Compute(**compute))
     distiller = GenerativeDistiller(
         backbone,
-        DDPM(steps=10, cfg_scale=4.0, cfg_channels=3),
-        ModeGuidance(0.1, 5),
+        DDPM(steps=steps, cfg_scale=4.0, cfg_channels=3),
+        ModeGuidance(0.1, steps // 2),
         KMeansModes(),
         Work(cache=folder.parent / "cache", batch_size=batch_size, workers=1, flip="none"),
     )
@@ -178,26 +178,26 @@ folder = Path(sys.argv[1])
 test_compute.distil(folder / "first", batch_size=10, ipc=1)  # everything is loaded
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20,) * 2)
-pixels = test_compute.distil(folder / "second", batch_size=600, ipc=60)
+pixels = test_compute.distil(folder / "second", batch_size=1000, ipc=100, steps=2)
 print("images", len(pixels))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit on a process's memory")
 def test_a_process_short_of_memory_goes_on_with_smaller_batches(tmp_path):
-    """A real limit on the address space, far below what 600 images at once would take."""
+    """A real limit on the address space, far below what 1,000 images at once would take."""
     done = subprocess.run(
         [
             sys.executable,
             "-c",
             OUT_OF_MEMORY.format(tests=str(ROOT / "tests")),
             str(tmp_path),
-            "150",
+            "100",
         ],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "images 600" in done.stdout
-    assert "out of memory while sampling 600 images at once; going on with 300" in done.stderr
+    assert "images 1000" in done.stdout
+    assert "out of memory while sampling 1000 images at once; going on with 500" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,9 @@ class GenerativeDistiller:
                         size = smaller(len(keys), error, "sampling")
                         bar.step(-bar.steps)
                         continue
-                    for key, image in zip(keys, self._decode(keys, latents), strict=True):
-                        writer.write_image(*key, image)
+                    pictures = self._decode(keys, latents)
+                    with ThreadPoolExecutor(self.work.workers) as pool:
+                        list(pool.map(writer.write_image, *zip(*keys, strict=True), pictures))
                 start += len(keys)
 
     @property
@@ -145,7 +147,7 @@ class GenerativeDistiller:
 
     def _decode(self, keys: list[tuple[str, int]], latents: Tensor) -> list[Image.Image]:
         codec = self.backbone.codec
-        images = in_parts(lambda part: codec.decode(part).cpu(), latents, _DECODE_BATCH, "decoding")
+        images = _decoded(codec, latents)
         _require_finite(keys, images)
         pictures = [to_pil(pixels) for pixels in to_pixels(images)]
         if codec.output_size == codec.image_size:
@@ -167,6 +169,11 @@ class _BatchBar:
         self._advance(count * self._images)
 
 
+def _decoded(codec: Codec, latents: Tensor) -> Tensor:
+    """Images (B, 3, H, W) on the CPU."""
+    return in_parts(lambda part: codec.decode(part).cpu(), latents, _DECODE_BATCH, "decoding")
+
+
 def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
     bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
     if bad.any():
@@ -185,7 +192,7 @@ def _previews(found: Mapping[str, ClassModes], codec: Codec) -> dict[str, Previe
         centers = modes.modes.centers[:MOST_MODES]
         nearest = [center_crop(i.decode(), codec.image_size) for i in modes.nearest[:MOST_MODES]]
         previews[wnid] = (
-            to_pixels(codec.decode(centers)).cpu(),
+            to_pixels(_decoded(codec, centers)),
             torch.stack([from_pil(image) for image in nearest]),
         )
     return previews
