@@ -40,6 +40,7 @@ def main() -> None:
     group.add_argument(
         "--precisions", nargs="+", default=["float32", *(["tf32"] if on_gpu else []), "bfloat16"]
     )
+    group.add_argument("--compile", action="store_true", default=on_gpu, help="compiled, too")
     options = parser.parse_args()
     if "sampling" in options.what:
         sampling.main()
@@ -52,6 +53,7 @@ def main() -> None:
             options.batches,
             options.steps,
             options.precisions,
+            options.compile,
         )
     if "precision" in options.what:
         precision.main()

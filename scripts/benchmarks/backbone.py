@@ -75,9 +75,14 @@ def decoding(image_size: int, batch: int, compute: Compute) -> float:
 
 
 def main(
-    network: str, image_size: int, batches: list[int], steps: int, precisions: list[str]
+    network: str,
+    image_size: int,
+    batches: list[int],
+    steps: int,
+    precisions: list[str],
+    compiled: bool,
 ) -> None:
-    """A table of images per second."""
+    """A table of images per second for sampling, and one for decoding."""
     device = default_device()
     hardware, _ = apart(matrix_rate, device)
     work = flop(network, image_size) * 2 * steps
@@ -85,35 +90,31 @@ def main(
     reference, memory = apart(
         rate, network, image_size, 1, 2, steps, Compute(device=device, precision="tf32")
     )
-    label = f"{network}, {image_size} px, {steps} steps, reference's loop"
 
     def row(label: str, seconds: float | None, memory: float) -> None:
         if seconds is None:
             table.add_row(label, "out of memory", "", "", "", "")
             return
-        table.add_row(
-            label,
-            f"{seconds:.3f}",
-            f"{1 / seconds:.3f}",
-            f"{reference / seconds:.2f}",
-            f"{work / seconds / hardware:.0%}",
-            f"{memory:.0f}",
-        )
+        figures = f"{seconds:.3f}", f"{1 / seconds:.3f}", f"{reference / seconds:.2f}"
+        table.add_row(label, *figures, f"{work / seconds / hardware:.0%}", f"{memory:.0f}")
 
-    row(label, reference, memory)
+    row(f"{network}, {image_size} px, {steps} steps, reference's loop", reference, memory)
     for precision in precisions:
-        for compiled in (False, True) if device == "cuda" else (False,):
-            compute = Compute(device=device, precision=precision, compile=compiled)
+        for compile_ in (False, True) if compiled else (False,):
+            compute = Compute(device=device, precision=precision, compile=compile_)
             for batch in batches:
-                name = f"{precision}{', compiled' if compiled else ''}, batch {batch}"
+                name = f"{precision}{', compiled' if compile_ else ''}, batch {batch}"
                 row(name, *apart(rate, network, image_size, batch, 1, steps, compute))
-    table.add_section()
-    for precision in precisions:
-        compute = Compute(device=device, precision=precision)
-        seconds, memory = apart(decoding, image_size, min(16, max(batches)), compute)
-        table.add_row(
-            f"VAE decoding, {precision}", f"{seconds:.3f}", f"{1 / seconds:.3f}", "", "",
-            f"{memory:.0f}",
-        )  # fmt: skip
     show(table)
     print(f"measured bfloat16 matrix rate: {hardware / 1e12:.2f} TFLOP/s")
+
+    table = new_table("VAE decoding", "s/image", "images/s", "peak MiB")
+    batch = min(16, max(batches))
+    for precision in precisions:
+        for option in (None, "channels_last", "vae_slicing"):
+            options = {option: True} if option else {}
+            compute = Compute(device=device, precision=precision, **options)
+            seconds, memory = apart(decoding, image_size, batch, compute)
+            label = ", ".join([precision, *options, f"batch {batch}"])
+            table.add_row(label, f"{seconds:.3f}", f"{1 / seconds:.3f}", f"{memory:.0f}")
+    show(table)
