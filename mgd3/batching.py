@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -60,16 +62,32 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take."""
+    """Memory that this process may still take: of the GPU, or of the machine and its limits."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return psutil.virtual_memory().available
+    return min(psutil.virtual_memory().available, *_limits())
+
+
+def _limits() -> list[int]:
+    """What a container or a batch system leaves this process (Linux's control groups, v2)."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{n}").read_text().strip() for n in ("max", "current"))
+    except OSError:
+        return [sys.maxsize]
+    return [sys.maxsize if limit == "max" else max(0, int(limit) - int(used))]
 
 
 def largest_batch(work: Callable[[int], object], device: torch.device) -> int:
-    """The batch that free memory takes, from what `work(1)` and `work(2)` need; a power of two."""
-    work(1)  # loads weights and fills caches, which are not to be counted
+    """The batch that free memory takes, from what `work(1)` and `work(2)` need; a power of two.
+
+    Raises `UserError` if there is no memory for one.
+    """
+    if not _fits(work, 1):  # it also loads weights and fills caches, which are not to be counted
+        raise _too_large("sampling")
+    if not _fits(work, 2):
+        return 1
     one, two = (peak_bytes(lambda n=n: work(n)) for n in (1, 2))  # type: ignore[misc]
     per_image = max(1, two - one)
     room = _SHARE * free_bytes(device) - max(0, one - per_image)
@@ -79,37 +97,67 @@ def largest_batch(work: Callable[[int], object], device: torch.device) -> int:
     return size
 
 
+def _fits(work: Callable[[int], object], size: int) -> bool:
+    try:
+        work(size)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Did an allocation fail, on the GPU or the CPU?"""
+    """Did an allocation fail, on the GPU (its libraries have words of their own) or the CPU?"""
+    words = ("can't allocate memory", "ALLOC_FAILED", "out of memory", "unable to find an engine")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
 
 
-def smaller(size: int, error: RuntimeError | MemoryError, what: str) -> int:
-    """Half of `size` after an allocation failed; raises any other error again."""
-    if not ran_out_of_memory(error):
-        raise error
-    if size == 1:
-        raise UserError(
-            f"out of memory while {what} a single image; try vae_slicing=true, precision=bfloat16 "
-            "or a smaller backbone.image_size, or free memory that other processes hold"
-        ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    log.warning("out of memory while %s %d images at once; going on with %d", what, size, size // 2)
-    return size // 2
+class Batches:
+    """A batch size that shrinks when memory runs out, and stays so."""
 
+    def __init__(self, size: int, doing: str) -> None:
+        """`doing` names the work in messages, such as «decoding»."""
+        self.size = size
+        self._doing = doing
 
-def in_parts(function: Callable[[Tensor], Tensor], rows: Tensor, size: int, what: str) -> Tensor:
-    """`function` of `rows`, at most `size` at a time, fewer if memory runs out."""
-    done: list[Tensor] = []
-    start = 0
-    while start < len(rows):
+    def attempt(self, function: Callable[[], Tensor], rows: int) -> Tensor | None:
+        """`function()`, or None after halving the size because `rows` rows did not fit.
+
+        Raises `UserError` if one row does not fit; any other error is not its business.
+        """
         try:
-            done.append(function(rows[start : start + size]))
+            return function()
         except (RuntimeError, MemoryError) as error:
-            size = smaller(min(size, len(rows) - start), error, what)
-            continue
-        start += size
-    return torch.cat(done)
+            if not ran_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise _too_large(self._doing) from error
+        # Only here has the failed attempt's memory been let go with its traceback.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.size = rows // 2
+        message = "out of memory while %s %d images at once; going on with %d"
+        log.warning(message, self._doing, rows, self.size)
+        return None
+
+    def __call__(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """`function` of all rows, part by part."""
+        done: list[Tensor] = []
+        start = 0
+        while start < len(rows):
+            part = rows[start : start + self.size]
+            result = self.attempt(lambda: function(part), len(part))  # noqa: B023
+            if result is not None:
+                done.append(result)
+                start += len(part)
+        return torch.cat(done)
+
+
+def _too_large(doing: str) -> UserError:
+    return UserError(
+        f"out of memory while {doing} a single image; try vae_slicing=true, precision=bfloat16 or "
+        "a smaller backbone.image_size, or free memory that other processes hold"
+    )

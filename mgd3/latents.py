@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, waiting
-from mgd3.batching import in_parts
+from mgd3.batching import Batches
 from mgd3.datasets import ClassInfo, RealImage
 from mgd3.inventory import ClassImages
 from mgd3.pixels import center_crop, from_pil, to_unit
@@ -37,6 +37,7 @@ class LatentCache:
         self.folder = folder
         self.codec = codec
         self.flip = flip
+        self._batches = Batches(_CHUNK, "encoding")
 
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
@@ -65,12 +66,8 @@ class LatentCache:
                 batch = images.images[start : start + _CHUNK]
                 pixels = torch.stack([self._pixels(image) for image in batch])
                 keys = [image.key for image in batch]
-                latents = in_parts(
-                    lambda rows: self._rows(pixels, keys, rows),  # noqa: B023
-                    torch.arange(len(batch)),
-                    _CHUNK,
-                    "encoding",
-                )
+                rows = torch.arange(len(batch))
+                latents = self._batches(lambda part: self._rows(pixels, keys, part), rows)  # noqa: B023
                 bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)
                 if bad.any():
                     key = keys[int(bad.nonzero()[0])]

@@ -12,7 +12,7 @@ from test_parity import GOLDEN
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit import DiT
-from mgd3.batching import free_bytes, in_parts, largest_batch, peak_bytes, smaller
+from mgd3.batching import Batches, free_bytes, largest_batch, peak_bytes
 from mgd3.datasets import Digits
 from mgd3.discovery import Work
 from mgd3.distillers.generative import GenerativeDistiller
@@ -154,17 +154,33 @@ class _Limited:
         return part + 1
 
 
-def test_parts_shrink_until_they_fit():
-    work = _Limited(3)
-    assert torch.equal(in_parts(work, torch.arange(10), 16, "decoding"), torch.arange(10) + 1)
-    assert work.calls == [10, 5, 2, 2, 2, 2, 2]
+def test_parts_shrink_until_they_fit_and_stay_small():
+    work, batches = _Limited(3), Batches(16, "decoding")
+    for _ in range(2):
+        assert torch.equal(batches(work, torch.arange(10)), torch.arange(10) + 1)
+    assert work.calls == [10, 5, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     with pytest.raises(UserError, match=r"decoding a single image; try vae_slicing=true"):
-        in_parts(_Limited(0), torch.arange(10), 16, "decoding")
+        Batches(16, "decoding")(_Limited(0), torch.arange(10))
 
 
 def test_other_errors_are_not_taken_for_memory():
+    def fail(part):
+        raise RuntimeError("a bug")
+
     with pytest.raises(RuntimeError, match="a bug"):
-        smaller(4, RuntimeError("a bug"), "sampling")
+        Batches(4, "sampling")(fail, torch.arange(4))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (0, None)])
+def test_memory_for_one_image_or_none(rows, size):
+    def work(count):
+        return _Limited(rows)(torch.arange(count))
+
+    if size is None:
+        with pytest.raises(UserError, match="out of memory while sampling a single image"):
+            largest_batch(work, torch.device("cpu"))
+    else:
+        assert largest_batch(work, torch.device("cpu")) == size
 
 
 OUT_OF_MEMORY = """

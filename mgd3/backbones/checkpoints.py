@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def read_weights(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str
             with safe_open(path, framework="pt") as file:
                 return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
         zipped = zipfile.is_zipfile(path)
+        if zipped and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+            raise TypeError("it is a TorchScript program")  # torch would run it
         content = torch.load(
             path, map_location="cpu", weights_only=False, mmap=zipped, pickle_module=_Inert
         )
@@ -59,6 +61,21 @@ class _Placeholder(dict):
     __setstate__ = __setitem__ = append = extend = add = _drop
 
 
+class _Builder:
+    """A function that a pickle may call, but not change."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        """Forgets what a pickle would set."""
+
+
 class _Unpickler(pickle.Unpickler):
     """Builds tensors and plain containers; every other name becomes an empty placeholder."""
 
@@ -72,9 +89,10 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """torch's builders of tensors by exact name, storages by kind."""
-        is_storage = module == "torch" and name.isalpha() and name.endswith("Storage")
-        if is_storage or (module, name) in self._BUILDERS:
+        if module == "torch" and name.isalpha() and name.endswith("Storage"):
             return super().find_class(module, name)
+        if (module, name) in self._BUILDERS:
+            return _Builder(super().find_class(module, name))
         return _Placeholder
 
 

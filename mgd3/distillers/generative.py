@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mgd3.batching import in_parts, largest_batch, smaller
+from mgd3.batching import Batches, largest_batch
 from mgd3.datasets import RealDataset
 from mgd3.discovery import ClassModes, Work, discover_modes
 from mgd3.distilled import DistilledDataset, DistilledWriter
@@ -20,7 +20,7 @@ from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save
 from mgd3.progress import progress
 from mgd3.seeding import ImageNoise
 from mgd3.timing import StageTimes
-from mgd3.types import Backbone, Codec, Guidance, ModeFinder, Sampler, UserError
+from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, UserError
 
 _DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
@@ -28,10 +28,10 @@ _DECODE_BATCH = 16  # a VAE needs far more memory than a step
 class GenerativeDistiller:
     """One generated image per mode (MGD3), or per noise stream where nothing guides.
 
-    Images of all classes are sampled together, `batch_size` at a time. A batch is written once it
-    is decoded; a batch with a missing image is sampled again whole, so that a resumed run does
-    the same matrix products, and writes the same bytes, as one that was never stopped. Where memory
-    runs out, batches are halved and nothing that is written is lost.
+    Images of all classes are sampled together, `batch_size` at a time. A batch with a missing image
+    is sampled again whole, so that a resumed run of the same batch size does the same matrix
+    products, and writes the same bytes, as one that was never stopped. Where memory runs out,
+    batches are halved and nothing that is written is lost; pixels then agree up to rounding.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class GenerativeDistiller:
         self.guidance = guidance
         self.mode_finder = modes
         self.work = work
+        self._decoding = Batches(_DECODE_BATCH, "decoding")
 
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
@@ -59,7 +60,7 @@ class GenerativeDistiller:
                 dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out
             )
             if not load_previews(out):
-                save_previews(out, _previews(found, self.backbone.codec))
+                save_previews(out, self._previews(found))
         writer = DistilledWriter(out, dataset, ipc, seed)
         with StageTimes(out / "times.json").stage("sample"):
             self._fill(writer, dataset, ipc, seed, class_ids, found)
@@ -79,27 +80,30 @@ class GenerativeDistiller:
         labels = {info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)}
         wanted = [(info.wnid, k) for info in dataset.classes for k in range(ipc)]
         there = {key for key in wanted if writer.has(*key)}
-        size = len(wanted) if there == set(wanted) else self._batch_size(class_ids[0])
+        whole = there == set(wanted)
+        batches = Batches(len(wanted) if whole else self._batch_size(class_ids[0]), "sampling")
         start = 0
-        with progress(
-            f"sampling {len(wanted)} images, steps", len(wanted) * self._steps
-        ) as advance:
+        with (
+            progress(f"sampling {len(wanted)} images, steps", len(wanted) * self._steps) as advance,
+            _BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
+        ):
             while start < len(wanted):
-                keys = wanted[start : start + size]
+                keys = wanted[start : start + batches.size]
                 bar = _BatchBar(advance, len(keys))
                 if there.issuperset(keys):
                     bar.step(self._steps)
                 else:
                     ids = torch.tensor([labels[wnid] for wnid, _ in keys])
-                    try:
-                        latents = self._sample(keys, ids, found, seed, bar.step)
-                    except (RuntimeError, MemoryError) as error:
-                        size = smaller(len(keys), error, "sampling")
+                    latents = batches.attempt(
+                        lambda: self._sample(keys, ids, found, seed, bar.step),  # noqa: B023
+                        len(keys),
+                    )
+                    if latents is None:
                         bar.step(-bar.steps)
                         continue
-                    pictures = self._decode(keys, latents)
-                    with ThreadPoolExecutor(self.work.workers) as pool:
-                        list(pool.map(writer.write_image, *zip(*keys, strict=True), pictures))
+                    images = self._decode(latents)
+                    _require_finite(keys, images)
+                    files.write(keys, to_pixels(images))
                 start += len(keys)
 
     @property
@@ -145,15 +149,58 @@ class GenerativeDistiller:
         _require_finite(keys, latents)
         return latents
 
-    def _decode(self, keys: list[tuple[str, int]], latents: Tensor) -> list[Image.Image]:
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) on the CPU."""
         codec = self.backbone.codec
-        images = _decoded(codec, latents)
-        _require_finite(keys, images)
-        pictures = [to_pil(pixels) for pixels in to_pixels(images)]
-        if codec.output_size == codec.image_size:
-            return pictures
-        side = (codec.output_size, codec.output_size)
-        return [picture.resize(side, Image.Resampling.BICUBIC) for picture in pictures]
+        return self._decoding(lambda part: codec.decode(part).cpu(), latents)
+
+    def _previews(self, found: Mapping[str, ClassModes]) -> dict[str, Preview]:
+        """Decoded centroids and nearest real images of the first modes of the first classes."""
+        size, previews = self.backbone.codec.image_size, {}
+        for wnid, modes in list(found.items())[:MOST_CLASSES]:
+            centers = modes.modes.centers[:MOST_MODES]
+            nearest = [center_crop(i.decode(), size) for i in modes.nearest[:MOST_MODES]]
+            previews[wnid] = (
+                to_pixels(self._decode(centers)),
+                torch.stack([from_pil(image) for image in nearest]),
+            )
+        return previews
+
+
+class _BackgroundWriter:
+    """Writes one batch's files while the next is sampled; reduces them to `size` pixels."""
+
+    def __init__(self, writer: DistilledWriter, workers: int, size: int) -> None:
+        self._writer, self._size = writer, size
+        self._pool = ThreadPoolExecutor(workers)
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> _BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._pool:
+            if kind is None:
+                self._wait()
+
+    def write(self, keys: list[tuple[str, int]], pixels: Tensor) -> None:
+        """Begin with a batch (B, 3, H, W) uint8, once the last one is done."""
+        self._wait()
+        self._pending = [
+            self._pool.submit(self._write, key, image)
+            for key, image in zip(keys, pixels, strict=True)
+        ]
+
+    def _write(self, key: tuple[str, int], pixels: Tensor) -> None:
+        picture, side = to_pil(pixels), (self._size, self._size)
+        if picture.size != side:
+            picture = picture.resize(side, Image.Resampling.BICUBIC)
+        self._writer.write_image(*key, picture)
+
+    def _wait(self) -> None:
+        """Raises what went wrong while writing."""
+        for file in self._pending:
+            file.result()
 
 
 class _BatchBar:
@@ -169,11 +216,6 @@ class _BatchBar:
         self._advance(count * self._images)
 
 
-def _decoded(codec: Codec, latents: Tensor) -> Tensor:
-    """Images (B, 3, H, W) on the CPU."""
-    return in_parts(lambda part: codec.decode(part).cpu(), latents, _DECODE_BATCH, "decoding")
-
-
 def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
     bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
     if bad.any():
@@ -183,16 +225,3 @@ def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
             "(use bfloat16), the backbone's weights are bad, or guidance.scale or "
             "sampler.cfg_scale is far too large; nothing of it was written"
         )
-
-
-def _previews(found: Mapping[str, ClassModes], codec: Codec) -> dict[str, Preview]:
-    """Decoded centroids and nearest real images of the first modes of the first classes."""
-    previews = {}
-    for wnid, modes in list(found.items())[:MOST_CLASSES]:
-        centers = modes.modes.centers[:MOST_MODES]
-        nearest = [center_crop(i.decode(), codec.image_size) for i in modes.nearest[:MOST_MODES]]
-        previews[wnid] = (
-            to_pixels(_decoded(codec, centers)),
-            torch.stack([from_pil(image) for image in nearest]),
-        )
-    return previews
