@@ -109,7 +109,8 @@ def distil(
     """The finished distilled dataset in `out`, made now if it is not there."""
     with waiting(out):
         remove_leftovers(out, out / "modes", *(out / "images").glob("*"))
-        claim_folder(out, cfg, "identity.json", DISTILLATION_KEYS)
+        names = {info.wnid: info.name for info in dataset.classes}  # classes.csv makes prompts
+        claim_folder(out, cfg, "identity.json", DISTILLATION_KEYS, classes=names)
         distilled = DistilledDataset(out)
         if distilled.complete:
             return distilled

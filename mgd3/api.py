@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mgd3 import checks
 from mgd3.artifacts import claim, waiting
 from mgd3.datasets import RealDataset
 from mgd3.discovery import Work
@@ -34,12 +35,20 @@ def distil(
     images that do not decode, weights that are missing, classes that the backbone does not know,
     or a folder that holds images made by other settings.
     """
+    checks.integer("ipc", ipc, minimum=1)
+    checks.integer("seed", seed, minimum=0)
+    guidance.check(sampler.steps)
     out, modes = Path(out), modes or KMeansModes()
     work = Work(cache=Path(cache), batch_size=batch_size, workers=workers, flip="none")
     parts = {"backbone": backbone, "sampler": sampler, "guidance": guidance, "modes": modes}
     settings = {
-        "dataset": {"name": dataset.name, "classes": [c.wnid for c in dataset.classes]},
+        "dataset": {
+            **_settings(dataset),
+            "location": str(dataset.location),
+            "classes": {c.wnid: c.name for c in dataset.classes},
+        },
         **{key: _settings(part) for key, part in parts.items()},
+        "precision": backbone.precision,
         "ipc": ipc,
         "seed": seed,
     }

@@ -75,10 +75,16 @@ def build_backbone(cfg: DictConfig, compute: Compute) -> Backbone:
     return build(cfg, "backbone", **{k: v for k, v in runtime.items() if k in wanted})
 
 
-def claim_folder(folder: Path, cfg: DictConfig, file: str, keys: tuple[str, ...]) -> None:
-    """Write what makes this folder's content into it, or refuse a folder made by other values."""
-    values = {key: plain(cfg[key]) for key in keys}
-    claim(folder, file, values, "choose another hydra.run.dir or leave it out")
+def claim_folder(
+    folder: Path, cfg: DictConfig, file: str, keys: tuple[str, ...], **found: Any
+) -> None:
+    """Write what makes this folder's content into it, or refuse a folder made by other values.
+
+    `found` holds what no key says, such as class names read from a file.
+    """
+    values = {key: plain(cfg[key]) for key in keys} | found
+    remedy = "choose another hydra.run.dir or leave it out, or delete that folder"
+    claim(folder, file, values, remedy)
 
 
 def dataset_of(folder: Path) -> RealDataset:

@@ -101,10 +101,6 @@ def validate(cfg: DictConfig) -> None:
     checks.integer("ipc", cfg.ipc, minimum=1)
     checks.integer("seed", cfg.seed, minimum=0)
     checks.integer("student_seeds", cfg.student_seeds, minimum=1)
-    if cfg.batch_size != "auto":
-        checks.integer("batch_size", cfg.batch_size, minimum=1)
-    checks.integer("workers", cfg.workers, minimum=1)
-    checks.choice("flip", cfg.flip, ["none", "random"])
 
 
 def student_names(cfg: DictConfig) -> list[str]:

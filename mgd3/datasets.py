@@ -272,8 +272,11 @@ def _read_names(path: Path) -> dict[str, str]:
     """Class names by folder from a CSV file with the columns folder and name; none without it."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a UTF-8 table ({error}): save it as CSV UTF-8") from error
     if not rows or not {"folder", "name"} <= rows[0].keys():
         raise UserError(f"{path} must have a first line «folder,name» and one line per class")
     names: dict[str, str] = {}

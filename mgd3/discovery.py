@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgd3 import checks
 from mgd3.artifacts import CorruptFileError
 from mgd3.datasets import RealDataset, RealImage
 from mgd3.inventory import take_inventory
@@ -25,6 +26,12 @@ class Work:
     batch_size: int | str  # images sampled at once, or «auto»
     workers: int  # threads that decode files
     flip: str  # «none», or «random» as in the released loader
+
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto":
+            checks.integer("batch_size (or auto)", self.batch_size, minimum=1)
+        checks.integer("workers", self.workers, minimum=1)
+        checks.choice("flip", self.flip, ["none", "random"])
 
 
 @dataclass(frozen=True, kw_only=True)

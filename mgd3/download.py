@@ -14,10 +14,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from urllib.parse import parse_qs, urldefrag
 
-from mgd3.artifacts import CorruptFileError, read_json, write_json, writing
+from mgd3.artifacts import CorruptFileError, read_json, waiting, write_json, writing
 from mgd3.progress import progress
 from mgd3.types import UserError
 
@@ -27,70 +28,82 @@ PARTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _CHUNK = 1 << 20
 _TRIES = 5  # in a row without a byte
 _SECONDS = 30.0  # without an answer
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
 def fetch_url(url: str, path: Path, patience: float = 1.0) -> None:
     """Fetch `url` to `path`; `url#sha256=HEX` is checked. Raises `UserError` if it cannot be had.
 
-    Bytes gather in a `.part` file beside `path`. `patience` is the first wait in seconds after a
-    failure; it doubles.
+    Bytes gather in a `.part` file beside `path`; another process that wants the same file waits.
+    `patience` is the first wait in seconds after a failure; it doubles.
     """
     address, fragment = urldefrag(url)
     expected = parse_qs(fragment).get("sha256", [""])[0].lower()
     part = path.with_name(f".{path.name}.part")
-    memory = path.with_name(f"{part.name}.json")  # which version of the file has arrived in part
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    failures = 0
+    with waiting(path.parent):
+        if not path.is_file():
+            _gather(address, part, path.name, patience)
+            if expected and sha256_of(part) != expected:
+                part.unlink()
+                _memory(part).unlink(missing_ok=True)
+                raise UserError(f"{address} does not have the SHA-256 {expected}: thrown away")
+            with writing(path):
+                part.replace(path)
+            _memory(part).unlink(missing_ok=True)
+        elif expected and sha256_of(path) != expected:
+            raise UserError(f"{path} is there but does not have the SHA-256 {expected}: delete it")
+
+
+def _gather(address: str, part: Path, name: str, patience: float) -> None:
+    """Connect again and again until `part` is whole."""
+    failures = most = 0
     while True:
-        before = part.stat().st_size if part.is_file() else 0
         try:
-            _transfer(address, path.name, part, memory)
-            break
+            return _transfer(address, part, name)
         except urllib.error.HTTPError as error:
-            raise UserError(f"{address}: the server answers {error.code} {error.reason}") from error
-        except (OSError, http.client.HTTPException) as error:
-            arrived = part.stat().st_size if part.is_file() else 0
-            failures = 0 if arrived > before else failures + 1
-            if failures == _TRIES:
+            reason: Exception = error
+            if error.code not in _TRANSIENT:
                 raise UserError(
-                    f"{address} broke off {_TRIES} times at {arrived / 1e6:.1f} MB ({error}); "
-                    "what has arrived is kept: the same command goes on from there"
+                    f"{address}: the server answers {error.code} {error.reason}"
                 ) from error
-            log.warning("%s: %s; going on at %.1f MB", address, error, arrived / 1e6)
-            time.sleep(patience * 2**failures)
-    if expected and sha256_of(part) != expected:
-        part.unlink()
-        memory.unlink(missing_ok=True)
-        raise UserError(f"{address} does not have the SHA-256 {expected}; it was thrown away")
-    with writing(path):
-        part.replace(path)
-    memory.unlink(missing_ok=True)
+        except (OSError, http.client.HTTPException) as error:
+            reason = error
+        arrived = part.stat().st_size if part.is_file() else 0
+        failures = 0 if arrived > most else failures + 1
+        most = max(most, arrived)
+        if failures == _TRIES:
+            kept = "what has arrived is kept: " if _version(part) else ""
+            raise UserError(
+                f"{address} could not be fetched, {_TRIES} attempts in a row failed at "
+                f"{arrived / 1e6:.1f} MB ({reason}); {kept}try the same command again later"
+            ) from reason
+        log.warning("%s: %s; trying again from %.1f MB", address, reason, arrived / 1e6)
+        time.sleep(patience * 2**failures)
 
 
-def _transfer(address: str, name: str, part: Path, memory: Path) -> None:
+def _transfer(address: str, part: Path, name: str) -> None:
     """One connection; raises `OSError` or `HTTPException` unless the file is whole afterwards."""
-    offset = part.stat().st_size if part.is_file() else 0
-    version = _version(memory) if offset else ""
+    version = _version(part) if part.is_file() else ""
+    offset = part.stat().st_size if version else 0
     request = urllib.request.Request(address)
-    if version:
+    if offset:
         request.add_header("Range", f"bytes={offset}-")
         request.add_header("If-Range", version)
     try:
         answer = urllib.request.urlopen(request, timeout=_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and version:  # nothing is left to send
+        if error.code == 416 and offset:  # nothing is left to send
             return
         raise
     with answer:
-        resumes = answer.status == 206
-        offset = offset if resumes else 0
+        if answer.status != 206:
+            offset = 0
+            part.unlink(missing_ok=True)  # before its version is forgotten
+            write_json(_memory(part), {"version": _validator(answer.headers)})
         left = int(answer.headers.get("Content-Length") or 0)
-        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        write_json(memory, {"version": version})
         with (
             writing(part),
-            part.open("ab" if resumes else "wb") as file,
+            part.open("ab") as file,
             progress(f"fetching {name}, MB", round((offset + left) / 1e6)) as advance,
         ):
             advance(round(offset / 1e6))
@@ -103,9 +116,20 @@ def _transfer(address: str, name: str, part: Path, memory: Path) -> None:
         raise ConnectionError(f"the connection ended {left - arrived} bytes early")
 
 
-def _version(memory: Path) -> str:
+def _validator(headers: Message) -> str:
+    """What `If-Range` accepts: a strong ETag, else the date."""
+    etag = headers.get("ETag") or ""
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
+
+
+def _memory(part: Path) -> Path:
+    """Which version of the file has arrived in `part`."""
+    return part.with_name(f"{part.name}.json")
+
+
+def _version(part: Path) -> str:
     try:
-        return read_json(memory)["version"]
+        return read_json(_memory(part))["version"]
     except (FileNotFoundError, CorruptFileError, KeyError):
         return ""
 
@@ -135,7 +159,7 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
     are some, never half-precision copies.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         published = HfApi().model_info(repository, files_metadata=True).siblings or []
@@ -156,12 +180,15 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
                     f"{repository}/{file.name} arrived with another size or SHA-256 than the hub "
                     "publishes, twice; it was thrown away: try again later"
                 )
+    except UserError:
+        raise
     except OfflineModeIsEnabled as error:
         raise UserError("HF_HUB_OFFLINE is set: unset it to fetch from the hub") from error
-    except (HfHubHTTPError, OSError, ValueError, http.client.HTTPException) as error:
+    except Exception as error:  # the client's HTTP library, and its errors, changed over versions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{repository} could not be fetched from the hub ({str(error).splitlines()[0]}); what "
-            "has arrived is kept: the same command goes on from there"
+            f"{repository} could not be fetched from the hub ({reason}); what has arrived is kept: "
+            "try the same command again later"
         ) from error
     return path.parents[len(Path(file.name).parts) - 1]
 

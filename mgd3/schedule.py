@@ -48,10 +48,13 @@ class NoiseSchedule:
             timesteps = [k * (total // num_steps) + self.offset for k in range(num_steps)]
         else:
             timesteps = sorted(round(total - k * total / num_steps) - 1 for k in range(num_steps))
-        if timesteps[-1] >= total:
+        if not total - 2 * (total // num_steps) <= timesteps[-1] < total:
+            divisors = [d for d in range(2, total) if total % d == 0 and d <= total // 2]
+            closest = min(divisors, key=lambda d: abs(d - num_steps))
             raise UserError(
-                f"sampler.steps={num_steps} would visit timestep {timesteps[-1]}, but this "
-                f"backbone was trained on 0..{total - 1}; allowed: 2..{total // 2}"
+                f"sampler.steps={num_steps} would start at timestep {timesteps[-1]} of 0.."
+                f"{total - 1}, where this backbone's images are not pure noise; "
+                f"try sampler.steps={closest}"
             )
         return timesteps
 

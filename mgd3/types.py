@@ -90,6 +90,7 @@ class Backbone(Protocol):
 
     codec: Codec
     device: torch.device
+    precision: str  # in which it computes; weights and predictions are float32
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

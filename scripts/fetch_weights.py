@@ -37,9 +37,12 @@ def sources(backbone: str, overrides: list[str]) -> dict[str, list[str]]:
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = compose("config", overrides=[f"backbone={backbone}", *overrides])
     options = plain(cfg.backbone)
-    vae = options.get("vae")
+    weights, vae = options.get("weights"), options.get("vae")
+    if weights == "???":
+        print(f"backbone={backbone}: its weights are your own, made by scripts/train_backbone.py")
+        weights = None
     rest = [part for part in PARTS if part != "vae"]
-    found = {str(options["weights"]): rest if vae else list(PARTS)} if "weights" in options else {}
+    found = {str(weights): rest if vae else list(PARTS)} if weights else {}
     return found | ({str(vae): ["vae"]} if vae else {})
 
 
@@ -47,13 +50,14 @@ def fetch(source: str, parts: list[str]) -> Path:
     """The local path of a source, fetched unless it is there."""
     if is_url(source):
         path = download_path(source)
-        if not path.is_file():
-            fetch_url(source, path)
-            try:
-                read_weights("fetched", path)
-            except UserError:
+        is_new = not path.is_file()
+        fetch_url(source, path)
+        try:
+            read_weights("fetched", path)
+        except UserError:
+            if is_new:
                 path.unlink()
-                raise
+            raise
         return path
     local = find_file("weights", source) or Path(source).expanduser()
     if local.exists():

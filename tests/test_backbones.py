@@ -99,10 +99,26 @@ def test_guidance_on_three_or_four_channels(tmp_path):
         assert (out.variance - cond.variance).abs().max() < 1e-5
 
 
-def test_a_published_width_with_other_heads_is_refused():
-    network = build_network(8, 2, 4, hidden_size=384, depth=1, num_heads=6, num_classes=3)
+def test_a_published_width_with_other_heads_is_refused_unless_the_file_says_so(tmp_path):
+    network = build_network(8, 2, 1, hidden_size=384, depth=1, num_heads=4, num_classes=3)
+    torch.save(to_original(network), tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"384 wide, a DiT with 6 heads, not 16.*num_heads=6"):
-        from_original(to_original(network), num_heads=16)
+        _ = DiT(str(tmp_path / "w.pt"), vae=None, image_size=8).bare
+    metadata = {"config": constructor_arguments(network)}
+    save_file(to_original(network), tmp_path / "w.safetensors", metadata)
+    own = DiT(str(tmp_path / "w.safetensors"), vae=None, image_size=8)
+    assert own.bare.network.config.num_attention_heads == 4
+
+
+class Scripted(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_program_is_not_taken_for_weights(tmp_path):
+    torch.jit.script(Scripted()).save(str(tmp_path / "program.pt"))
+    with pytest.raises(UserError, match="TorchScript program"):
+        read_weights("backbone.weights", tmp_path / "program.pt")
 
 
 def test_a_training_checkpoint_gives_its_average(tmp_path):
@@ -149,6 +165,15 @@ def _drop(path, out):
     torch.save(tensors, out)
 
 
+def _change(name, change):
+    def spoil(path, out):
+        tensors = dict(read_weights("w", path)[0])
+        tensors[name] = change(tensors[name]).clone()
+        torch.save(tensors, out)
+
+    return spoil
+
+
 def _extra(path, out):
     tensors, _ = read_weights("w", path)
     torch.save({**tensors, "blocks.1.gamma": torch.ones(3)}, out)
@@ -162,6 +187,14 @@ def _extra(path, out):
         (lambda path, out: torch.save({"a": torch.ones(1)}, out), "not a DiT checkpoint"),
         (_drop, r"1 missing \(transformer_blocks\.1\.ff\.net\.0\.proj\.bias\)"),
         (_extra, r"1 unknown \(blocks\.1\.gamma\)"),
+        (
+            _change("pos_embed", lambda t: t[..., :1]),
+            r"pos_embed is \(1, 16, 1\), not \(1, 16, 64\)",
+        ),
+        (_change("pos_embed", lambda t: t[:, :3]), r"pos_embed is \(1, 3, 64\)"),
+        (_change("pos_embed", lambda t: t[0, 0]), "not a DiT checkpoint"),
+        (_change("blocks.0.attn.qkv.weight", lambda t: t[:2]), "2 rows, not three equal parts"),
+        (_change("blocks.0.mlp.fc1.bias", lambda t: t[:2]), r"bias is \(2,\), not \(256,\)"),
     ],
 )
 def test_bad_weight_files_are_refused(tmp_path, capsys, spoil, message):

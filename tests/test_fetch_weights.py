@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import run
 from networks import compvis_tensors, small_stable_diffusion
 from test_parity import GOLDEN
 
+from mgd3.backbones.sources import download_path
 from mgd3.backbones.stable_diffusion import StableDiffusion
 from mgd3.datasets import ClassInfo
 from mgd3.download import HubFile, fetch_url, needed_files, sha256_of
@@ -24,7 +26,7 @@ class Server:
 
     def __init__(self, files, stop_after=None, times=0, ranges=True):
         self.files, self.stop_after, self.times, self.ranges = files, stop_after, times, ranges
-        self.requested = []
+        self.requested, self.busy, self.weak = [], 0, False
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,22 +55,25 @@ class Server:
     def answer(self, request, with_body):
         path = request.path.split("?")[0]
         body = self.files.get(path)
-        if body is None:
-            request.send_response(404)
+        if body is None or self.busy:
+            request.send_response(503 if body else 404)
+            self.busy = max(0, self.busy - 1)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
         etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        accepted = ("Sat, 21 Nov 2026 10:00:00 GMT", None if self.weak else etag)
         asked = request.headers.get("Range")
         self.requested.append((path, asked))
         start = 0
-        if asked and self.ranges and request.headers.get("If-Range", etag) == etag:
+        if asked and self.ranges and request.headers.get("If-Range") in accepted:
             start = int(asked.removeprefix("bytes=").split("-")[0])
         request.send_response(206 if start else 200)
         if start:
             request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         request.send_header("Content-Length", str(len(body) - start))
-        request.send_header("ETag", etag)
+        request.send_header("ETag", f"W/{etag}" if self.weak else etag)
+        request.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
         request.send_header("X-Repo-Commit", "0" * 40)
         request.end_headers()
         if not with_body:
@@ -89,7 +94,7 @@ def test_a_dropped_connection_goes_on_where_it_stopped(tmp_path):
             None, "bytes=300000-", "bytes=600000-", "bytes=900000-",
         ]  # fmt: skip
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
-    assert [f.name for f in tmp_path.iterdir()] == ["w.bin"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".lock", "w.bin"]
 
 
 def test_a_second_process_goes_on_too_and_a_changed_file_starts_again(tmp_path):
@@ -114,10 +119,41 @@ def test_a_server_without_ranges_starts_again(tmp_path):
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
 
+def test_a_busy_server_is_asked_again_and_a_weak_validator_resumes_by_date(tmp_path):
+    with Server({"/w.bin": CONTENT}, stop_after=300_000, times=1) as server:
+        server.busy, server.weak = 3, True
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
+        assert [asked for _, asked in server.requested] == [None, "bytes=300000-"]
+    assert (tmp_path / "w.bin").read_bytes() == CONTENT
+
+
+def test_two_processes_that_want_one_file_fetch_it_once(tmp_path):
+    with Server({"/w.bin": CONTENT}) as server, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin"), range(4)))
+        assert len(server.requested) == 1
+
+
+@pytest.mark.parametrize("url", ["https://h/../../x.pt", "https://h", "https://h/"])
+def test_an_address_that_names_no_file_is_refused(url):
+    with pytest.raises(UserError, match="does not name a file"):
+        download_path(url)
+    assert download_path("https://h/uc?id=1") != download_path("https://h/uc?id=2")
+
+
+def test_a_hub_that_does_not_answer_is_one_message(tmp_path):
+    done = run(
+        tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_HUB_OFFLINE=None,
+        HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "org/sd could not be fetched from the hub" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_server_that_always_hangs_up_is_an_error_and_keeps_the_rest(tmp_path):
     with (
         Server({"/w.bin": CONTENT}, stop_after=0, times=99) as server,
-        pytest.raises(UserError, match=r"broke off 5 times.*the same command goes on"),
+        pytest.raises(UserError, match=r"5 attempts in a row failed at 0\.0 MB"),
     ):
         fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
     assert not (tmp_path / "w.bin").exists()
@@ -132,6 +168,8 @@ def test_a_checksum_is_kept_or_the_file_thrown_away(tmp_path):
             fetch_url(f"{server.url}/w.bin#sha256={wrong}", tmp_path / "wrong.bin")
         with pytest.raises(UserError, match="the server answers 404"):
             fetch_url(f"{server.url}/none", tmp_path / "none.bin")
+        with pytest.raises(UserError, match=r"right\.bin is there but does not have the SHA-256"):
+            fetch_url(f"{server.url}/w.bin#sha256={wrong}", tmp_path / "right.bin")
     assert not list(tmp_path.glob("*wrong*"))
 
 
@@ -155,7 +193,10 @@ def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
         assert "backbone.weights=PATH" in before.stderr and "Traceback" not in before.stderr
         done = run(tmp_path, "ldm_cin256", options[1], script="scripts/fetch_weights.py", **weights)
         assert done.returncode == 0, done.stderr
-        assert str(tmp_path / "weights/127.0.0.1/cin/model.ckpt") in done.stdout
+        assert (
+            str(tmp_path / f"weights/{server.url[7:].replace(':', '_')}/cin/model.ckpt")
+            in done.stdout
+        )
         count = len(server.requested)
         again = run(tmp_path, url, script="scripts/fetch_weights.py", **weights)
         assert again.returncode == 0 and len(server.requested) == count
@@ -171,7 +212,7 @@ def test_a_truncated_file_is_refused_and_not_kept(tmp_path):
         )  # fmt: skip
     assert done.returncode == 1
     assert "not a readable weight file" in done.stderr and "Traceback" not in done.stderr
-    assert not [f for f in (tmp_path / "weights").rglob("*") if f.is_file()]
+    assert [f.name for f in (tmp_path / "weights").rglob("*") if f.is_file()] == [".lock"]
 
 
 def hub(folder, repository, corrupt=()):

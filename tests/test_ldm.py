@@ -102,6 +102,19 @@ def _without(*names):
             compvis_tensors() | {"model.diffusion_model.label_emb.weight": torch.ones(2)},
             r"1 unknown tensors \(model\.diffusion_model\.label_emb\.weight\)",
         ),
+        (compvis_tensors() | {"discriminator.bias": torch.ones(2)}, r"1 unknown \(discrim"),
+        (
+            compvis_tensors() | {"cond_stage_model.embedding.weight": torch.ones(11, 5)},
+            "5 columns of the class embedding, 8 are needed",
+        ),
+        (
+            compvis_tensors() | {"alphas_cumprod": torch.ones(500)},
+            "500 timesteps of alphas_cumprod, 1000 are needed",
+        ),
+        (
+            compvis_tensors() | {"first_stage_model.quantize.embedding.weight": torch.ones(5)},
+            "of no size that can be built",
+        ),
         (
             compvis_tensors() | {"model.diffusion_model.time_embed.2.bias": torch.ones(5)},
             r"of another shape \(time_embedding\.linear_2\.bias is \(5,\), not \(128,\)\)",

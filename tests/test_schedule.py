@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from mgd3.guidance import ModeGuidance
 from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod, respaced_timesteps
-from mgd3.types import DenoiseState
+from mgd3.types import DenoiseState, UserError
 
 TIMESTEPS = [
     0, 20, 41, 61, 82, 102, 122, 143, 163, 183, 204, 224, 245, 265, 285, 306, 326, 347, 367, 387,
@@ -57,3 +58,26 @@ def test_stop_is_strict(stop_t, guided):
     ]
     assert len(steps) == guided
     assert steps == list(range(stop_t + 1, 50))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_spacings_are_those_of_diffusers(spacing):
+    for steps in (10, 50, 250):
+        scheduler = DDPMScheduler(timestep_spacing=spacing, steps_offset=1)
+        scheduler.set_timesteps(steps)
+        ours = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod(), spacing=spacing, offset=1)
+        assert ours.timesteps(steps) == scheduler.timesteps.flip(0).tolist()
+
+
+@pytest.mark.parametrize(("steps", "better"), [(400, 500), (600, 500), (1000, 500)])
+def test_steps_that_would_not_start_in_noise_are_refused(steps, better):
+    leading = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod(), spacing="leading", offset=1)
+    with pytest.raises(UserError, match=rf"sampler\.steps={steps} would start.*steps={better}"):
+        leading.respaced(steps)
+
+
+def test_zero_terminal_snr_is_refused():
+    abar = linear_alphas_cumprod()
+    abar[-1] = 0
+    with pytest.raises(UserError, match="zero terminal SNR"):
+        NoiseSchedule(alphas_cumprod=abar).respaced(50)

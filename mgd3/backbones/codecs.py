@@ -145,6 +145,10 @@ def make_codec(
 ) -> Codec:
     """The latent space of a hub id's or a diffusers folder's VAE; pixel space where it is None."""
     if vae is None:
+        if latents != "mean":
+            raise UserError(
+                f"backbone.latents={latents}: without a backbone.vae latents are pixels"
+            )
         return PixelCodec(image_size)
     source = diffusers_source("backbone.vae", vae)
     return VAECodec(

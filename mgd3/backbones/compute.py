@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from mgd3 import checks
 from mgd3.types import UserError
+
+log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,6 +59,8 @@ class Compute:
                 "install one, or leave compile=false"
             )
         object.__setattr__(self, "torch_device", pick_device(self.device))
+        if self.precision == "tf32" and self.torch_device.type == "cpu":
+            log.warning("precision=tf32 is float32 on a CPU")
 
     def place(self, network: Network) -> Network:
         """`network` on the device, frozen, in the chosen layout."""

@@ -18,7 +18,7 @@ from mgd3 import checks
 from mgd3.backbones.checkpoints import metadata_json, read_weights
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.compute import Compute
-from mgd3.backbones.dit_weights import as_trained, from_original
+from mgd3.backbones.dit_weights import as_trained, from_original, require_published_heads
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.sources import diffusers_source, find_file, load_pretrained
 from mgd3.datasets import ClassInfo
@@ -32,7 +32,7 @@ class BareDiT:
     def __init__(self, network: DiTTransformer2DModel, compute: Compute) -> None:
         self.network = network
         self.compute = compute
-        self.device = compute.torch_device
+        self.device, self.precision = compute.torch_device, compute.precision
         self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
         self.null_class = int(network.config.num_embeds_ada_norm)  # the row after the last class
         side = network.config.sample_size
@@ -67,7 +67,7 @@ class DiT:
         self.latents = latents
         self.num_heads = checks.integer("backbone.num_heads", num_heads, minimum=1)
         self.compute = compute or Compute()
-        self.device = self.compute.torch_device
+        self.device, self.precision = self.compute.torch_device, self.compute.precision
         self.codec = make_codec(vae, image_size, latents, self.compute)
         self._path = find_file("backbone.weights", str(weights))
         if self._path is None:
@@ -85,8 +85,9 @@ class DiT:
         else:
             tensors, metadata = read_weights("backbone.weights", self._path)
             config = metadata_json(metadata, "config") or {}
-            heads = config.get("num_heads", self.num_heads)
-            network = from_original(tensors, heads, self._name)
+            network = from_original(tensors, config.get("num_heads", self.num_heads), self._name)
+            if "num_heads" not in config:
+                require_published_heads(tensors, self.num_heads, self._name)
             trained_on = metadata_json(metadata, "classes")
         factor, size = self.codec.downsampling, network.config.sample_size
         if self.codec.image_size != size * factor:

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from mgd3.backbones.checkpoints import load_strictly
+from mgd3.backbones.checkpoints import load_strictly, refuse_tensors
 from mgd3.types import UserError
 
 # facebookresearch/DiT's names on the left, diffusers' on the right; {n} is the block's number.
@@ -82,20 +82,15 @@ def from_original(
     try:
         hidden_size, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
         tokens = tensors["pos_embed"].shape[1]
+        _ = tensors["blocks.0.attn.qkv.weight"]
         depth = 1 + max(int(m[1]) for k in tensors if (m := re.match(r"blocks\.(\d+)\.", k)))
         out_channels = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
         num_classes = tensors["y_embedder.embedding_table.weight"].shape[0] - 1
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise UserError(
-            f"{source} is not a DiT checkpoint in facebookresearch's layout ({error} is missing); "
-            f"its keys start with: {', '.join(list(tensors)[:3])}"
+            f"{source} is not a DiT checkpoint in facebookresearch's layout ({error}); its "
+            f"keys start with: {', '.join(list(tensors)[:3])}"
         ) from error
-    published = _PUBLISHED_HEADS.get(hidden_size, num_heads)
-    if num_heads != published:
-        raise UserError(
-            f"{source} is {hidden_size} wide, a DiT with {published} heads, not {num_heads}, and "
-            f"the file does not say; set backbone.num_heads={published}"
-        )
     network = build_network(
         input_size=round(tokens**0.5) * patch_size,
         patch_size=patch_size,
@@ -106,9 +101,24 @@ def from_original(
         num_classes=num_classes,
         learn_sigma=out_channels == 2 * in_channels,
     )
-    load_strictly(network, _to_diffusers(tensors, depth), source)
-    network.pos_embed.pos_embed.copy_(tensors["pos_embed"].float())
+    load_strictly(network, _to_diffusers(tensors, depth, source), source)
+    table, given = network.pos_embed.pos_embed, tensors["pos_embed"]
+    if table.shape != given.shape:
+        expected = f"pos_embed is {tuple(given.shape)}, not {tuple(table.shape)}"
+        refuse_tensors(source, [], [], [expected])
+    table.copy_(given.float())
     return network
+
+
+def require_published_heads(tensors: dict[str, Tensor], num_heads: int, source: str) -> None:
+    """Heads leave no trace in the shapes; refuse another number than the published width has."""
+    width = tensors["pos_embed"].shape[-1]
+    published = _PUBLISHED_HEADS.get(width, num_heads)
+    if num_heads != published:
+        raise UserError(
+            f"{source} is {width} wide, a DiT with {published} heads, not {num_heads}, and the "
+            f"file does not say; set backbone.num_heads={published}"
+        )
 
 
 def to_original(network: DiTTransformer2DModel) -> dict[str, Tensor]:
@@ -130,7 +140,7 @@ def to_original(network: DiTTransformer2DModel) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _to_diffusers(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _to_diffusers(tensors: dict[str, Tensor], depth: int, source: str) -> dict[str, Tensor]:
     rest = {k: v for k, v in tensors.items() if k != "pos_embed"}
     state: dict[str, Tensor] = {}
 
@@ -148,9 +158,12 @@ def _to_diffusers(tensors: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
         for original, name in _BLOCK.items():
             move(f"blocks.{n}.{original}", f"transformer_blocks.{n}.{name}")
         for kind in ("weight", "bias"):
-            if f"blocks.{n}.attn.qkv.{kind}" in rest:
-                parts = rest.pop(f"blocks.{n}.attn.qkv.{kind}").chunk(3)
-                for name, part in zip(_QKV, parts, strict=True):
+            stacked = f"blocks.{n}.attn.qkv.{kind}"
+            if stacked in rest:
+                if len(rest[stacked]) % 3:
+                    rows = f"{stacked} has {len(rest[stacked])} rows, not three equal parts"
+                    refuse_tensors(source, [], [], [rows])
+                for name, part in zip(_QKV, rest.pop(stacked).chunk(3), strict=True):
                     state[f"transformer_blocks.{n}.attn1.{name}.{kind}"] = part
     return state | rest  # what is left over makes the strict load fail by its own name
 

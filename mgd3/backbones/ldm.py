@@ -39,7 +39,7 @@ class LDM:
         self.weights, self.image_size = str(weights), image_size
         self.num_heads = checks.integer("backbone.num_heads", num_heads, minimum=1)
         self.compute = compute or Compute()
-        self.device = self.compute.torch_device
+        self.device, self.precision = self.compute.torch_device, self.compute.precision
         self._cache = Path(cache)
         path = find_file("backbone.weights", str(weights))
         if path is None:

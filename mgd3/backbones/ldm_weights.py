@@ -15,10 +15,16 @@ from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor
 
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, stamp_digest, waiting
-from mgd3.backbones.checkpoints import load_strictly, read_weights
+from mgd3.backbones.checkpoints import load_strictly, read_weights, refuse_tensors
 from mgd3.types import UserError
 
 _UNET, _VQ, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+# Buffers that CompVis's model derives from its betas, and a scalar of its training.
+_SCHEDULE = (
+    "betas", "alphas_cumprod", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+    "posterior_", "lvlb_weights", "logvar", "scale_factor",
+)  # fmt: skip
 _PARTS = ("unet", "vq", "classes", "schedule")
 
 
@@ -48,16 +54,22 @@ def load_ldm(path: Path, num_heads: int, cache: Path) -> LDMNetworks:
         }
         for part in _PARTS
     }
-    unet = UNet2DConditionModel(**_unet_config(parts["unet"], num_heads))
+    embeddings, abar = parts["classes"]["embedding"], parts["schedule"]["alphas_cumprod"]
+    try:
+        unet = UNet2DConditionModel(**_unet_config(parts["unet"], num_heads))
+        vq = VQModel(**_vq_config(parts["vq"]))
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"{source} is of no size that can be built: {error}") from error
     load_strictly(unet, parts["unet"], source)
-    vq = VQModel(**_vq_config(parts["vq"]))
     load_strictly(vq, parts["vq"], source)
-    return LDMNetworks(
-        unet=unet,
-        vq=vq,
-        classes=parts["classes"]["embedding"].float(),
-        alphas_cumprod=parts["schedule"]["alphas_cumprod"].double(),
-    )
+    for what, got, expected in (
+        ("columns of the class embedding", embeddings.shape[-1], unet.config.cross_attention_dim),
+        ("channels of the unet's input", unet.config.in_channels, vq.config.vq_embed_dim),
+        ("timesteps of alphas_cumprod", len(abar), 1000),
+    ):
+        if got != expected:
+            raise UserError(f"{source}: {got} {what}, {expected} are needed")
+    return LDMNetworks(unet=unet, vq=vq, classes=embeddings.float(), alphas_cumprod=abar.double())
 
 
 def _convert(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -94,12 +106,14 @@ def _convert(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             first_stage, {"down_block_types": blocks, "up_block_types": blocks}
         )
         new_vq["quantize.embedding.weight"] = tensors[f"{_VQ}quantize.embedding.weight"]
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise UserError(
-            f"{source} is not a checkpoint of this network: the tensor {error} is missing"
+            f"{source} is not a checkpoint of this network; it lacks {error}"
         ) from error
     _refuse_unknown(source, {_UNET + k: v for k, v in unet.items()}, new_unet)
     _refuse_unknown(source, first_stage, new_vq)
+    known = (_UNET, _VQ, f"{_CLASSES}embedding.weight", "model_ema.", *_SCHEDULE)
+    refuse_tensors(source, [], [k for k in tensors if not k.startswith(known)], [])
     return {
         **{f"unet.{k}": v for k, v in new_unet.items()},
         **{f"vq.{k}": v for k, v in new_vq.items()},

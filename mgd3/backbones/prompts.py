@@ -29,6 +29,8 @@ class PromptTemplate:
     """
 
     def __init__(self, template: str) -> None:
+        if not isinstance(template, str):
+            raise UserError(f"backbone.prompt={template!r} is not text")
         try:
             fields = {
                 name for _, name, _, _ in string.Formatter().parse(template) if name is not None
@@ -42,6 +44,10 @@ class PromptTemplate:
                 + ", ".join(f"{{{f}}}" for f in _FIELDS)
             )
         self.template = template
+        try:
+            self(ClassInfo("wnid", "name"))
+        except (ValueError, LookupError, AttributeError) as error:
+            raise UserError(f"backbone.prompt={template!r} is no template: {error}") from error
 
     def __call__(self, info: ClassInfo) -> str:
         """The prompt of one class."""
@@ -74,17 +80,21 @@ def encode_prompts(prompts: Sequence[str], source: str, compute: Compute) -> Ten
             f"backbone.weights={source}: its tokenizer could not be loaded ({first_line(error)}); "
             "the pipeline may be incomplete: copy or fetch it again"
         ) from error
-    _warn_of_long_prompts(prompts, tokenizer)
+    longest = encoder.config.max_position_embeddings  # a tokenizer may not know it
+    _warn_of_long_prompts(prompts, tokenizer, longest - 2)  # a start and an end are added
     tokens = tokenizer(
-        list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=longest,
+        return_tensors="pt",
     ).input_ids  # (P, tokens)
     with torch.inference_mode():
         parts = [encoder(part.to(compute.torch_device))[0] for part in tokens.split(64)]
     return torch.cat(parts).float()
 
 
-def _warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any) -> None:
-    longest = tokenizer.model_max_length - 2  # a start and an end are added
+def _warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any, longest: int) -> None:
     for prompt in prompts:
         ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         if len(ids) > longest:

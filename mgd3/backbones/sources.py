@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -20,10 +21,19 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def download_path(url: str) -> Path:
-    """Where `scripts/fetch_weights.py` puts an https address, and where a run looks for it."""
+    """Where `scripts/fetch_weights.py` puts an https address, and where a run looks for it.
+
+    Raises `UserError` for an address that names no file.
+    """
     address = urlparse(url)
+    name = Path(address.path.lstrip("/"))
+    if not name.name or ".." in name.parts:
+        raise UserError(f"{url} does not name a file")
+    if address.query:  # another query is another file
+        digest = hashlib.blake2s(address.query.encode(), digest_size=4).hexdigest()
+        name = name.with_name(f"{digest}-{name.name}")
     folder = Path(os.environ.get("MGD3_WEIGHTS") or _PROJECT / "weights").expanduser()
-    return folder / str(address.hostname) / address.path.lstrip("/")
+    return folder / address.netloc.replace(":", "_") / name
 
 
 def is_url(value: str) -> bool:
@@ -80,8 +90,7 @@ def load_pretrained(
     model's own.
     """
     is_folder = Path(source).is_dir()
-    own = alone and ((Path(source) / "config.json").is_file() if is_folder else subfolder == "vae")
-    inside = "" if own else subfolder
+    inside = "" if alone and _is_a_model(source) else subfolder
     options: dict[str, Any] = {"subfolder": inside} if inside else {}
     if is_folder and _only_half_precision(Path(source) / inside):
         options["variant"] = "fp16"
@@ -105,6 +114,17 @@ def load_pretrained(
         raise missing(key, source, first_line(error)) from error
     refuse_tensors(f"{key}={source}", report["missing_keys"], report["unexpected_keys"], [])
     return network
+
+
+def _is_a_model(source: str) -> bool:
+    """Is the folder or repository one model's own, rather than a pipeline's?"""
+    if Path(source).is_dir():
+        return (Path(source) / "config.json").is_file()
+    try:
+        load_config("", source, "", "config.json")
+    except UserError:
+        return False
+    return True
 
 
 def _diffusers_class(key: str, source: str, subfolder: str) -> Any:

@@ -48,8 +48,10 @@ class StableDiffusion:
         self.output_size, self.latents = output_size, latents
         self.negative_prompt, self.prompt = negative_prompt, prompt
         self._prompt_of = PromptTemplate(prompt)
+        if not isinstance(negative_prompt, str):
+            raise UserError(f"backbone.negative_prompt={negative_prompt!r} is not text")
         self.compute = compute or Compute()
-        self.device = self.compute.torch_device
+        self.device, self.precision = self.compute.torch_device, self.compute.precision
         self._source = diffusers_source("backbone.weights", weights)
         self._require_parts(vae)
         key, source = ("backbone.weights", self._source)

@@ -23,6 +23,7 @@ class Toy:
     """
 
     null_class = 1000
+    precision = "float32"
 
     def __init__(
         self,
