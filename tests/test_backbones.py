@@ -115,6 +115,7 @@ class Scripted(torch.nn.Module):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 def test_a_program_is_not_taken_for_weights(tmp_path):
     torch.jit.script(Scripted()).save(str(tmp_path / "program.pt"))
     with pytest.raises(UserError, match="TorchScript program"):

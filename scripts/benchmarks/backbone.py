@@ -7,12 +7,13 @@ DiT-XL/2 at 256 px is two passes of 237 GFLOP per image.
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 from diffusers import AutoencoderKL
 
-from benchmarks.measure import apart, default_device, new_table, show, synchronise
+from benchmarks.measure import Report, apart, default_device, synchronise
 from benchmarks.sampling import SIZES, random_dit, sample
 from mgd3.allocator import keep_freed_memory
 from mgd3.backbones.codecs import VAECodec
@@ -42,15 +43,12 @@ def matrix_rate(device: str) -> float:
 
 def rate(
     network: str, image_size: int, batch: int, batches: int, steps: int, compute: Compute
-) -> float | None:
-    """Seconds per image of `batches` batches after a warm-up; None if memory does not take them."""
+) -> float:
+    """Seconds per image of `batches` batches after a warm-up."""
     keep_freed_memory()
-    try:
-        backbone = random_dit(network, compute, image_size)
-        sample(backbone, batch, batch, steps=2)
-        return sample(backbone, batch * batches, batch, steps)
-    except torch.OutOfMemoryError:
-        return None
+    backbone = random_dit(network, compute, image_size)
+    sample(backbone, batch, batch, steps=2)
+    return sample(backbone, batch * batches, batch, steps)
 
 
 def decoding(image_size: int, batch: int, compute: Compute) -> float:
@@ -86,35 +84,38 @@ def main(
     device = default_device()
     hardware, _ = apart(matrix_rate, device)
     work = flop(network, image_size) * 2 * steps
-    table = new_table("measurement", "s/image", "images/s", "x reference", "share", "peak MiB")
-    reference, memory = apart(
-        rate, network, image_size, 1, 2, steps, Compute(device=device, precision="tf32")
-    )
-
-    def row(label: str, seconds: float | None, memory: float) -> None:
-        if seconds is None:
-            table.add_row(label, "out of memory", "", "", "", "")
-            return
-        figures = f"{seconds:.3f}", f"{1 / seconds:.3f}", f"{reference / seconds:.2f}"
-        table.add_row(label, *figures, f"{work / seconds / hardware:.0%}", f"{memory:.0f}")
-
-    row(f"{network}, {image_size} px, {steps} steps, reference's loop", reference, memory)
+    report = Report("measurement", "s/image", "images/s", "x reference", "share", "peak MiB")
+    first = None
+    loop = f"{network}, {image_size} px, {steps} steps, reference's loop"
+    jobs = [(loop, 1, 2, Compute(device=device, precision="tf32"))]
     for precision in precisions:
         for compile_ in (False, True) if compiled else (False,):
             compute = Compute(device=device, precision=precision, compile=compile_)
-            for batch in batches:
-                name = f"{precision}{', compiled' if compile_ else ''}, batch {batch}"
-                row(name, *apart(rate, network, image_size, batch, 1, steps, compute))
-    show(table)
-    print(f"measured bfloat16 matrix rate: {hardware / 1e12:.2f} TFLOP/s")
+            label = f"{precision}{', compiled' if compile_ else ''}"
+            jobs += [(f"{label}, batch {batch}", batch, 1, compute) for batch in batches]
+    best = ("nothing", math.inf)
+    for label, batch, repeats, compute in jobs:
+        seconds, memory = apart(rate, network, image_size, batch, repeats, steps, compute)
+        if seconds is None:
+            report.add(label, "failed")
+            continue
+        first = first or seconds
+        figures = f"{seconds:.3f}", f"{1 / seconds:.3f}", f"{first / seconds:.2f}"
+        report.add(label, *figures, f"{work / seconds / hardware:.0%}", f"{memory:.0f}")
+        best = min(best, (label, seconds), key=lambda pair: pair[1])
+    report.show()
+    print(f"best: {best[0]}; measured bfloat16 matrix rate: {hardware / 1e12:.2f} TFLOP/s")
 
-    table = new_table("VAE decoding", "s/image", "images/s", "peak MiB")
+    report = Report("VAE decoding", "s/image", "images/s", "peak MiB")
     batch = min(16, max(batches))
     for precision in precisions:
         for option in (None, "channels_last", "vae_slicing"):
             options = {option: True} if option else {}
             compute = Compute(device=device, precision=precision, **options)
-            seconds, memory = apart(decoding, image_size, batch, compute)
             label = ", ".join([precision, *options, f"batch {batch}"])
-            table.add_row(label, f"{seconds:.3f}", f"{1 / seconds:.3f}", f"{memory:.0f}")
-    show(table)
+            seconds, memory = apart(decoding, image_size, batch, compute)
+            if seconds is None:
+                report.add(label, "failed")
+            else:
+                report.add(label, f"{seconds:.3f}", f"{1 / seconds:.3f}", f"{memory:.0f}")
+    report.show()

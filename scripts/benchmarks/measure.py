@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import platform
 import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +31,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def apart(function: Callable[..., Any], *arguments: object) -> tuple[Any, float]:
-    """(result, peak MiB) of a measurement in a process of its own."""
+    """(result, peak MiB) of a measurement in a process of its own; (None, nan) if it failed."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, function, arguments))
@@ -38,7 +40,8 @@ def apart(function: Callable[..., Any], *arguments: object) -> tuple[Any, float]
     try:
         return ours.recv()
     except EOFError:
-        raise SystemExit(f"{function.__name__}{arguments} failed; its error is above") from None
+        print(f"{function.__name__}{arguments} failed; its error is above", file=sys.stderr)
+        return None, math.nan
     finally:
         process.join()
 
@@ -51,28 +54,40 @@ def _measure(connection: Any, function: Callable[..., Any], arguments: tuple) ->
     connection.send((result, memory))
 
 
-def new_table(*columns: str) -> Table:
-    """An empty table that says which machine, versions and commit it is of."""
-    on_gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if on_gpu else platform.processor() or "CPU"
-    table = Table(
-        title=f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {commit()}"
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
-    return table
+class Report:
+    """A table whose rows are also printed as they come, so that a broken run has them."""
 
+    def __init__(self, *columns: str) -> None:
+        on_gpu = torch.cuda.is_available()
+        name = torch.cuda.get_device_name() if on_gpu else platform.processor() or "CPU"
+        machine = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        self._table = Table(title=f"{machine}, {commit()}")
+        self._columns = columns
+        for column in columns:
+            self._table.add_column(column, justify="left" if column == columns[0] else "right")
 
-def compare(table: Table, jobs: list[tuple[str, Job]]) -> None:
-    """Rows of seconds, the ratio to the first job, and peak memory."""
-    reference = None
-    for label, (function, *arguments) in jobs:
-        seconds, memory = apart(function, *arguments)
-        reference = reference or seconds
-        table.add_row(label, f"{seconds:.4f}", f"{reference / seconds:.2f}", f"{memory:.0f}")
-    table.add_section()
+    def add(self, *cells: str) -> None:
+        """One row; missing cells stay empty."""
+        filled = zip(self._columns[1:], cells[1:], strict=False)
+        print(f"{cells[0]}: {', '.join(f'{c} {v}' for c, v in filled)}", file=sys.stderr)
+        self._table.add_row(*cells)
 
+    def compare(self, jobs: list[tuple[str, Job]]) -> None:
+        """Rows of seconds, the ratio to the first job, and peak memory."""
+        reference = None
+        for label, (function, *arguments) in jobs:
+            seconds, memory = apart(function, *arguments)
+            if seconds is None:
+                self.add(label, "failed")
+                continue
+            reference = reference or seconds
+            self.add(label, f"{seconds:.4f}", f"{reference / seconds:.2f}", f"{memory:.0f}")
+        self._table.add_section()
 
-def show(table: Table) -> None:
-    """Print it, wide enough for a file."""
-    Console(width=120).print(table)
+    def section(self) -> None:
+        """A line below the last row."""
+        self._table.add_section()
+
+    def show(self) -> None:
+        """Print it, wide enough for a file."""
+        Console(width=120).print(self._table)

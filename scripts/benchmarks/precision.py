@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import apart, default_device, new_table, show
+from benchmarks.measure import Report, apart, default_device
 from benchmarks.sampling import random_dit
 from mgd3.backbones.checkpoints import read_weights
 from mgd3.backbones.compute import Compute
@@ -53,7 +53,7 @@ def latents(network: str, images: int, steps: int, compute: Compute) -> np.ndarr
 def main() -> None:
     """A table of pixel differences."""
     device = default_device()
-    table = new_table("network", "precision", "mean difference", "max", "of 255, pixels")
+    report = Report("network", "precision", "mean difference", "max", "of 255, pixels")
     jobs = [("dit_digits", 100, 50), ("golden", 50, 50)]
     if device == "cuda":
         jobs.append(("DiT-XL/2", 16, 50))
@@ -65,9 +65,9 @@ def main() -> None:
             other, _ = apart(latents, network, images, steps, compute)
             levels = [np.rint(np.interp(x, span, (0, 255))) for x in (exact, other)]
             difference = np.abs(levels[0] - levels[1])
-            table.add_row(
+            report.add(
                 network, precision, f"{difference.mean():.3f}", f"{difference.max():.0f}",
                 f"{difference.size}",
             )  # fmt: skip
-        table.add_section()
-    show(table)
+        report.section()
+    report.show()

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from benchmarks.measure import compare, default_device, new_table, show, synchronise
+from benchmarks.measure import Report, default_device, synchronise
 from mgd3.allocator import keep_freed_memory
 from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit import BareDiT, DiT
@@ -68,11 +68,10 @@ def sampling(network: str, batch: int, images: int, steps: int, device: str) -> 
 def main() -> None:
     """A table of seconds per image."""
     device = default_device()
-    table = new_table("measurement", "seconds", "x reference", "peak MiB")
+    report = Report("measurement", "seconds", "x reference", "peak MiB")
     images, batch = (100, 50) if device == "cpu" else (1000, 500)
     alone, together = "dit_digits, per image, one pair at a time", f"dit_digits, batch {batch}"
-    compare(
-        table,
+    report.compare(
         [
             (alone, (sampling, "dit_digits", 1, 10, 50, device)),
             (together, (sampling, "dit_digits", batch, images, 50, device)),
@@ -80,11 +79,10 @@ def main() -> None:
     )
     images, steps = (8, 4) if device == "cpu" else (64, 50)
     alone = f"DiT-S/2, per image, {steps} steps, one pair at a time"
-    compare(
-        table,
+    report.compare(
         [
             (alone, (sampling, "DiT-S/2", 1, 4, steps, device)),
             (f"DiT-S/2, batch {images}", (sampling, "DiT-S/2", images, images, steps, device)),
         ],
     )
-    show(table)
+    report.show()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.measure import compare, default_device, new_table, show, synchronise
+from benchmarks.measure import Report, default_device, synchronise
 from eval.augment import MEAN, STD, Augmentation, lighting_shift
 from eval.students import make_student
 from eval.test_images import student_pixels
@@ -127,12 +127,12 @@ def _best_epoch(epoch: Callable[[], None], epochs: int, device: torch.device) ->
 def main(epochs: int) -> None:
     """A table of seconds per epoch."""
     device = default_device()
-    table = new_table("measurement", "seconds", "x reference", "peak MiB")
+    report = Report("measurement", "seconds", "x reference", "peak MiB")
     for student in ("resnetap10", "convnet6"):
         ours = [
             (f"{student}, epoch, ours {p}", (our_epochs, student, device, epochs, p))
             for p in ("float32", "bfloat16")
         ]
         reference = (reference_epochs, student, device, epochs)
-        compare(table, [(f"{student}, epoch, per-image transforms", reference), *ours])
-    show(table)
+        report.compare([(f"{student}, epoch, per-image transforms", reference), *ours])
+    report.show()
