@@ -24,7 +24,8 @@ from typing import Any
 from PIL import Image
 
 from mgd3.artifacts import CorruptFileError, read_json, write_atomic, write_json
-from mgd3.datasets import ClassInfo, RealDataset
+from mgd3.class_lists import ClassInfo
+from mgd3.datasets import RealDataset
 from mgd3.types import UserError
 
 MANIFEST = "manifest.json"

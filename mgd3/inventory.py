@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgd3.artifacts import CorruptFileError, read_json, write_json
-from mgd3.datasets import ClassInfo, RealDataset, RealImage
+from mgd3.class_lists import ClassInfo
+from mgd3.datasets import RealDataset, RealImage
 from mgd3.progress import progress
 from mgd3.types import UserError
 

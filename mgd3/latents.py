@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, waiting
 from mgd3.batching import Batches
-from mgd3.datasets import ClassInfo, RealImage
+from mgd3.class_lists import ClassInfo
+from mgd3.datasets import RealImage
 from mgd3.inventory import ClassImages
 from mgd3.pixels import center_crop, from_pil, to_unit
 from mgd3.progress import progress

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # annotations only: this module imports nothing of the project
-    from mgd3.datasets import ClassInfo, RealDataset
+    from mgd3.class_lists import ClassInfo
+    from mgd3.datasets import RealDataset
     from mgd3.distilled import DistilledDataset
     from mgd3.schedule import NoiseSchedule
 

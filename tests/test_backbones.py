@@ -19,7 +19,8 @@ from mgd3.backbones.dit_weights import (
     from_original,
     to_original,
 )
-from mgd3.datasets import ClassInfo, Digits
+from mgd3.class_lists import ClassInfo
+from mgd3.datasets import Digits
 from mgd3.discovery import Work
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.guidance import ModeGuidance

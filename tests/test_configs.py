@@ -120,7 +120,8 @@ def test_wrong_options_are_refused(overrides, message):
 LEVELS = {
     "mgd3.types": 0, "mgd3.checks": 0.5, "mgd3.seeding": 0, "mgd3.schedule": 0.5, "mgd3.pixels": 0,
     "mgd3.progress": 0, "mgd3.allocator": 0,
-    "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.batching": 1, "mgd3.download": 1.5,
+    "mgd3.class_lists": 0.9, "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.batching": 1,
+    "mgd3.download": 1.5,
     "mgd3.timing": 1.5, "mgd3.previews": 1.5, "mgd3.inventory": 1.5, "mgd3.distilled": 1.5,
     "mgd3.backbones": 2, "mgd3.modes": 2, "mgd3.guidance": 2, "mgd3.samplers": 2,
     "mgd3.latents": 2, "mgd3.losses": 2,

@@ -7,7 +7,8 @@ import pytest
 from conftest import image
 from PIL import Image
 
-from mgd3.datasets import Digits, ImageFile, ImageTree, read_class_list
+from mgd3.class_lists import read_class_list
+from mgd3.datasets import Digits, ImageFile, ImageTree
 from mgd3.inventory import take_inventory
 from mgd3.pixels import center_crop
 from mgd3.types import UserError

@@ -14,7 +14,7 @@ from test_parity import GOLDEN
 
 from mgd3.backbones.sources import download_path
 from mgd3.backbones.stable_diffusion import StableDiffusion
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.download import HubFile, fetch_url, needed_files, sha256_of
 from mgd3.types import UserError
 

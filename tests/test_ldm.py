@@ -7,7 +7,7 @@ import torch
 from networks import compvis_tensors
 
 from mgd3.backbones.ldm import LDM
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.types import UserError
 
 X, T = torch.linspace(-2, 2, 2 * 3 * 16 * 16).view(2, 3, 16, 16), torch.tensor([1, 801])

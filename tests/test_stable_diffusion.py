@@ -10,7 +10,7 @@ from networks import LATENT, small_stable_diffusion, small_vae
 
 from mgd3.backbones.prompts import PromptTemplate
 from mgd3.backbones.stable_diffusion import StableDiffusion
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.guidance import ModeGuidance, NoGuidance
 from mgd3.samplers import DDIM, DDPM
 from mgd3.types import UserError

@@ -21,7 +21,7 @@ from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit_weights import as_trained, from_original, require_published_heads
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.sources import diffusers_source, find_file, load_pretrained
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.types import Prediction, UserError
 

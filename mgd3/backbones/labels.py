@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.types import UserError
 
 

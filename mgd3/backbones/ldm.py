@@ -15,7 +15,7 @@ from mgd3.backbones.compute import Compute
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.ldm_weights import LDMNetworks, load_ldm
 from mgd3.backbones.sources import find_file
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.schedule import NoiseSchedule
 from mgd3.types import Prediction, UserError
 

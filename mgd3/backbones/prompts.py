@@ -13,7 +13,7 @@ from torch import Tensor
 from mgd3.backbones.checkpoints import first_line
 from mgd3.backbones.compute import Compute
 from mgd3.backbones.sources import hub_reachable, load_pretrained
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.types import UserError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.compute import Compute
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
 from mgd3.backbones.sources import diffusers_source, load_config, load_pretrained
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.schedule import NoiseSchedule
 from mgd3.types import Prediction, UserError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mgd3 import checks
 from mgd3.backbones.codecs import PixelCodec
 from mgd3.backbones.compute import Compute
-from mgd3.datasets import ClassInfo
+from mgd3.class_lists import ClassInfo
 from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.types import Prediction
 
