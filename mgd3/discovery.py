@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from threadpoolctl import threadpool_limits
 
 from mgd3 import checks
 from mgd3.artifacts import CorruptFileError
 from mgd3.datasets import RealDataset, RealImage
-from mgd3.inventory import take_inventory
+from mgd3.inventory import ClassImages, take_inventory
 from mgd3.latents import LatentCache
 from mgd3.modes import load_modes, save_modes
 from mgd3.timing import StageTimes
@@ -45,28 +48,48 @@ class ClassModes:
 def discover_modes(
     dataset: RealDataset, codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path
 ) -> dict[str, ClassModes]:
-    """Modes by wnid, K = ipc; each class's are kept in `out`/modes/<wnid>.safetensors."""
+    """Modes by wnid, K = ipc; each class's are kept in `out`/modes/<wnid>.safetensors.
+
+    Up to `work.workers` classes are clustered at once while the next one is encoded; no more than
+    their latents are held.
+    """
     folder, times = out / "modes", StageTimes(out / "times.json")
     with times.stage("check"):
         inventory = take_inventory(dataset, "train", ipc, work.cache, work.workers)
     latents = LatentCache(work.cache / "latents", codec, work.flip)
-    found = {}
-    for info, images in zip(dataset.classes, inventory, strict=True):
-        path = folder / f"{info.wnid}.safetensors"
-        key = latents.key(info, images)
-        modes = _saved(path, key)
-        if modes is None:
+    found: dict[str, Modes] = {}
+    running: dict[str, Future[Modes]] = {}
+
+    def finish(wnid: str, images: ClassImages, key: str) -> None:
+        with times.stage("modes"):
+            found[wnid] = running.pop(wnid).result()
+        nearest = [images.images[i].key for i in found[wnid].nearest]
+        save_modes(folder / f"{wnid}.safetensors", found[wnid], key, nearest)
+
+    # One thread per class: several within one would sum in the order in which they finish.
+    with threadpool_limits(1), ThreadPoolExecutor(work.workers) as pool:
+        waiting: list[tuple[str, ClassImages, str]] = []
+        for info, images in zip(dataset.classes, inventory, strict=True):
+            key = latents.key(info, images)
+            modes = _saved(folder / f"{info.wnid}.safetensors", key)
+            if modes is not None:
+                found[info.wnid] = modes
+                continue
             with times.stage("encode"):
                 real = latents.latents(info, images)
-            with times.stage("modes"):
-                modes = finder(real, ipc)
-            nearest_keys = [images.images[i].key for i in modes.nearest]
-            save_modes(path, modes, key, nearest_keys)
-        found[info.wnid] = ClassModes(
-            modes=modes, nearest=[images.images[i] for i in modes.nearest]
-        )
+            running[info.wnid] = pool.submit(finder, real, ipc)
+            waiting.append((info.wnid, images, key))
+            if len(waiting) >= work.workers:
+                finish(*waiting.pop(0))
+        for one in waiting:
+            finish(*one)
     log.info("modes: %d classes x %d in %s", len(found), ipc, folder)
-    return found
+    return {
+        info.wnid: ClassModes(
+            modes=found[info.wnid], nearest=[images.images[i] for i in found[info.wnid].nearest]
+        )
+        for info, images in zip(dataset.classes, inventory, strict=True)
+    }
 
 
 def _saved(path: Path, latents: str) -> Modes | None:

@@ -1,14 +1,23 @@
-"""Mode discovery: representative points of one class's latents (paper section 4.1)."""
+"""Mode discovery: representative points of one class's latents (paper section 4.1, Table 7).
+
+Every finder takes latents (N, C, h, w) and returns K = `num_modes` modes, N >= K. Those that may
+find fewer clusters than K follow one rule: the cluster with the largest inertia is halved by
+2-means until there are K; those that find more keep the K largest and give the other points to the
+nearest of them.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
+from sklearn.cluster import DBSCAN, BisectingKMeans, KMeans, SpectralClustering
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch.nn import functional as F
 
 from mgd3 import checks
 from mgd3.artifacts import load_tensors, save_tensors
@@ -19,37 +28,228 @@ class KMeansModes:
     """scikit-learn's KMeans on raw scaled latents; mode k is its k-th cluster centre.
 
     The released code's settings: k-means++ with one start, random_state 0, Lloyd, no weights and
-    no standardisation. Centres keep scikit-learn's order.
+    no standardisation. Centres keep scikit-learn's order. `center`: the «centroid» (paper), or the
+    real latent «closest» to it (the released `--closest_point`, ties to the first).
     """
 
     def __init__(
-        self, random_state: int = 0, n_init: int = 1, max_iter: int = 300, tol: float = 1e-4
+        self,
+        random_state: int = 0,
+        n_init: int = 1,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        center: str = "centroid",
     ) -> None:
         self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
         self.n_init = checks.integer("modes.n_init", n_init, minimum=1)
         self.max_iter = checks.integer("modes.max_iter", max_iter, minimum=1)
         self.tol = checks.number("modes.tol", tol, minimum=0)
+        self.center = checks.choice("modes.center", center, ["centroid", "closest"])
 
     def __call__(self, latents: Tensor, num_modes: int) -> Modes:
-        """Modes of latents (N, C, h, w), N >= num_modes."""
-        points = latents.flatten(1)  # (N, C*h*w)
+        """Modes of latents (N, C, h, w)."""
         kmeans = KMeans(
             n_clusters=num_modes,
             random_state=self.random_state,
             n_init=self.n_init,
             max_iter=self.max_iter,
             tol=self.tol,
+        ).fit(_points(latents))
+        centers = torch.from_numpy(kmeans.cluster_centers_).to(latents).view(-1, *latents.shape[1:])
+        modes = _modes(latents, centers, torch.from_numpy(kmeans.labels_).long())
+        if self.center == "centroid":
+            return modes
+        return _modes(latents, latents[modes.nearest], modes.assignment)
+
+
+class PooledKMeansModes:
+    """K-means on latents averaged to `side` x `side`; a mode is the mean of its members' latents.
+
+    Pooling makes the distance forgive small shifts of an object.
+    """
+
+    def __init__(self, side: int, random_state: int) -> None:
+        self.side = checks.integer("modes.side", side, minimum=1)
+        self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        side = min(self.side, latents.shape[-1])
+        pooled = F.adaptive_avg_pool2d(latents, side)  # (N, C, side, side)
+        kmeans = KMeans(num_modes, n_init=1, random_state=self.random_state).fit(_points(pooled))
+        return _means(latents, kmeans.labels_, num_modes)
+
+
+class BisectingModes:
+    """Divisive k-means: the cluster with the largest inertia is halved until there are K."""
+
+    def __init__(self, random_state: int) -> None:
+        self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        if num_modes == len(latents):
+            return _each_its_own(latents)
+        found = BisectingKMeans(num_modes, random_state=self.random_state).fit(_points(latents))
+        return _means(latents, found.labels_, num_modes)
+
+
+class GaussianMixtureModes:
+    """The component means of a Gaussian mixture with diagonal covariances.
+
+    Full covariances of thousands of dimensions cannot be estimated from one class.
+    """
+
+    def __init__(self, reg_covar: float, max_iter: int, random_state: int) -> None:
+        self.reg_covar = checks.number("modes.reg_covar", reg_covar, minimum=0)
+        self.max_iter = checks.integer("modes.max_iter", max_iter, minimum=1)
+        self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        if num_modes == len(latents):
+            return _each_its_own(latents)
+        points = _points(latents).astype(np.float64)
+        mixture = GaussianMixture(
+            num_modes,
+            covariance_type="diag",
+            reg_covar=self.reg_covar,
+            max_iter=self.max_iter,
+            random_state=self.random_state,
+        ).fit(points)
+        labels = mixture.predict(points)
+        if len(np.unique(labels)) < num_modes:  # a component without images has no mean
+            return _means(latents, labels, num_modes)
+        centers = torch.from_numpy(mixture.means_).to(latents).view(-1, *latents.shape[1:])
+        return _modes(latents, centers, torch.from_numpy(labels).long())
+
+
+class SpectralModes:
+    """Cluster means of spectral clustering on the graph of nearest neighbours."""
+
+    def __init__(self, n_neighbors: int, random_state: int) -> None:
+        self.n_neighbors = checks.integer("modes.n_neighbors", n_neighbors, minimum=1)
+        self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        if num_modes == len(latents):
+            return _each_its_own(latents)
+        distances = NearestNeighbors().fit(_points(latents))
+        graph = distances.kneighbors_graph(n_neighbors=min(self.n_neighbors, len(latents) - 1))
+        # A little of every other edge connects the graph, which its spectrum presupposes.
+        affinity = np.asarray((0.5 * (graph + graph.T)).todense()) + 1e-6
+        found = SpectralClustering(
+            num_modes, affinity="precomputed", random_state=self.random_state
+        ).fit(affinity)
+        return _means(latents, found.labels_, num_modes)
+
+
+class DBSCANModes:
+    """Cluster means of DBSCAN; points that it calls noise go to the nearest mean.
+
+    `eps` null tries the distances to the `min_samples`-th neighbour (their 5th to 95th percentile)
+    and takes the one whose number of clusters comes closest to K, with the least noise.
+    """
+
+    def __init__(self, eps: float | None, min_samples: int) -> None:
+        self.eps = None if eps is None else checks.number("modes.eps", eps, minimum=1e-9)
+        self.min_samples = checks.integer("modes.min_samples", min_samples, minimum=1)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        points = _points(latents)
+        radii = [self.eps] if self.eps else self._radii(points)
+        tries = [DBSCAN(eps=r, min_samples=self.min_samples).fit(points).labels_ for r in radii]
+
+        def misfit(found: np.ndarray) -> tuple[int, int]:
+            return abs(int(found.max()) + 1 - num_modes), int((found < 0).sum())
+
+        return _means(latents, min(tries, key=misfit), num_modes)
+
+    def _radii(self, points: np.ndarray) -> list[float]:
+        neighbors = min(self.min_samples, len(points))
+        distances, _ = NearestNeighbors(n_neighbors=neighbors).fit(points).kneighbors(points)
+        return [max(float(r), 1e-9) for r in np.percentile(distances[:, -1], range(5, 100, 5))]
+
+
+class RandomRealModes:
+    """K real latents drawn at random without replacement: Table 7's first row."""
+
+    def __init__(self, random_state: int) -> None:
+        self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        draw = torch.Generator().manual_seed(self.random_state)
+        rows = torch.randperm(len(latents), generator=draw)[:num_modes]
+        return _modes(latents, latents[rows], _distances(latents, latents[rows]).argmin(dim=1))
+
+
+def _points(latents: Tensor) -> np.ndarray:
+    """(N, C h w) float32."""
+    return latents.flatten(1).numpy()
+
+
+def _distances(latents: Tensor, centers: Tensor) -> Tensor:
+    """Euclidean, (N, K)."""
+    return torch.cdist(latents.flatten(1), centers.flatten(1))
+
+
+def _modes(latents: Tensor, centers: Tensor, assignment: Tensor) -> Modes:
+    """Modes with the real latent nearest to each centre (ties to the first)."""
+    return Modes(
+        centers=centers.contiguous(),
+        counts=assignment.bincount(minlength=len(centers)),
+        assignment=assignment,
+        nearest=_distances(latents, centers).argmin(dim=0),
+    )
+
+
+def _each_its_own(latents: Tensor) -> Modes:
+    """As many modes as images."""
+    return _modes(latents, latents, torch.arange(len(latents)))
+
+
+def _means(latents: Tensor, labels: np.ndarray, num_modes: int) -> Modes:
+    """Cluster means after the module's rule has made `num_modes` clusters of any labelling.
+
+    Labels below 0 belong to no cluster.
+    """
+    clusters = [np.flatnonzero(labels == k) for k in range(int(labels.max()) + 1)]
+    clusters = [rows for rows in clusters if len(rows)] or [np.arange(len(latents))]
+    if len(clusters) > num_modes:
+        clusters = sorted(clusters, key=len, reverse=True)[:num_modes]
+    centers = torch.stack([latents[rows].mean(dim=0) for rows in clusters])
+    owner = _distances(latents, centers).argmin(dim=1).numpy()
+    for k, rows in enumerate(clusters):
+        owner[rows] = k  # only points without a cluster go to the nearest
+    clusters = [np.flatnonzero(owner == k) for k in range(len(clusters))]
+    while len(clusters) < num_modes:
+        widest = max(
+            (k for k, rows in enumerate(clusters) if len(rows) > 1),
+            key=lambda k: (_inertia(latents[clusters[k]]), len(clusters[k])),
         )
-        with threadpool_limits(1):  # threads would sum in the order in which they finish
-            kmeans.fit(points.numpy())
-        centers = torch.from_numpy(kmeans.cluster_centers_).to(latents)
-        assignment = torch.from_numpy(kmeans.labels_).long()
-        return Modes(
-            centers=centers.view(num_modes, *latents.shape[1:]),
-            counts=assignment.bincount(minlength=num_modes),
-            assignment=assignment,
-            nearest=torch.cdist(centers, points).argmin(dim=1),
-        )
+        clusters += _halves(latents, clusters.pop(widest))
+    assignment = torch.empty(len(latents), dtype=torch.long)
+    for k, rows in enumerate(clusters):
+        assignment[rows] = k
+    return _modes(
+        latents, torch.stack([latents[rows].mean(dim=0) for rows in clusters]), assignment
+    )
+
+
+def _inertia(latents: Tensor) -> float:
+    return (latents - latents.mean(dim=0)).square().sum().item()
+
+
+def _halves(latents: Tensor, rows: np.ndarray) -> list[np.ndarray]:
+    """Two parts of a cluster by 2-means; identical points by their order."""
+    points = _points(latents[rows])
+    if (points == points[0]).all():
+        return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    labels = KMeans(2, n_init=1, random_state=0).fit(points).labels_
+    return [rows[labels == 0], rows[labels == 1]]
 
 
 def save_modes(path: Path, modes: Modes, latents: str, nearest_keys: list[str]) -> None:
