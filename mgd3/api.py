@@ -12,7 +12,8 @@ from mgd3.discovery import Work
 from mgd3.distilled import DistilledDataset
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.modes import KMeansModes
-from mgd3.types import Backbone, Guidance, ModeFinder, Sampler
+from mgd3.starts import NoiseStart
+from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, Start
 
 
 def distil(
@@ -24,6 +25,7 @@ def distil(
     sampler: Sampler,
     guidance: Guidance,
     modes: ModeFinder | None = None,
+    start: Start | None = None,
     seed: int = 0,
     batch_size: int | str = "auto",
     cache: Path | str = "cache",
@@ -31,16 +33,16 @@ def distil(
 ) -> DistilledDataset:
     """`ipc` images per class of `dataset` in the folder `out`; a second call finds them there.
 
-    `modes` None is the paper's k-means. Latents are kept in `cache`. Raises `UserError` for
-    images that do not decode, weights that are missing, classes that the backbone does not know,
-    or a folder that holds images made by other settings.
+    `modes` None is the paper's k-means, `start` None pure noise. Latents are kept in `cache`.
+    Raises `UserError` for images that do not decode, weights that are missing, classes that the
+    backbone does not know, or a folder that holds images made by other settings.
     """
     checks.integer("ipc", ipc, minimum=1)
     checks.integer("seed", seed, minimum=0)
     guidance.check(sampler.steps)
-    out, modes = Path(out), modes or KMeansModes()
+    out, modes, start = Path(out), modes or KMeansModes(), start or NoiseStart()
     work = Work(cache=Path(cache), batch_size=batch_size, workers=workers, flip="none")
-    parts = {"backbone": backbone, "sampler": sampler, "guidance": guidance, "modes": modes}
+    parts = dict(backbone=backbone, sampler=sampler, guidance=guidance, modes=modes, start=start)
     settings = {
         "dataset": {
             **_settings(dataset),
@@ -57,7 +59,7 @@ def distil(
         distilled = DistilledDataset(out)
         if distilled.complete:
             return distilled
-        distiller = GenerativeDistiller(backbone, sampler, guidance, modes, work)
+        distiller = GenerativeDistiller(backbone, sampler, guidance, modes, work, start)
         provenance = {"method": "mgd3.api.distil", "config": settings}
         return distiller.distill(dataset, ipc, seed, out, provenance)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.cluster import DBSCAN, BisectingKMeans, KMeans, SpectralClustering
+from sklearn.cluster import DBSCAN, BisectingKMeans, KMeans, MiniBatchKMeans, SpectralClustering
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
@@ -60,6 +60,29 @@ class KMeansModes:
         if self.center == "centroid":
             return modes
         return _modes(latents, latents[modes.nearest], modes.assignment)
+
+
+class MiniBatchKMeansModes:
+    """D4M's prototypes: MiniBatchKMeans updated by `expand` K images at a time, in random order.
+
+    Images left over after the last whole batch are not seen, as in the published code (which by a
+    slip does see those of the last class).
+    """
+
+    def __init__(self, expand: int, random_state: int) -> None:
+        self.expand = checks.integer("modes.expand", expand, minimum=1)
+        self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+
+    def __call__(self, latents: Tensor, num_modes: int) -> Modes:
+        """Modes of latents (N, C, h, w)."""
+        size = min(len(latents), self.expand * num_modes)
+        kmeans = MiniBatchKMeans(num_modes, random_state=self.random_state, batch_size=size)
+        draw = torch.Generator().manual_seed(self.random_state)
+        order = torch.randperm(len(latents), generator=draw)
+        for rows in order[: len(order) // size * size].split(size):
+            kmeans.partial_fit(_points(latents[rows]))
+        centers = torch.from_numpy(kmeans.cluster_centers_).to(latents).view(-1, *latents.shape[1:])
+        return _modes(latents, centers, torch.from_numpy(kmeans.predict(_points(latents))).long())
 
 
 class PooledKMeansModes:

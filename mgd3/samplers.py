@@ -14,7 +14,16 @@ from torch import Tensor
 
 from mgd3 import checks
 from mgd3.schedule import SamplingSchedule
-from mgd3.types import Backbone, DenoiseState, Guidance, NoiseSource, Prediction, UserError
+from mgd3.starts import NoiseStart
+from mgd3.types import (
+    Backbone,
+    DenoiseState,
+    Guidance,
+    NoiseSource,
+    Prediction,
+    Start,
+    UserError,
+)
 
 
 def classifier_free(
@@ -70,11 +79,16 @@ class _Sampler:
         modes: Tensor,
         noise: NoiseSource,
         on_step: Callable[[], None] | None = None,
+        start: Start | None = None,
     ) -> Tensor:
-        """Latents (B, C, h, w) for class_ids (B,); `modes` (B, C, h, w) is each row's own mode."""
+        """Latents (B, C, h, w) for class_ids (B,); `modes` (B, C, h, w) is each row's own mode.
+
+        `start` None begins in pure noise.
+        """
+        start = start or NoiseStart()
         schedule = backbone.schedule.respaced(self.steps)
-        x_t = noise.initial().to(modes)
-        for step in reversed(range(self.steps)):
+        x_t = start.initial(schedule, modes, noise.initial().to(modes))
+        for step in reversed(range(start.steps(self.steps))):
             t = torch.full_like(class_ids, schedule.timesteps[step])
             prediction = classifier_free(
                 backbone, x_t, t, class_ids, self.cfg_scale, self.cfg_channels

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # annotations only: this module imports nothing of the projec
     from mgd3.class_lists import ClassInfo
     from mgd3.datasets import RealDataset
     from mgd3.distilled import DistilledDataset
-    from mgd3.schedule import NoiseSchedule
+    from mgd3.schedule import NoiseSchedule, SamplingSchedule
 
 
 class UserError(ValueError):
@@ -131,6 +131,18 @@ class Guidance(Protocol):
         """g_t, the shape of `state.x0_hat`; `modes` holds each row's own mode."""
 
 
+class Start(Protocol):
+    """Where the reverse process begins."""
+
+    needs_modes: bool
+
+    def steps(self, num_steps: int) -> int:
+        """How many of `num_steps` sampling steps are taken."""
+
+    def initial(self, schedule: SamplingSchedule, modes: Tensor, noise: Tensor) -> Tensor:
+        """x at the first of them, (B, C, h, w)."""
+
+
 class NoiseSource(Protocol):
     """Where a batch's random numbers come from; drawn strictly in order."""
 
@@ -154,6 +166,7 @@ class Sampler(Protocol):
         modes: Tensor,
         noise: NoiseSource,
         on_step: Callable[[], None] | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Latents (B, C, h, w) of `class_ids` (B,), each steered by its row of `modes`."""
 

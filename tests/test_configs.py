@@ -22,9 +22,16 @@ def options(group):
     return sorted(p.stem for p in Path(CONFIGS, group).glob("*.yaml"))
 
 
+SMALL_PARTS = ("modes", "guidance", "start", "sampler", "protocol", "tracker")
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
-    [(g, n) for g in ("modes", "guidance", "sampler", "protocol", "tracker") for n in options(g)],
+    [
+        (g, n)
+        for g in ("modes", "guidance", "start", "sampler", "protocol", "tracker")
+        for n in options(g)
+    ],
 )
 def test_every_small_part_builds(group, name):
     assert build(composed(f"{group}={name}"), group)
@@ -124,7 +131,7 @@ LEVELS = {
     "mgd3.download": 1.5,
     "mgd3.timing": 1.5, "mgd3.previews": 1.5, "mgd3.inventory": 1.5, "mgd3.distilled": 1.5,
     "mgd3.backbones": 2, "mgd3.modes": 2, "mgd3.guidance": 2, "mgd3.samplers": 2,
-    "mgd3.latents": 2, "mgd3.losses": 2,
+    "mgd3.starts": 1.5, "mgd3.latents": 2, "mgd3.losses": 2,
     "mgd3.discovery": 2.5, "mgd3.train_dit": 3, "mgd3.distillers": 3,
     "mgd3.config": 4, "mgd3.assembly": 5, "mgd3.api": 3.5,
 }  # fmt: skip

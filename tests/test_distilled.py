@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from mgd3.datasets import ImageTree
 from mgd3.discovery import Work
 from mgd3.distilled import DistilledDataset, DistilledWriter
-from mgd3.distillers.selection import RandomReal
+from mgd3.distillers.selection import FirstFiles, RandomReal
 from mgd3.types import UserError
 
 
@@ -30,6 +30,16 @@ def distilled(tree, tmp_path):
 def test_labels_follow_the_datasets_order_not_the_folders(distilled):
     assert [c.wnid for c in distilled.classes] == ["dog", "cat"]
     assert [label for _, label in distilled.images()] == [0, 0, 1, 1]
+
+
+def test_first_files_are_the_first_by_name(tree, tmp_path):
+    dataset = ImageTree("t", None, str(tree), 16)
+    for n in (10, 11):
+        image(seed=n).save(tree / f"train/cat/{n}.png")
+    work = Work(cache=tmp_path / "c", batch_size=4, workers=1, flip="none")
+    made = FirstFiles(work).distill(dataset, 3, 7, tmp_path / "out", {"method": "m", "config": {}})
+    names = [entry["nearest_real"] for entry in made.manifest["images"]]
+    assert names[:3] == ["train/cat/0.png", "train/cat/1.png", "train/cat/10.png"]
 
 
 def test_torchvision_reads_it(distilled):

@@ -6,7 +6,9 @@ import torch
 from mgd3.backbones.toy import Toy
 from mgd3.guidance import ModeGuidance, NoGuidance
 from mgd3.samplers import DDIM, DDPM, classifier_free
+from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.seeding import ImageNoise
+from mgd3.starts import PrototypeStart
 from mgd3.types import Prediction, UserError
 
 SHAPE = (1, 4, 4)
@@ -21,7 +23,7 @@ def sampler(kind, steps=50, cfg_scale=1.0):
     return kind(steps=steps, cfg_scale=cfg_scale, cfg_channels=3, **options)
 
 
-def sample(kind, guidance, mode=0.0, count=64, seed=0, backbone=None, **options):
+def sample(kind, guidance, mode=0.0, count=64, seed=0, backbone=None, start=None, **options):
     keys = [(str(k % 2), k) for k in range(count)]
     return sampler(kind, **options)(
         backbone or toy(),
@@ -29,6 +31,7 @@ def sample(kind, guidance, mode=0.0, count=64, seed=0, backbone=None, **options)
         guidance=guidance,
         modes=torch.full((count, *SHAPE), float(mode)),
         noise=ImageNoise(seed, keys, SHAPE),
+        start=start,
     )
 
 
@@ -56,6 +59,27 @@ def test_stopping_earlier_leaves_samples_closer_to_the_data(kind):
         for stop in (0, 25, 50)
     ]
     assert gaps == sorted(gaps, reverse=True)
+
+
+@pytest.mark.parametrize("kind", [DDPM, DDIM])
+def test_a_weaker_start_stays_closer_to_its_prototype(kind):
+    """Data are N(0.5, 0.3); the prototype lies at 4."""
+    gaps = [
+        (sample(kind, NoGuidance(), mode=4.0, start=PrototypeStart(strength)) - 4.0).mean().abs()
+        for strength in (0.02, 0.2, 0.4, 1.0)
+    ]
+    assert gaps[:3] == sorted(gaps[:3])
+    assert gaps[0] < 0.5 and gaps[3] == pytest.approx(3.5, abs=0.2)
+
+
+def test_strength_counts_steps():
+    steps = [PrototypeStart(strength).steps(50) for strength in (0.0, 0.5, 0.7, 1.0)]
+    assert steps == [1, 25, 35, 50]
+    schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(50)
+    x = PrototypeStart(0.7).initial(schedule, torch.ones(SHAPE), torch.zeros(SHAPE))
+    assert x.mean() == pytest.approx(schedule.abar[34].sqrt().item())
+    with pytest.raises(UserError, match=r"start\.strength=1\.5"):
+        PrototypeStart(1.5)
 
 
 @pytest.mark.parametrize("kind", [DDPM, DDIM])

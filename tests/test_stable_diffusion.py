@@ -5,7 +5,12 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from networks import LATENT, small_stable_diffusion, small_vae
 
 from mgd3.backbones.prompts import PromptTemplate
@@ -13,6 +18,7 @@ from mgd3.backbones.stable_diffusion import StableDiffusion
 from mgd3.class_lists import ClassInfo
 from mgd3.guidance import ModeGuidance, NoGuidance
 from mgd3.samplers import DDIM, DDPM
+from mgd3.starts import PrototypeStart
 from mgd3.types import UserError
 
 SIZE = 8 * LATENT
@@ -75,6 +81,34 @@ def test_unguided_samples_are_those_of_diffusers(folder, kind):
         guidance=NoGuidance(),
         modes=torch.zeros(SHAPE),
         noise=SeededNoise(),
+    )
+    assert (out - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("strength", [0.7, 0.35, 1.0])
+def test_prototypes_are_denoised_as_by_diffusers_image_to_image(plain, strength):
+    """D4M's synthesis, from given latents, with the same noise."""
+    prototype = torch.randn(SHAPE, generator=torch.Generator().manual_seed(8))
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(plain, safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "house cat",
+        image=prototype,
+        strength=strength,
+        guidance_scale=8.0,
+        num_inference_steps=20,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+    ours = backbone(plain)
+    out = DDIM(20, 8.0, 4)(
+        ours,
+        class_ids=torch.tensor(ours.class_ids([CAT])),
+        guidance=NoGuidance(),
+        modes=prototype,
+        noise=SeededNoise(),
+        start=PrototypeStart(strength),
     )
     assert (out - expected).abs().max() < 1e-4 * expected.abs().max()
 

@@ -19,8 +19,9 @@ from mgd3.pixels import center_crop, from_pil, to_pil, to_pixels
 from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.progress import progress
 from mgd3.seeding import ImageNoise
+from mgd3.starts import NoiseStart
 from mgd3.timing import StageTimes
-from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, UserError
+from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, Start, UserError
 
 _DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
@@ -41,12 +42,15 @@ class GenerativeDistiller:
         guidance: Guidance,
         modes: ModeFinder,
         work: Work,
+        start: Start | None = None,
     ) -> None:
+        """`start` None begins in pure noise."""
         self.backbone = backbone
         self.sampler = sampler
         self.guidance = guidance
         self.mode_finder = modes
         self.work = work
+        self.start = start or NoiseStart()
         self._decoding = Batches(_DECODE_BATCH, "decoding")
 
     def distill(
@@ -55,7 +59,7 @@ class GenerativeDistiller:
         """Write `ipc` images per class below `out`."""
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
         found: dict[str, ClassModes] = {}
-        if self.guidance.needs_modes:
+        if self.guidance.needs_modes or self.start.needs_modes:
             found = discover_modes(
                 dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out
             )
@@ -108,7 +112,7 @@ class GenerativeDistiller:
 
     @property
     def _steps(self) -> int:
-        return self.sampler.steps
+        return self.start.steps(self.sampler.steps)
 
     def _batch_size(self, class_id: int) -> int:
         if self.work.batch_size != "auto":
@@ -145,6 +149,7 @@ class GenerativeDistiller:
             modes=modes.to(device),
             noise=ImageNoise(seed, keys, shape),
             on_step=on_step,
+            start=self.start,
         )
         _require_finite(keys, latents)
         return latents

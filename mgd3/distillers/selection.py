@@ -35,6 +35,24 @@ class RandomReal:
         return _copy(dataset, ipc, seed, out, provenance, chosen)
 
 
+class FirstFiles:
+    """The first images of each class in the order of their names: the literature's «random»."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def distill(
+        self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
+    ) -> DistilledDataset:
+        """Copy `ipc` images per class to `out`; the seed has no part in it."""
+        inventory = take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
+        chosen = {
+            info.wnid: found.images[:ipc]
+            for info, found in zip(dataset.classes, inventory, strict=True)
+        }
+        return _copy(dataset, ipc, seed, out, provenance, chosen)
+
+
 class ClosestReal:
     """The real image nearest to each mode: mode discovery without generation (Table 5, row 1)."""
 
