@@ -21,7 +21,7 @@ from mgd3.types import Backbone, Distiller, UserError
 
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
-_NOT_OPTIONS = ("name", "sampling")
+_NOT_OPTIONS = ("name", "sampling", "features")
 
 
 def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
@@ -64,6 +64,14 @@ def build_distiller(cfg: DictConfig) -> Distiller:
     )
     if "backbone" in wanted:
         parts["backbone"] = build_backbone(cfg, compute)
+    if "features" in wanted:
+        parts["features"] = build(
+            cfg,
+            "features",
+            device=compute.torch_device,
+            cache=Path(cfg.cache),
+            workers=cfg.workers,
+        )
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mgd3.datasets import RealDataset, RealImage
+from mgd3.datasets import RealDataset
 from mgd3.discovery import Work, discover_modes
-from mgd3.distilled import DistilledDataset, DistilledWriter
+from mgd3.distilled import DistilledDataset
+from mgd3.distillers.copying import copy_images
 from mgd3.inventory import take_inventory
 from mgd3.seeding import stream
 from mgd3.types import Backbone, ModeFinder
@@ -32,7 +33,7 @@ class RandomReal:
             draw = stream(seed, info.wnid, "random real")
             rows = torch.randperm(len(found.images), generator=draw)[:ipc]
             chosen[info.wnid] = [found.images[i] for i in rows]
-        return _copy(dataset, ipc, seed, out, provenance, chosen)
+        return copy_images(dataset, ipc, seed, out, provenance, chosen)
 
 
 class FirstFiles:
@@ -50,7 +51,7 @@ class FirstFiles:
             info.wnid: found.images[:ipc]
             for info, found in zip(dataset.classes, inventory, strict=True)
         }
-        return _copy(dataset, ipc, seed, out, provenance, chosen)
+        return copy_images(dataset, ipc, seed, out, provenance, chosen)
 
 
 class ClosestReal:
@@ -67,21 +68,4 @@ class ClosestReal:
         """Copy `ipc` images per class to `out`; the seed has no part in it."""
         found = discover_modes(dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out)
         chosen = {wnid: modes.nearest for wnid, modes in found.items()}
-        return _copy(dataset, ipc, seed, out, provenance, chosen)
-
-
-def _copy(
-    dataset: RealDataset,
-    ipc: int,
-    seed: int,
-    out: Path,
-    provenance: Mapping[str, Any],
-    chosen: Mapping[str, Sequence[RealImage]],
-) -> DistilledDataset:
-    writer = DistilledWriter(out, dataset, ipc, seed)
-    for wnid, images in chosen.items():
-        for index, image in enumerate(images):
-            if not writer.has(wnid, index):
-                writer.write_image(wnid, index, image.decode())
-    writer.finish(provenance, {w: [i.key for i in images] for w, images in chosen.items()})
-    return DistilledDataset(out)
+        return copy_images(dataset, ipc, seed, out, provenance, chosen)

@@ -1,0 +1,139 @@
+"""Features of a student trained on the full real set: what herding and k-center measure with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.augment import normalise
+from eval.hard_label import HardLabel
+from eval.students import find_student, make_student
+from eval.test_images import student_pixels
+from eval.training import History, StudentTraining
+from mgd3 import checks
+from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, waiting
+from mgd3.datasets import RealDataset
+from mgd3.inventory import ClassImages
+from mgd3.progress import progress, track
+from mgd3.types import UserError
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+
+
+class StudentFeatures:
+    """The input of a student's classifier, under the test transform.
+
+    The student is trained by the hard-label recipe on every real image that a method may choose
+    from, once for all runs of a cache, or read from `weights` (a file of that cache).
+    """
+
+    def __init__(
+        self,
+        student: str,
+        epochs: int,
+        seed: int,
+        weights: str | None,
+        recipe: Mapping[str, Any],
+        device: torch.device,
+        cache: Path,
+        workers: int,
+    ) -> None:
+        """`recipe` holds `HardLabel`'s options; of its epochs, `epochs` are taken."""
+        self.protocol = HardLabel(**{k: v for k, v in recipe.items() if k != "_target_"})
+        find_student(student, self.protocol.image_size)
+        self.student = student
+        self.epochs = checks.integer("features.epochs", epochs, minimum=1)
+        self.seed = checks.integer("features.seed", seed, minimum=0)
+        self.weights = weights
+        self.device, self.cache, self.workers = device, cache, workers
+
+    def __call__(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Tensor]:
+        """Features (N, D) of each class's images, in their order."""
+        images = [(i, label) for label, found in enumerate(inventory) for i in found.images]
+        size = self.protocol.image_size
+        with ThreadPoolExecutor(self.workers) as pool:
+            decoded = pool.map(lambda pair: student_pixels(pair[0].decode(), size), images)
+            pixels = torch.stack(list(track(decoded, "reading training images", len(images))))
+        labels = torch.tensor([label for _, label in images])
+        net = self._network(dataset, inventory, pixels, labels)
+        features = torch.cat([classifier_inputs(net, part) for part in self._batches(pixels)])
+        return list(features.split([len(found.images) for found in inventory]))
+
+    def _batches(self, pixels: Tensor) -> list[Tensor]:
+        return [normalise(part.to(self.device) / 255) for part in pixels.split(_BATCH)]
+
+    def _network(
+        self,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        pixels: Tensor,
+        labels: Tensor,
+    ) -> nn.Module:
+        """The trained student, in eval mode."""
+        classes = json.dumps([c.wnid for c in dataset.classes])
+        net = make_student(self.student, len(inventory), self.protocol.image_size, self.seed)
+        net = net.to(self.device)
+        recipe = replace(
+            self.protocol.recipe(len(labels), len(inventory)),
+            epochs=self.epochs,
+            milestones=tuple(int(m * self.epochs) for m in self.protocol.milestones),
+            test_every=self.epochs,
+        )
+        made_from = json.dumps(
+            [self.student, self.seed, asdict(recipe), asdict(self.protocol.augmentation)]
+        )
+        digests = [digest for found in inventory for digest in found.digests]
+        key = hashlib.blake2s("\n".join([made_from, *digests]).encode(), digest_size=8).hexdigest()
+        path = Path(self.weights) if self.weights else self.cache / f"students/{key}.safetensors"
+        with waiting(path.parent):
+            try:
+                net.load_state_dict(load_tensors(path, {"classes": classes}))
+            except (CorruptFileError, RuntimeError) as error:
+                raise UserError(
+                    f"{path} is not a {self.student} of these {len(inventory)} classes "
+                    f"({str(error).splitlines()[0]}); delete it, or set features.weights"
+                ) from error
+            except FileNotFoundError:
+                if self.weights:
+                    raise UserError(f"features.weights={self.weights} does not exist") from None
+                training = StudentTraining(
+                    net, recipe, self.protocol.augmentation, self.seed, path.with_suffix(".part")
+                )
+                self._train(training, pixels.to(self.device), labels.to(self.device))
+                save_tensors(path, net.state_dict(), {"classes": classes, "made_from": made_from})
+        return net.eval()
+
+    def _train(self, training: StudentTraining, pixels: Tensor, labels: Tensor) -> None:
+        what = f"training {self.student} on {len(labels)} real images, epochs"
+        with progress(what, self.epochs) as advance:
+            advance(training.epoch)
+
+            def on_epoch(history: History) -> None:
+                advance(1)
+
+            few = slice(0, _BATCH)
+            training.fit(pixels, labels, (pixels[few], labels[few]), on_epoch)
+
+
+@torch.inference_mode()
+def classifier_inputs(net: nn.Module, images: Tensor) -> Tensor:
+    """What a network's last linear layer sees of normalised images (B, 3, H, W): (B, D), CPU."""
+    *_, classifier = (module for module in net.modules() if isinstance(module, nn.Linear))
+    seen: list[Tensor] = []
+    handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        net(images)
+    finally:
+        handle.remove()
+    return seen[0].flatten(1).float().cpu()
