@@ -221,11 +221,13 @@ def _distances(latents: Tensor, centers: Tensor) -> Tensor:
 
 def _modes(latents: Tensor, centers: Tensor, assignment: Tensor) -> Modes:
     """Modes with the real latent nearest to each centre (ties to the first)."""
+    gaps = latents - centers[assignment]  # (N, C, h, w)
     return Modes(
         centers=centers.contiguous(),
         counts=assignment.bincount(minlength=len(centers)),
         assignment=assignment,
         nearest=_distances(latents, centers).argmin(dim=0),
+        spread=gaps.square().mean().sqrt(),
     )
 
 

@@ -18,7 +18,7 @@ from mgd3.starts import NoiseStart
 from mgd3.types import (
     Backbone,
     DenoiseState,
-    Guidance,
+    GuidanceTerm,
     NoiseSource,
     Prediction,
     Start,
@@ -75,7 +75,7 @@ class _Sampler:
         self,
         backbone: Backbone,
         class_ids: Tensor,
-        guidance: Guidance,
+        guidance: GuidanceTerm,
         modes: Tensor,
         noise: NoiseSource,
         on_step: Callable[[], None] | None = None,
@@ -94,7 +94,8 @@ class _Sampler:
                 backbone, x_t, t, class_ids, self.cfg_scale, self.cfg_channels
             )
             x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
-            g_t = guidance(DenoiseState(step=step, x_t=x_t, x0_hat=x0_hat), modes)
+            state = DenoiseState(step=step, num_steps=self.steps, x_t=x_t, x0_hat=x0_hat)
+            g_t = guidance(state, modes)
             now = ReverseStep(
                 schedule=schedule, step=step, x_t=x_t, x0_hat=x0_hat, prediction=prediction, g_t=g_t
             )

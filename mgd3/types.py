@@ -50,6 +50,7 @@ class DenoiseState:
     """One reverse step as a guidance term sees it: the images' own half, no CFG twin."""
 
     step: int  # sampling step, num_steps-1 down to 0
+    num_steps: int
     x_t: Tensor  # (B, C, h, w)
     x0_hat: Tensor  # (B, C, h, w)
 
@@ -62,6 +63,7 @@ class Modes:
     counts: Tensor  # (K,) int64, real images per mode
     assignment: Tensor  # (N,) int64, each real image's mode
     nearest: Tensor  # (K,) int64, the real image nearest to each center
+    spread: Tensor  # () RMS distance of the latents to their modes, per element
 
 
 class Codec(Protocol):
@@ -119,6 +121,13 @@ class ModeFinder(Protocol):
         """Modes of latents (N, C, h, w), N >= num_modes."""
 
 
+class GuidanceTerm(Protocol):
+    """What a sampler asks at every step."""
+
+    def __call__(self, state: DenoiseState, modes: Tensor) -> Tensor:
+        """g_t, the shape of `state.x0_hat`; `modes` holds each row's own mode."""
+
+
 class Guidance(Protocol):
     """A term added to every reverse step (paper section 4.2)."""
 
@@ -127,8 +136,14 @@ class Guidance(Protocol):
     def check(self, num_steps: int) -> None:
         """Raise `UserError` if the settings make no sense for this many sampling steps."""
 
+    def bound(self, rows: Sequence[tuple[Modes, int]], typical_spread: float) -> GuidanceTerm:
+        """The term of one batch: row b is steered to mode k of its class's modes.
+
+        `typical_spread` is the mean over the dataset's classes.
+        """
+
     def __call__(self, state: DenoiseState, modes: Tensor) -> Tensor:
-        """g_t, the shape of `state.x0_hat`; `modes` holds each row's own mode."""
+        """The term of rows of which nothing but their own mode is known."""
 
 
 class Start(Protocol):
@@ -162,7 +177,7 @@ class Sampler(Protocol):
         self,
         backbone: Backbone,
         class_ids: Tensor,
-        guidance: Guidance,
+        guidance: GuidanceTerm,
         modes: Tensor,
         noise: NoiseSource,
         on_step: Callable[[], None] | None = None,

@@ -54,7 +54,9 @@ def test_stop_is_strict(stop_t, guided):
     steps = [
         step
         for step in range(50)
-        if guidance(DenoiseState(step=step, x_t=x, x0_hat=x), torch.ones(1, 1, 1, 1)).any()
+        if guidance(
+            DenoiseState(step=step, num_steps=50, x_t=x, x0_hat=x), torch.ones(1, 1, 1, 1)
+        ).any()
     ]
     assert len(steps) == guided
     assert steps == list(range(stop_t + 1, 50))

@@ -21,7 +21,15 @@ from mgd3.progress import progress
 from mgd3.seeding import ImageNoise
 from mgd3.starts import NoiseStart
 from mgd3.timing import StageTimes
-from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, Start, UserError
+from mgd3.types import (
+    Backbone,
+    Guidance,
+    GuidanceTerm,
+    ModeFinder,
+    Sampler,
+    Start,
+    UserError,
+)
 
 _DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
@@ -145,7 +153,7 @@ class GenerativeDistiller:
         latents = self.sampler(
             self.backbone,
             class_ids=class_ids.to(device),
-            guidance=self.guidance,
+            guidance=self._guidance(keys, found),
             modes=modes.to(device),
             noise=ImageNoise(seed, keys, shape),
             on_step=on_step,
@@ -153,6 +161,16 @@ class GenerativeDistiller:
         )
         _require_finite(keys, latents)
         return latents
+
+    def _guidance(
+        self, keys: list[tuple[str, int]], found: Mapping[str, ClassModes]
+    ) -> GuidanceTerm:
+        """The batch's own term."""
+        if not self.guidance.needs_modes:
+            return self.guidance
+        spreads = [modes.modes.spread.item() for modes in found.values()]
+        rows = [(found[wnid].modes, k) for wnid, k in keys]
+        return self.guidance.bound(rows, sum(spreads) / len(spreads))
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) on the CPU."""
