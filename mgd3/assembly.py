@@ -19,7 +19,7 @@ from mgd3.discovery import Work
 from mgd3.distilled import MANIFEST
 from mgd3.types import Backbone, Distiller, UserError
 
-_SMALL_PARTS = ("modes", "guidance", "start", "sampler")
+_SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
 _NOT_OPTIONS = ("name", "sampling", "features")
 

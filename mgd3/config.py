@@ -28,8 +28,8 @@ CONFIGS = str(ROOT / "configs")
 
 # What makes the images; two runs that agree on these share one distilled dataset.
 DISTILLATION_KEYS = (
-    "dataset", "backbone", "method", "modes", "guidance", "start", "features", "sampler",
-    "precision",    "flip", "ipc", "seed",
+    "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
+    "sampler", "precision", "flip", "ipc", "seed",
 )  # fmt: skip
 # What makes the scores, given the images.
 EVALUATION_KEYS = ("protocol", "students", "student_seeds")
@@ -47,6 +47,7 @@ class RunConfig:
     modes: Any = MISSING
     guidance: Any = MISSING
     start: Any = MISSING
+    finetune: Any = MISSING
     features: Any = MISSING
     sampler: Any = MISSING
     protocol: Any = MISSING

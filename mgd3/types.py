@@ -15,6 +15,7 @@ class_id  the class's row in the backbone's conditioning table: labels, or encod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # annotations only: this module imports nothing of the project
     from mgd3.class_lists import ClassInfo
     from mgd3.datasets import RealDataset
+    from mgd3.discovery import Work
     from mgd3.distilled import DistilledDataset
     from mgd3.schedule import NoiseSchedule, SamplingSchedule
 
@@ -144,6 +146,22 @@ class Guidance(Protocol):
 
     def __call__(self, state: DenoiseState, modes: Tensor) -> Tensor:
         """The term of rows of which nothing but their own mode is known."""
+
+
+class Phase(Protocol):
+    """Some classes and the weights that generate them."""
+
+    classes: Sequence[ClassInfo]
+
+    def applied(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """The backbone has these weights inside this block."""
+
+
+class FineTune(Protocol):
+    """What is done to a backbone before it generates."""
+
+    def __call__(self, backbone: Backbone, dataset: RealDataset, work: Work) -> Sequence[Phase]:
+        """Phases that together hold all classes, in order."""
 
 
 class Start(Protocol):

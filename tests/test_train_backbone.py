@@ -109,13 +109,13 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
 def test_the_average_is_in_the_network_only_while_asked(tmp_path):
     trained = trainer(tmp_path / "x")
     trained.train(*latents(), lambda t: None)
-    name, parameter = next(iter(trained.parameters.items()))
-    current, average = parameter.detach().clone(), trained.average[name].clone()
+    name, parameter = next(iter(trained.state.parameters.items()))
+    current, average = parameter.detach().clone(), trained.state.average[name].clone()
     assert not torch.equal(current, average)
-    with trained.averaged():
+    with trained.state.averaged():
         assert torch.equal(parameter, average)
     assert torch.equal(parameter, current)
-    assert torch.equal(trained.average[name], average)
+    assert torch.equal(trained.state.average[name], average)
 
 
 def test_a_diverged_training_stops(tmp_path):

@@ -35,6 +35,7 @@ class BareDiT:
         self.device, self.precision = compute.torch_device, compute.precision
         self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
         self.null_class = int(network.config.num_embeds_ada_norm)  # the row after the last class
+        self.learned_variance = network.config.out_channels == 2 * network.config.in_channels
         side = network.config.sample_size
         self.latent_shape = (network.config.in_channels, side, side)  # (C, h, w)
 

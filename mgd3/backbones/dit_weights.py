@@ -34,11 +34,18 @@ _PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # DiT-S, -B, -L, -XL: 
 
 
 def as_trained(network: DiTTransformer2DModel) -> None:
-    """Undo two of diffusers' departures from the network that was trained.
+    """Undo three of diffusers' departures from the network that was trained.
 
     DiT's timestep frequencies are exp(-ln(10000) k / 128), diffusers' port divides by 127; its
-    second LayerNorm has eps 1e-6, the port's default is 1e-5.
+    second LayerNorm has eps 1e-6, the port's default is 1e-5; its one embedder of timesteps and
+    classes has a copy in every block of the port.
     """
+    first = network.transformer_blocks[0].norm1
+    embedder = first.emb.state_dict()
+    for block in network.transformer_blocks[1:]:
+        copy = block.norm1.emb.state_dict()
+        if all(torch.equal(copy[k], v) for k, v in embedder.items()):
+            block.norm1.emb = first.emb
     for block in network.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
         block.norm3.eps = 1e-6

@@ -15,6 +15,7 @@ from mgd3.batching import Batches, largest_batch
 from mgd3.datasets import RealDataset
 from mgd3.discovery import ClassModes, Work, discover_modes
 from mgd3.distilled import DistilledDataset, DistilledWriter
+from mgd3.finetune import NoFineTuning
 from mgd3.pixels import center_crop, from_pil, to_pil, to_pixels
 from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.progress import progress
@@ -23,6 +24,7 @@ from mgd3.starts import NoiseStart
 from mgd3.timing import StageTimes
 from mgd3.types import (
     Backbone,
+    FineTune,
     Guidance,
     GuidanceTerm,
     ModeFinder,
@@ -51,14 +53,16 @@ class GenerativeDistiller:
         modes: ModeFinder,
         work: Work,
         start: Start | None = None,
+        finetune: FineTune | None = None,
     ) -> None:
-        """`start` None begins in pure noise."""
+        """`start` None begins in pure noise, `finetune` None takes the backbone as it is."""
         self.backbone = backbone
         self.sampler = sampler
         self.guidance = guidance
         self.mode_finder = modes
         self.work = work
         self.start = start or NoiseStart()
+        self.finetune = finetune or NoFineTuning()
         self._decoding = Batches(_DECODE_BATCH, "decoding")
 
     def distill(
@@ -73,9 +77,15 @@ class GenerativeDistiller:
             )
             if not load_previews(out):
                 save_previews(out, self._previews(found))
+        times = StageTimes(out / "times.json")
+        with times.stage("finetune"):
+            phases = self.finetune(self.backbone, dataset, self.work)
         writer = DistilledWriter(out, dataset, ipc, seed)
-        with StageTimes(out / "times.json").stage("sample"):
-            self._fill(writer, dataset, ipc, seed, class_ids, found)
+        rows = {info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)}
+        for phase in phases:
+            wanted = [(info.wnid, k) for info in phase.classes for k in range(ipc)]
+            with phase.applied(self.backbone), times.stage("sample"):
+                self._fill(writer, wanted, seed, rows, found)
         nearest = {w: [i.key for i in modes.nearest] for w, modes in found.items()}
         writer.finish(provenance, nearest, generated=True)
         return DistilledDataset(out)
@@ -83,17 +93,17 @@ class GenerativeDistiller:
     def _fill(
         self,
         writer: DistilledWriter,
-        dataset: RealDataset,
-        ipc: int,
+        wanted: list[tuple[str, int]],
         seed: int,
-        class_ids: list[int],
+        rows: Mapping[str, int],
         found: Mapping[str, ClassModes],
     ) -> None:
-        labels = {info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)}
-        wanted = [(info.wnid, k) for info in dataset.classes for k in range(ipc)]
+        """Make the images `wanted`, (wnid, index) each; `rows` are the classes' ids by wnid."""
         there = {key for key in wanted if writer.has(*key)}
         whole = there == set(wanted)
-        batches = Batches(len(wanted) if whole else self._batch_size(class_ids[0]), "sampling")
+        batches = Batches(
+            len(wanted) if whole else self._batch_size(rows[wanted[0][0]]), "sampling"
+        )
         start = 0
         with (
             progress(f"sampling {len(wanted)} images, steps", len(wanted) * self._steps) as advance,
@@ -105,7 +115,7 @@ class GenerativeDistiller:
                 if there.issuperset(keys):
                     bar.step(self._steps)
                 else:
-                    ids = torch.tensor([labels[wnid] for wnid, _ in keys])
+                    ids = torch.tensor([rows[wnid] for wnid, _ in keys])
                     latents = batches.attempt(
                         lambda: self._sample(keys, ids, found, seed, bar.step),  # noqa: B023
                         len(keys),
