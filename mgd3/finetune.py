@@ -164,7 +164,8 @@ class FineTuning:
         generated.restore("generated", state.extra, device)
         per_epoch = max(1, len(latents) // self.batch_size)
         steps = self.epochs * per_epoch
-        network.gradient_checkpointing = self.gradient_checkpointing
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
         try:
             with fit.training(), progress("fine-tuning, steps", steps) as advance:
                 advance(state.step)
@@ -184,7 +185,7 @@ class FineTuning:
                 fit.fold()
                 after = {k: v.detach().clone() for k, v in network.state_dict().items()}
         finally:
-            network.gradient_checkpointing = False
+            network.disable_gradient_checkpointing()
             _copy(network, before)
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
         return {k: v for k, v in after.items() if not torch.equal(v, before[k])}
