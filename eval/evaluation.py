@@ -23,6 +23,7 @@ class EvalProtocol(Protocol):
 
     name: str
     image_size: int
+    image_weights: str  # «none», or «mass»: by the share of real images that each stands for
 
     def recipe(self, ipc: int, num_classes: int) -> Recipe:
         """Everything that depends on the set's size."""
@@ -36,6 +37,7 @@ class EvalProtocol(Protocol):
         student_seed: int,
         checkpoint: Path,
         on_epoch: Callable[[History], None],
+        weights: Tensor | None = None,
     ) -> History:
         """Train one student from scratch and test it."""
 
@@ -63,11 +65,16 @@ def evaluate_students(
     recipe = protocol.recipe(distilled.ipc, len(distilled.classes))
     train = _decoded(distilled, protocol.image_size, device)
     real = test.on(protocol.image_size, device)
+    weights = None
+    if protocol.image_weights == "mass":
+        weights = torch.tensor(distilled.mass_weights(), device=device)
     for student, seed in students:
         checkpoint = store.path.parent / f".{student.replace('/', '-')}-{seed}.checkpoint"
         with progress(f"training {student}, seed {seed}", recipe.epochs) as advance:
             on_epoch = _observer(f"{student}/seed{seed}/top1", advance, tracker)
-            history = protocol.evaluate(train, real, recipe, student, seed, checkpoint, on_epoch)
+            history = protocol.evaluate(
+                train, real, recipe, student, seed, checkpoint, on_epoch, weights
+            )
         store.append(
             EvalResult(
                 dataset=manifest["dataset"],

@@ -39,6 +39,7 @@ class HardLabel:
         cutmix: float,
         many_classes: dict[str, float],
         precision: str,
+        image_weights: str = "none",
     ) -> None:
         self.name = name
         self.image_size = checks.integer("protocol.image_size", image_size, minimum=4)
@@ -57,6 +58,9 @@ class HardLabel:
             for key in ("above", "lr", "weight_decay", "batch_size")
         }
         self.precision = checks.choice("protocol.precision", precision, ["float32", "bfloat16"])
+        self.image_weights = checks.choice(
+            "protocol.image_weights", image_weights, ["none", "mass"]
+        )
         self.augmentation = Augmentation(
             crop_scale=_interval("protocol.crop_scale", crop_scale),
             crop_ratio=_interval("protocol.crop_ratio", crop_ratio),
@@ -109,15 +113,19 @@ class HardLabel:
         student_seed: int,
         checkpoint: Path,
         on_epoch: Callable[[History], None],
+        weights: Tensor | None = None,
     ) -> History:
         """Train `student` from scratch with `student_seed` on pixels and labels, and test it.
 
-        `train` and `test` are (N, 3, H, W) uint8 and (N,), on the device to train on.
+        `train` and `test` are (N, 3, H, W) uint8 and (N,), on the device to train on;
+        `weights` (N,) multiplies each training image's loss.
         """
         pixels, labels = train
         num_classes = int(max(labels.max(), test[1].max())) + 1
         net = make_student(student, num_classes, self.image_size, student_seed).to(pixels.device)
-        training = StudentTraining(net, recipe, self.augmentation, student_seed, checkpoint)
+        training = StudentTraining(
+            net, recipe, self.augmentation, student_seed, checkpoint, weights
+        )
         return training.fit(pixels, labels, test, on_epoch)
 
 

@@ -73,7 +73,10 @@ class StudentTraining:
         augmentation: Augmentation,
         seed: int,
         checkpoint: Path,
+        weights: Tensor | None = None,
     ) -> None:
+        """`weights` (N,) multiplies each image's loss; None is one for all."""
+        self.weights = weights
         self.student = student
         self.recipe = recipe
         self.augmentation = augmentation
@@ -147,9 +150,11 @@ class StudentTraining:
                 mixed = target[permutation]
             with self._autocast(pixels.device):
                 logits = self.student(images).float()
-            loss = share * F.cross_entropy(logits, target)
+            weights = None if self.weights is None else self.weights[rows]
+            loss = share * _cross_entropy(logits, target, weights)
             if share < 1:
-                loss = loss + (1 - share) * F.cross_entropy(logits, mixed)
+                weights = None if weights is None else weights[permutation]
+                loss = loss + (1 - share) * _cross_entropy(logits, mixed, weights)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -194,3 +199,10 @@ class StudentTraining:
         for name, parameter in self.student.named_parameters():
             if (momentum := state.get(f"momentum.{name}")) is not None:
                 self.optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """The batch's mean, each row times its weight."""
+    if weights is None:
+        return F.cross_entropy(logits, target)
+    return (weights * F.cross_entropy(logits, target, reduction="none")).mean()

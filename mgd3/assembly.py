@@ -17,7 +17,7 @@ from mgd3.config import plain
 from mgd3.datasets import RealDataset
 from mgd3.discovery import Work
 from mgd3.distilled import MANIFEST
-from mgd3.types import Backbone, Distiller, UserError
+from mgd3.types import Distiller, UserError
 
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
@@ -63,9 +63,9 @@ def build_distiller(cfg: DictConfig) -> Distiller:
         vae_slicing=cfg.vae_slicing,
     )
     if "backbone" in wanted:
-        parts["backbone"] = build_backbone(cfg, compute)
+        parts["backbone"] = _build_with(cfg, "backbone", compute=compute, cache=Path(cfg.cache))
     if "features" in wanted:
-        parts["features"] = build(
+        parts["features"] = _build_with(
             cfg,
             "features",
             device=compute.torch_device,
@@ -75,12 +75,10 @@ def build_distiller(cfg: DictConfig) -> Distiller:
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
 
 
-def build_backbone(cfg: DictConfig, compute: Compute) -> Backbone:
-    """The backbone, with the run's cache folder where it keeps something there."""
-    target = hydra.utils.get_class(cfg.backbone["_target_"])
-    runtime = {"compute": compute, "cache": Path(cfg.cache)}
-    wanted = inspect.signature(target).parameters
-    return build(cfg, "backbone", **{k: v for k, v in runtime.items() if k in wanted})
+def _build_with(cfg: DictConfig, key: str, **runtime: Any) -> Any:
+    """`build` with those runtime arguments that the constructor takes."""
+    wanted = inspect.signature(hydra.utils.get_class(cfg[key]["_target_"])).parameters
+    return build(cfg, key, **{k: v for k, v in runtime.items() if k in wanted})
 
 
 def claim_folder(

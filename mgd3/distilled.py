@@ -80,6 +80,19 @@ class DistilledDataset:
                 )
             yield Image.open(io.BytesIO(data)).convert("RGB"), labels[entry["wnid"]]
 
+    def mass_weights(self) -> list[float]:
+        """What each image counts for: its mode's share of the class, times the IPC (mean 1).
+
+        Raises `UserError` for a dataset whose images stand for no modes.
+        """
+        masses = [entry.get("mass") for entry in self.manifest["images"]]
+        if any(mass is None for mass in masses):
+            raise UserError(
+                f"protocol.image_weights=mass: the images of {self.folder} were made without modes "
+                "and have no mass; use protocol.image_weights=none"
+            )
+        return [mass * self.ipc for mass in masses]
+
 
 class DistilledWriter:
     """Fills a folder image by image; a killed run finds what is done and goes on."""
@@ -108,11 +121,13 @@ class DistilledWriter:
         provenance: Mapping[str, Any],
         sources: Mapping[str, Sequence[str]],
         generated: bool = False,
+        masses: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Write the card and, last, the manifest; `generated` images name their noise stream.
 
         `provenance` says how the images were made; `sources` names, by wnid, the real image that
-        each one was copied from or whose mode it was steered to (empty where there is none).
+        each one was copied from or whose mode it was steered to (empty where there is none);
+        `masses` holds the share of the class's real images that each one's mode stands for.
         """
         images = []
         for info in self.dataset.classes:
@@ -128,6 +143,8 @@ class DistilledWriter:
                     entry["noise_stream"] = f"{self.seed}/{info.wnid}/{index}"
                 if info.wnid in sources:
                     entry["nearest_real"] = sources[info.wnid][index]
+                if masses and info.wnid in masses:
+                    entry["mass"] = masses[info.wnid][index]
                 images.append(entry)
         manifest = {
             "dataset": self.dataset.name,

@@ -67,6 +67,11 @@ class Modes:
     nearest: Tensor  # (K,) int64, the real image nearest to each center
     spread: Tensor  # () RMS distance of the latents to their modes, per element
 
+    @property
+    def masses(self) -> list[float]:
+        """Each mode's share of the real images."""
+        return (self.counts / self.counts.sum()).tolist()
+
 
 class Codec(Protocol):
     """Pixels to latents and back; heavy weights load on first use."""

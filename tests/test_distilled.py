@@ -109,3 +109,17 @@ def test_random_draws_distinct_real_images_by_seed(tree, tmp_path):
     assert len(set(first)) == 6
     assert first == keys(0, "b")
     assert any(first != keys(seed, f"c{seed}") for seed in range(1, 5))
+
+
+def test_masses_are_shares_of_the_class_and_become_weights(tmp_path, tree):
+    dataset = ImageTree("t", None, str(tree), 16)
+    writer = DistilledWriter(tmp_path / "out", dataset, ipc=2, seed=0)
+    for wnid in ("cat", "dog"):
+        for k in range(2):
+            writer.write_image(wnid, k, Image.new("RGB", (4, 4)))
+    provenance = {"method": "m", "config": {}}
+    writer.finish(provenance, {}, masses={"cat": [0.75, 0.25], "dog": [0.5, 0.5]})
+    assert DistilledDataset(tmp_path / "out").mass_weights() == [1.5, 0.5, 1, 1]
+    writer.finish(provenance, {})
+    with pytest.raises(UserError, match="made without modes"):
+        DistilledDataset(tmp_path / "out").mass_weights()

@@ -11,7 +11,7 @@ import eval.training
 from eval.augment import Augmentation
 from eval.students import find_student, make_student
 from eval.test_images import TestImages, student_pixels
-from eval.training import Recipe, StudentTraining
+from eval.training import Recipe, StudentTraining, _cross_entropy
 from mgd3.assembly import build
 from mgd3.config import CONFIGS, register
 from mgd3.datasets import Digits
@@ -211,3 +211,22 @@ def test_test_images_are_cropped_from_the_shorter_side():
     out = student_pixels(to_pil(wide), 10)
     assert out.shape == (3, 10, 10)
     assert out[:, :, 2:8].min() > 250
+
+
+def test_weights_multiply_each_images_loss(tmp_path):
+    """Weight 0 takes an image's class out of what is learned; all ones are no weights."""
+    plain = dataclasses.replace(RECIPE, cutmix_probability=1.0)
+
+    def trained(weights):
+        one = training(tmp_path / "none", plain)
+        one.weights = weights
+        one.fit(*data(), data(), lambda h: None)
+        return torch.cat([p.flatten() for p in one.student.parameters()])
+
+    ones = torch.ones(len(data()[0]))
+    assert torch.allclose(trained(None), trained(ones), atol=1e-6)
+    assert not torch.allclose(trained(None), trained(ones * torch.arange(len(ones)) / 4), atol=1e-3)
+    logits, target = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    rows = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    loss = _cross_entropy(logits, target, torch.tensor([0.5, 3.0]))
+    assert loss.item() == pytest.approx((0.5 * rows[0] + 3 * rows[1]).item() / 2)

@@ -17,6 +17,7 @@ def copy_images(
     out: Path,
     provenance: Mapping[str, Any],
     chosen: Mapping[str, Sequence[RealImage]],
+    masses: Mapping[str, Sequence[float]] | None = None,
 ) -> DistilledDataset:
     """Copy the chosen images of each class, by wnid, to `out`, at their original resolution."""
     writer = DistilledWriter(out, dataset, ipc, seed)
@@ -24,5 +25,6 @@ def copy_images(
         for index, image in enumerate(images):
             if not writer.has(wnid, index):
                 writer.write_image(wnid, index, image.decode())
-    writer.finish(provenance, {w: [i.key for i in images] for w, images in chosen.items()})
+    sources = {w: [i.key for i in images] for w, images in chosen.items()}
+    writer.finish(provenance, sources, masses=masses)
     return DistilledDataset(out)

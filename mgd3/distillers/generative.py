@@ -87,7 +87,8 @@ class GenerativeDistiller:
             with phase.applied(self.backbone), times.stage("sample"):
                 self._fill(writer, wanted, seed, rows, found)
         nearest = {w: [i.key for i in modes.nearest] for w, modes in found.items()}
-        writer.finish(provenance, nearest, generated=True)
+        masses = {w: modes.modes.masses for w, modes in found.items()}
+        writer.finish(provenance, nearest, generated=True, masses=masses)
         return DistilledDataset(out)
 
     def _fill(

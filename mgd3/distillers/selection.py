@@ -68,4 +68,5 @@ class ClosestReal:
         """Copy `ipc` images per class to `out`; the seed has no part in it."""
         found = discover_modes(dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out)
         chosen = {wnid: modes.nearest for wnid, modes in found.items()}
-        return copy_images(dataset, ipc, seed, out, provenance, chosen)
+        masses = {wnid: modes.modes.masses for wnid, modes in found.items()}
+        return copy_images(dataset, ipc, seed, out, provenance, chosen, masses)
