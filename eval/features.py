@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.augment import normalise
+from eval.augment import MEAN, STD, normalise
 from eval.hard_label import HardLabel
 from eval.students import find_student, make_student
 from eval.test_images import student_pixels
 from eval.training import History, StudentTraining
 from mgd3 import checks
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors, waiting
-from mgd3.datasets import RealDataset
+from mgd3.datasets import RealDataset, RealImage
 from mgd3.inventory import ClassImages
 from mgd3.progress import progress, track
 from mgd3.types import UserError
@@ -137,3 +137,32 @@ def classifier_inputs(net: nn.Module, images: Tensor) -> Tensor:
     finally:
         handle.remove()
     return seen[0].flatten(1).float().cpu()
+
+
+class RandomStudents:
+    """Students with fresh weights as embeddings: distribution matching looks through them."""
+
+    def __init__(self, student: str, image_size: int, device: torch.device, workers: int) -> None:
+        self.student = student
+        self.image_size = checks.integer("features.image_size", image_size, minimum=4)
+        find_student(student, self.image_size)
+        self.device, self.workers = device, workers
+
+    def read(self, images: Sequence[RealImage]) -> Tensor:
+        """Normalised images (N, 3, H, W) under the test transform, on the CPU."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            decoded = pool.map(lambda i: student_pixels(i.decode(), self.image_size), images)
+            return normalise(torch.stack(list(decoded)) / 255)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Normalised images as pixels, (N, 3, H, W) uint8."""
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        return ((inputs.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def network(self, seed: int, num_classes: int) -> Callable[[Tensor], Tensor]:
+        """Normalised images (B, 3, H, W) to what the classifier would see, (B, D)."""
+        net = make_student(self.student, num_classes, self.image_size, seed).to(self.device)
+        net.requires_grad_(False)
+        *_, last = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear))
+        net.set_submodule(last[0], nn.Identity())
+        return lambda images: net(images).flatten(1)

@@ -1,0 +1,135 @@
+"""Distillation by matching: images whose mean features are the real ones' (DM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mgd3 import checks
+from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors
+from mgd3.datasets import RealDataset, RealImage
+from mgd3.discovery import Work
+from mgd3.distilled import DistilledDataset, DistilledWriter
+from mgd3.inventory import take_inventory
+from mgd3.pixels import to_pil
+from mgd3.progress import progress
+from mgd3.seeding import stream
+from mgd3.siamese_augmentation import SiameseAugmentation
+from mgd3.timing import StageTimes
+from mgd3.types import UserError
+
+_EMBED_BATCH = 256
+
+
+class RandomEmbeddings(Protocol):
+    """Networks with fresh weights, and the images that they take."""
+
+    device: torch.device
+
+    def read(self, images: Sequence[RealImage]) -> Tensor:
+        """Network inputs (N, 3, H, W) float32, on the CPU."""
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Network inputs as pixels (N, 3, H, W) uint8."""
+
+    def network(self, seed: int, num_classes: int) -> Callable[[Tensor], Tensor]:
+        """Inputs (B, 3, H, W) to embeddings (B, D), differentiable, weights frozen."""
+
+
+class DistributionMatching:
+    """Zhao & Bilen 2023: in every iteration a fresh network, and for each class one augmentation.
+
+    loss = sum over classes of || mean embed(A(real)) - mean embed(A(synthetic)) ||^2; SGD on the
+    pixels, which begin as random real images. Iteration i draws everything from the stream of
+    (seed, i), so a killed run ends with the same images.
+    """
+
+    def __init__(
+        self,
+        features: RandomEmbeddings,
+        work: Work,
+        iterations: int,
+        lr: float,
+        momentum: float,
+        real_batch: int,
+        augmentations: Sequence[str],
+        checkpoint_iterations: int,
+    ) -> None:
+        self.features = features
+        self.work = work
+        self.iterations = checks.integer("method.iterations", iterations, minimum=1)
+        self.lr = checks.number("method.lr", lr, minimum=0)
+        self.momentum = checks.number("method.momentum", momentum, minimum=0, maximum=1)
+        self.real_batch = checks.integer("method.real_batch", real_batch, minimum=1)
+        self.augmentation = SiameseAugmentation(augmentations)
+        self.checkpoint_iterations = checks.integer(
+            "method.checkpoint_iterations", checkpoint_iterations, minimum=1
+        )
+
+    def distill(
+        self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
+    ) -> DistilledDataset:
+        """Write `ipc` images per class below `out`, at the students' size."""
+        times = StageTimes(out / "times.json")
+        with times.stage("check"):
+            inventory = take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
+        with times.stage("match"):
+            real = [self.features.read(found.images) for found in inventory]  # (N_c, 3, H, W) each
+            made = self._match(real, ipc, seed, out / "matching.safetensors")
+        writer = DistilledWriter(out, dataset, ipc, seed)
+        for info, images in zip(dataset.classes, made, strict=True):
+            for k, pixels in enumerate(self.features.pixels(images)):
+                writer.write_image(info.wnid, k, to_pil(pixels))
+        writer.finish(provenance, {})
+        (out / "matching.safetensors").unlink(missing_ok=True)
+        return DistilledDataset(out)
+
+    def _match(self, real: list[Tensor], ipc: int, seed: int, checkpoint: Path) -> Tensor:
+        """Synthetic network inputs (classes, ipc, 3, H, W)."""
+        device, done = self.features.device, 0
+        rows = [torch.randperm(len(x), generator=stream(seed, "dm", c)) for c, x in enumerate(real)]
+        made = torch.stack([x[r[:ipc]] for x, r in zip(real, rows, strict=True)])
+        velocity = torch.zeros_like(made)
+        try:
+            state = load_tensors(checkpoint)
+            made, velocity, done = state["images"], state["velocity"], int(state["iteration"])
+        except (FileNotFoundError, CorruptFileError):
+            pass  # from the start
+        made, velocity = made.to(device).requires_grad_(), velocity.to(device)
+        with progress("matching distributions, iterations", self.iterations) as advance:
+            advance(done)
+            for i in range(done, self.iterations):
+                loss = self._loss(real, made, seed, i)
+                if not loss.isfinite():
+                    raise UserError(
+                        f"the matching loss is {loss.item()} in iteration {i}; lower method.lr "
+                        f"(now {self.lr})"
+                    )
+                (gradient,) = torch.autograd.grad(loss, made)
+                velocity.mul_(self.momentum).add_(gradient)
+                with torch.no_grad():
+                    made -= self.lr * velocity
+                advance(1, note=f"loss {loss.item():.3f}")
+                if (i + 1) % self.checkpoint_iterations == 0:
+                    state = {"images": made.detach(), "velocity": velocity}
+                    save_tensors(checkpoint, state | {"iteration": torch.tensor(i + 1)}, {})
+        return made.detach().cpu()
+
+    def _loss(self, real: list[Tensor], made: Tensor, seed: int, iteration: int) -> Tensor:
+        draw, device = stream(seed, "dm iteration", iteration), self.features.device
+        network = self.features.network(
+            int(torch.randint(2**31, (), generator=draw)), num_classes=len(real)
+        )
+        loss = torch.zeros((), device=device)
+        for x, images in zip(real, made, strict=True):
+            rows = torch.randperm(len(x), generator=draw)[: self.real_batch]
+            apply = self.augmentation.draw(draw)
+            with torch.no_grad():
+                parts = [network(apply(part.to(device))) for part in x[rows].split(_EMBED_BATCH)]
+            gap = torch.cat(parts).mean(dim=0) - network(apply(images)).mean(dim=0)
+            loss = loss + gap.square().sum()
+        return loss
