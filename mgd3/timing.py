@@ -30,6 +30,8 @@ class StageTimes:
         try:
             yield
         finally:
-            seconds = self.read()
-            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - start, 3)
-            write_json(self.path, seconds)
+            taken = round(time.monotonic() - start, 3)
+            if taken:  # a stage that does nothing is none
+                seconds = self.read()
+                seconds[name] = round(seconds.get(name, 0.0) + taken, 3)
+                write_json(self.path, seconds)

@@ -3,6 +3,7 @@
 sampling    one image at a time, its conditional and null pair as a batch of two  |  batched
 training    transforms per image in a DataLoader, float32                         |  on the device
 backbone    DiT-XL/2: batches, precisions, compilation, share of the matrix rate
+modes       every mode finder: time and memory per class
 precision   what tf32, bfloat16 and float16 change in the pixels
 
 Every measurement has a process of its own, so that peak memory is its own too. Times are the best
@@ -17,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import backbone, precision, sampling, training
+from benchmarks import backbone, modes, precision, sampling, training
 from benchmarks.measure import default_device
 
 
@@ -26,10 +27,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = ["sampling", "training", "backbone", "precision"]
+    what = ["sampling", "training", "backbone", "modes", "precision"]
     parser.add_argument("what", nargs="*", choices=what, default=["sampling", "training"])
     parser.add_argument("--epochs", type=int, default=2, help="training: timed epochs each")
     on_gpu = default_device() == "cuda"
+    group = parser.add_argument_group("modes")
+    group.add_argument("--num-modes", type=int, default=50)
+    group.add_argument("--workers", type=int, default=2, help="classes side by side")
     group = parser.add_argument_group("backbone")
     group.add_argument("--network", default="DiT-XL/2", choices=sorted(sampling.SIZES))
     group.add_argument("--image-size", type=int, default=256)
@@ -55,6 +59,8 @@ def main() -> None:
             options.precisions,
             options.compile,
         )
+    if "modes" in options.what:
+        modes.main(options.num_modes, options.workers)
     if "precision" in options.what:
         precision.main()
 
