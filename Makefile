@@ -27,8 +27,8 @@ demo: $(STAMP) ## distil real digits by three methods, train students, write run
 	@$(BIN)/python run.py experiment=demo
 	@$(BIN)/python scripts/report.py runs/demo
 
-test: $(STAMP) ## the test suite (CPU, no network)
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(STAMP) ## ruff (format and rules) and mypy
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
