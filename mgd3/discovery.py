@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from mgd3 import checks
 from mgd3.artifacts import CorruptFileError
@@ -45,6 +46,15 @@ class ClassModes:
     nearest: list[RealImage]
 
 
+def cluster(finder: ModeFinder, latents: Tensor, num_modes: int) -> Modes:
+    """Modes of one class on one thread: several would sum in the order in which they finish.
+
+    The limit is the calling thread's own, so encoding beside it keeps all of them.
+    """
+    with threadpool_limits(1, user_api="openmp"):
+        return finder(latents, num_modes)
+
+
 def discover_modes(
     dataset: RealDataset, codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path
 ) -> dict[str, ClassModes]:
@@ -66,8 +76,7 @@ def discover_modes(
         nearest = [images.images[i].key for i in found[wnid].nearest]
         save_modes(folder / f"{wnid}.safetensors", found[wnid], key, nearest)
 
-    # One thread per class: several within one would sum in the order in which they finish.
-    with threadpool_limits(1), ThreadPoolExecutor(work.workers) as pool:
+    with ThreadPoolExecutor(work.workers) as pool:
         waiting: list[tuple[str, ClassImages, str]] = []
         for info, images in zip(dataset.classes, inventory, strict=True):
             key = latents.key(info, images)
@@ -77,7 +86,7 @@ def discover_modes(
                 continue
             with times.stage("encode"):
                 real = latents.latents(info, images)
-            running[info.wnid] = pool.submit(finder, real, ipc)
+            running[info.wnid] = pool.submit(cluster, finder, real, ipc)
             waiting.append((info.wnid, images, key))
             if len(waiting) >= work.workers:
                 finish(*waiting.pop(0))

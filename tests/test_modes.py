@@ -1,5 +1,7 @@
 """Every mode finder on data whose modes are known, and on data that has none."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from test_configs import composed
 from mgd3.assembly import build
 from mgd3.backbones.codecs import PixelCodec
 from mgd3.datasets import Digits
-from mgd3.discovery import Work, discover_modes
+from mgd3.discovery import Work, cluster, discover_modes
 from mgd3.modes import DBSCANModes, KMeansModes, PooledKMeansModes, RandomRealModes, _means
 
 NAMES = (
@@ -115,6 +117,20 @@ def test_a_given_radius_is_used():
     )
     one = DBSCANModes(eps=100.0, min_samples=3)(latents, 1)
     assert torch.allclose(one.centers[0], latents.mean(dim=0), atol=1e-5)
+
+
+def test_a_class_is_clustered_on_one_thread_and_the_rest_keeps_its_own():
+    seen = []
+
+    def finder(latents, num_modes):
+        seen.append(torch.get_num_threads())
+        return KMeansModes()(latents, num_modes)
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: cluster(finder, blobs()[0], 3), range(4)))
+        assert torch.get_num_threads() == before
+    assert set(seen) == {1}
 
 
 def test_classes_clustered_side_by_side_are_those_clustered_in_turn(tmp_path):

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from hydra import compose, initialize_config_dir
-from threadpoolctl import threadpool_limits
 
 from benchmarks.measure import Report, apart
 from mgd3.assembly import build
 from mgd3.config import CONFIGS, register
+from mgd3.discovery import cluster
 
 SHAPE = (4, 32, 32)
 FINDERS = (
@@ -31,10 +31,10 @@ def seconds_per_class(name: str, images: int, num_modes: int, classes: int, work
 
     def one(seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
-        finder(torch.randn(images, *SHAPE, generator=draw), num_modes)
+        cluster(finder, torch.randn(images, *SHAPE, generator=draw), num_modes)
 
     start = time.perf_counter()
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, range(classes)))
     return (time.perf_counter() - start) / classes
 
