@@ -19,14 +19,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from eval.evaluation import Execution, RunIds, missing_rows, score
-from eval.ranks import join
 from eval.report import write_report
 from eval.students import expand_students, find_student
 from eval.tables import terminal
 from eval.test_images import TestImages
 from mgd3.allocator import keep_freed_memory
 from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers, waiting
-from mgd3.assembly import build, build_distiller, build_protocol, claim_folder
+from mgd3.assembly import build, build_distiller, build_protocol, claim_folder, shares_work
 from mgd3.backbones.compute import pick_device
 from mgd3.config import (
     CELL_KEYS,
@@ -39,18 +38,30 @@ from mgd3.config import (
     plain,
     register,
     student_names,
+    student_seeds,
     validate,
 )
 from mgd3.datasets import RealDataset
 from mgd3.distilled import DistilledDataset
-from mgd3.types import Distiller
+from mgd3.ranks import Ranks, join
+from mgd3.types import Distiller, UserError
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")
-def main(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> None:
     """Build the parts, distil, evaluate; every stage skips what its folder already holds."""
+    hydra_cfg = HydraConfig.get()
+    try:
+        run_cell(cfg)
+    except Exception as error:
+        if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of the first one alone
+            log.error("failed: %s", error, exc_info=not isinstance(error, UserError))
+        raise
+
+
+def run_cell(cfg: DictConfig) -> None:
+    """One dataset, method, IPC and seed."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     # A distilled set lies one level up, where every protocol that scores it finds it.
     out = run_dir.parent if run_dir.parent.name == Path(cfg.folder).name else run_dir
@@ -62,12 +73,16 @@ def main(cfg: DictConfig) -> None:
         protocol = build_protocol(cfg)
         students = expand_students(student_names(cfg))
         execution = Execution(
-            device=device, channels_last=cfg.channels_last, compile=cfg.compile, ranks=ranks
+            device=device,
+            channels_last=cfg.channels_last,
+            compile=cfg.compile,
+            ranks=ranks,
+            parallel=cfg.parallel,
         )
         for student in students:
             find_student(student, protocol.image_size)
             protocol.recipe(cfg.ipc, len(dataset.classes), student)
-        distiller = build_distiller(cfg)
+        distiller = build_distiller(cfg, ranks)
     if dataset.note:
         log.warning("dataset=%s: %s", dataset.name, dataset.note)
 
@@ -77,16 +92,20 @@ def main(cfg: DictConfig) -> None:
             remove_leftovers(run_dir)
         ranks.wait()
         test.check()
-        wanted = list(product(students, range(cfg.student_seeds)))
+        wanted = list(product(students, student_seeds(cfg)))
         if missing_rows(run_dir, wanted):  # refuse a teacher before hours of sampling, not after
             ranks.in_turn(lambda: protocol.prepare(test, device))
-        distilled = ranks.in_turn(lambda: distil(cfg, dataset, distiller, out))
+        distilled = distil(cfg, dataset, distiller, out, ranks)
         log.info("distilled dataset: %s", out)
-        claim_folder(run_dir, cfg, "protocol.json", ("protocol",))
+        if not wanted:
+            return
+        if ranks.first:
+            claim_folder(run_dir, cfg, "protocol.json", ("protocol",))
         run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
         ids = RunIds(run=run_id, cell=identity(cfg, CELL_KEYS))
-        group = f"{dataset.name}-ipc{cfg.ipc}"
-        start = partial(tracker.start, run_id, group, plain(cfg), run_dir)
+        experiment = HydraConfig.get().runtime.choices.get("experiment")
+        group = experiment or f"{dataset.name}-ipc{cfg.ipc}"
+        start = partial(tracker.start, ranks.named(run_id), group, plain(cfg), run_dir)
         rows = score(distilled, test, protocol, wanted, run_dir, ids, start, execution)
         if cfg.report and ranks.first:
             title = f"{dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
@@ -103,15 +122,18 @@ def main(cfg: DictConfig) -> None:
 
 
 def distil(
-    cfg: DictConfig, dataset: RealDataset, distiller: Distiller, out: Path
+    cfg: DictConfig, dataset: RealDataset, distiller: Distiller, out: Path, ranks: Ranks
 ) -> DistilledDataset:
     """The finished distilled dataset in `out`, made now if it is not there."""
-    with waiting(out):
-        remove_leftovers(out, out / "modes", *out.glob("images/*"), *out.glob("pool/images/*"))
-        names = {info.wnid: info.name for info in dataset.classes}  # classes.csv makes prompts
-        claim_folder(out, cfg, "identity.json", DISTILLATION_KEYS, classes=names)
-        distilled = DistilledDataset(out)
-        if distilled.complete:
+    distilled = DistilledDataset(out)
+    with waiting(out) if ranks.first else nullcontext():
+        if ranks.first:
+            remove_leftovers(out, out / "modes", *out.glob("images/*"), *out.glob("pool/images/*"))
+            names = {info.wnid: info.name for info in dataset.classes}  # classes.csv makes prompts
+            claim_folder(out, cfg, "identity.json", DISTILLATION_KEYS, classes=names)
+        done = ranks.agreed(ranks.first and distilled.complete, pick_device(cfg.device))
+        if done or not (ranks.first or shares_work(distiller)):
+            ranks.wait()
             return distilled
         choices = HydraConfig.get().runtime.choices
         provenance = {
@@ -119,8 +141,12 @@ def distil(
             "choices": {group: choices[group] for group in DISTILLATION_KEYS if group in choices},
             "config": {key: part_of_identity(cfg, key) for key in DISTILLATION_KEYS},
         }
-        return distiller.distill(dataset, cfg.ipc, cfg.seed, out, provenance)
+        distilled = distiller.distill(dataset, cfg.ipc, cfg.seed, out, provenance)
+        ranks.wait()
+        return distilled
 
+
+main = hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")(run)
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -11,19 +11,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eval.ranks import Ranks
 from eval.report import write_summary
 from eval.results import EvalResult, ResultStore
 from eval.samples import image_strips
-from eval.students import make_student
+from eval.students import make_student, synchronised
 from eval.tables import layout, markdown
 from eval.test_images import TestImages
 from eval.tracking import Run
 from eval.training import History, Objective, Recipe, StudentTraining, Teacher
 from eval.training_images import training_images
+from mgd3 import checks
 from mgd3.artifacts import write_atomic
 from mgd3.distilled import DistilledDataset, commit
 from mgd3.progress import progress
+from mgd3.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,21 @@ class Execution:
     device: torch.device
     channels_last: bool = False  # memory layout of convolutions
     compile: bool = False
-    ranks: Ranks = field(default_factory=Ranks)  # processes that share every batch
+    ranks: Ranks = field(default_factory=Ranks)
+    parallel: str = "students"  # what processes share: the students, or each student's «batches»
+
+    def __post_init__(self) -> None:
+        checks.choice("parallel", self.parallel, ["students", "batches"])
+
+    @property
+    def trainers(self) -> Ranks:
+        """The processes that train one student together."""
+        return self.ranks if self.parallel == "batches" else Ranks()
+
+    def share(self, students: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Those of the students that this process has a part in."""
+        alone = self.parallel == "students"
+        return [s for i, s in enumerate(students) if not alone or self.ranks.mine(i)]
 
 
 @dataclass(frozen=True)
@@ -90,14 +105,17 @@ def score(
     if pending and (others := {r.commit for r in store.rows()} - {commit()}):
         log.warning("%s also holds rows of %s: the table will say so", folder, ", ".join(others))
     ranks.wait()  # all have read what is there
-    if pending and not ranks.first:
+    if pending and not ranks.first and execution.parallel == "batches":
         evaluate_students(distilled, test, protocol, pending, store, ids, None, execution)
+        ranks.wait()
     elif pending:
         with start() as record:
             evaluate_students(distilled, test, protocol, pending, store, ids, record, execution)
-            record.log_images("distilled", image_strips(distilled))
-            table = layout(store.rows())
-            record.log_table(f"accuracy: {table.title}", table.headers, table.lines)
+            ranks.wait()
+            if ranks.first:
+                record.log_images("distilled", image_strips(distilled))
+                table = layout(store.rows())
+                record.log_table(f"accuracy: {table.title}", table.headers, table.lines)
     ranks.wait()
     rows = store.rows()
     if not ranks.first:
@@ -117,26 +135,26 @@ def evaluate_students(
     tracker: Run | None,
     execution: Execution,
 ) -> None:
-    """Train and test each (student, seed), one after another; append its row to `store`.
+    """Train and test this process's share of (student, seed); append each one's row to `store`.
 
-    `tracker` None is for processes other than the first, which writes.
+    `tracker` None is for a process that another one writes for.
     """
-    manifest, ranks = distilled.manifest, execution.ranks
+    manifest, ranks = distilled.manifest, execution.trainers
     num_classes, device = len(distilled.classes), execution.device
-    teacher = ranks.in_turn(lambda: protocol.prepare(test, device))
+    teacher = execution.ranks.in_turn(lambda: protocol.prepare(test, device))
     pixels, labels = training_images(distilled, protocol.stored_size, device, test.cache)
     real = test.on(protocol.image_size, device, protocol.test_resize)
     weights = None
     if protocol.image_weights == "mass":
         weights = torch.tensor(distilled.mass_weights(), device=device)
-    for student, seed in students:
+    for student, seed in execution.share(students):
         checkpoint = store.path.parent / f".{student.replace('/', '-')}-{seed}.checkpoint"
         recipe = protocol.recipe(distilled.ipc, num_classes, student)
         net = make_student(student, num_classes, protocol.image_size, seed).to(device)
         if execution.channels_last:
             net = net.to(memory_format=torch.channels_last)
         training = StudentTraining(
-            ranks.prepare(net),
+            synchronised(net, ranks),
             recipe,
             protocol.objective(pixels, weights),
             seed,

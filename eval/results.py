@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from mgd3.artifacts import writing
+from mgd3.artifacts import waiting, writing
 
 T = TypeVar("T", bound=Hashable)
 log = logging.getLogger(__name__)
@@ -59,8 +59,7 @@ class ResultStore:
     def append(self, row: EvalResult) -> None:
         """Add a row; it is on disk when this returns."""
         line = json.dumps(asdict(row)) + "\n"
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path), waiting(self.path.parent):
             self._drop_torn_line()
             with self.path.open("a") as file:
                 file.write(line)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeAlias
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, alexnet, vgg11
 
@@ -15,6 +16,7 @@ from eval.nets import glad
 from eval.nets.convnet import ConvNet
 from eval.nets.resnet import BLOCKS, resnet_bn, resnet_in
 from eval.nets.resnet_ap import ResNetAP
+from mgd3.ranks import Ranks
 from mgd3.types import UserError
 
 CROSS_ARCH = ("alexnet", "vgg11", "resnet18", "vit")
@@ -49,6 +51,25 @@ def make_student(name: str, num_classes: int, image_size: int, seed: int) -> nn.
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.register_forward_pre_hook(partial(_refuse_single_values, name, image_size))
     return student
+
+
+def synchronised(net: nn.Module, ranks: Ranks) -> nn.Module:
+    """The network with batch norms that see the images of all processes that share a batch.
+
+    Raises `UserError` where PyTorch has none: on CPUs.
+    """
+    if ranks.world == 1 or not any(_is_batch_norm(m) for m in net.modules()):
+        return net
+    if next(net.parameters()).device.type == "cpu":
+        raise UserError(
+            "students with batch norm cannot share batches among CPU processes (PyTorch "
+            "synchronises batch norm on GPUs only): use parallel=students, or run without torchrun"
+        )
+    return convert_sync_batchnorm(net)  # timm's: it keeps activations that norms contain
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def find_student(name: str, image_size: int) -> Factory:

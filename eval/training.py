@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from eval.augment import normalise
-from eval.ranks import Ranks
 from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors
+from mgd3.ranks import Ranks
 from mgd3.types import UserError
 
 log = logging.getLogger(__name__)

@@ -92,7 +92,18 @@ def read_json(path: Path) -> Any:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Safetensors with a checksum of its tensors in the metadata, atomically."""
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomic(path, save(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)}))
+    data = save(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)})
+    write_atomic(path, _with_sorted_metadata(data))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors writes them in another one each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= size, "the same characters in another order"
+    return data[:8] + text.ljust(size) + data[8 + size :]
 
 
 def load_tensors(path: Path, made_from: dict[str, str] | None = None) -> dict[str, Tensor]:
@@ -191,13 +202,16 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def waiting(folder: Path) -> Iterator[None]:
-    """Take turns at a folder that several runs share: whoever comes second finds it filled."""
-    lock = _lock(folder / ".lock")
+def waiting(folder: Path, name: str = "") -> Iterator[None]:
+    """Take turns at what several runs share: whoever comes second finds it there.
+
+    `name` is a part of the folder that is made on its own; without it, the folder is one thing.
+    """
+    lock = _lock(folder / f".{name}.lock" if name else folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("another process is filling %s; waiting for it", folder)
+        log.info("another process is filling %s; waiting for it", folder / name)
         lock.acquire()
     with lock:
         yield

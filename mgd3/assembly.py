@@ -17,6 +17,7 @@ from mgd3.config import part_of_identity, plain
 from mgd3.datasets import RealDataset
 from mgd3.discovery import Work
 from mgd3.distilled import MANIFEST
+from mgd3.ranks import Ranks
 from mgd3.types import Distiller, UserError
 
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
@@ -42,7 +43,7 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
     return target(**node, **runtime)
 
 
-def build_distiller(cfg: DictConfig) -> Distiller:
+def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
     """The method's distiller, with those parts that its constructor asks for by name.
 
     The small parts are built in any case, so that a wrong value in them is refused whatever the
@@ -66,8 +67,13 @@ def build_distiller(cfg: DictConfig) -> Distiller:
         parts["backbone"] = _build_with(cfg, "backbone", compute=compute, cache=Path(cfg.cache))
     features = build_space(cfg, "features") if cfg.features else None
     parts |= {"features": features, "select": _build_with(cfg, "select", features=features)}
-    parts["pool"] = cfg.pool
+    parts |= {"pool": cfg.pool, "ranks": ranks}
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
+
+
+def shares_work(distiller: Distiller) -> bool:
+    """Do several processes distil together, or does the first one alone?"""
+    return "ranks" in inspect.signature(type(distiller)).parameters
 
 
 def build_protocol(cfg: DictConfig) -> Any:

@@ -31,8 +31,8 @@ DISTILLATION_KEYS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
     "sampler", "select", "pool", "precision", "flip", "ipc", "seed",
 )  # fmt: skip
-# What makes the scores, given the images.
-EVALUATION_KEYS = ("protocol", "students", "student_seeds")
+# What makes a score, given the images and a student: one folder holds all students' scores.
+EVALUATION_KEYS = ("protocol",)
 # What all seeds of one table cell share.
 CELL_KEYS = (*(key for key in DISTILLATION_KEYS if key != "seed"), "protocol")
 
@@ -57,6 +57,8 @@ class RunConfig:
     ipc: int = MISSING
     seed: int = MISSING
     student_seeds: int = MISSING
+    first_student_seed: int = MISSING
+    parallel: str = MISSING
     pool: int = MISSING
     flip: str = MISSING
     precision: str = MISSING
@@ -123,16 +125,22 @@ def validate(cfg: DictConfig) -> None:
     checks.integer("ipc", cfg.ipc, minimum=1)
     checks.integer("seed", cfg.seed, minimum=0)
     checks.integer("student_seeds", cfg.student_seeds, minimum=1)
+    checks.integer("first_student_seed", cfg.first_student_seed, minimum=0)
     checks.integer("pool", cfg.pool, minimum=1)
 
 
 def student_names(cfg: DictConfig) -> list[str]:
-    """`students` as a list; one name may stand alone."""
+    """`students` as a list; one name may stand alone, none trains nothing."""
     students = plain(cfg.students)
     names = [students] if isinstance(students, str) else students
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UserError(f"students={students!r} must be a name or a list of names")
     return list(dict.fromkeys(names))
+
+
+def student_seeds(cfg: DictConfig) -> range:
+    """The seeds of the students that a run trains on each set."""
+    return range(cfg.first_student_seed, cfg.first_student_seed + cfg.student_seeds)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +21,7 @@ from mgd3.datasets import RealDataset, RealImage
 from mgd3.inventory import ClassImages, take_inventory
 from mgd3.latents import LatentCache
 from mgd3.modes import load_modes, save_modes
+from mgd3.ranks import Ranks
 from mgd3.timing import StageTimes
 from mgd3.types import Codec, ModeFinder, Modes, Target
 
@@ -64,16 +68,28 @@ def cluster(finder: ModeFinder, latents: Tensor, num_modes: int) -> Modes:
 
 
 def discover_modes(
-    dataset: RealDataset, codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path
+    dataset: RealDataset,
+    codec: Codec,
+    finder: ModeFinder,
+    ipc: int,
+    work: Work,
+    out: Path,
+    ranks: Ranks | None = None,
 ) -> dict[str, ClassModes]:
     """Modes by wnid, K = ipc; each class's are kept in `out`/modes/<wnid>.safetensors.
 
     Up to `work.workers` classes are clustered at once while the next one is encoded; no more than
-    their latents are held.
+    their latents are held. What a finder found for some latents is kept in `work.cache` too, where
+    runs of other seeds, backbone weights or guidance find it. Several processes (`ranks`) take
+    turns at the classes.
     """
-    folder, times = out / "modes", StageTimes(out / "times.json")
+    ranks = ranks or Ranks()
+    folder, times = out / "modes", StageTimes(out / "times.json", keep=ranks.first)
+    shared = work.cache / "modes" / f"{_finder_digest(finder)}-k{ipc}"
     with times.stage("check"):
-        inventory = take_inventory(dataset, "train", ipc, work.cache, work.workers)
+        inventory = ranks.in_turn(
+            lambda: take_inventory(dataset, "train", ipc, work.cache, work.workers)
+        )
     latents = LatentCache(work.cache / "latents", codec, work.flip)
     found: dict[str, Modes] = {}
     running: dict[str, Future[Modes]] = {}
@@ -81,16 +97,25 @@ def discover_modes(
     def finish(wnid: str, images: ClassImages, key: str) -> None:
         with times.stage("modes"):
             found[wnid] = running.pop(wnid).result()
+        keep(wnid, images, key, shared / f"{key}.safetensors", folder / f"{wnid}.safetensors")
+
+    def keep(wnid: str, images: ClassImages, key: str, *files: Path) -> None:
         nearest = [images.images[i].key for i in found[wnid].nearest]
-        save_modes(folder / f"{wnid}.safetensors", found[wnid], key, nearest)
+        for file in files:
+            save_modes(file, found[wnid], key, nearest)
 
     with ThreadPoolExecutor(work.workers) as pool:
         waiting: list[tuple[str, ClassImages, str]] = []
-        for info, images in zip(dataset.classes, inventory, strict=True):
-            key = latents.key(info, images)
-            modes = _saved(folder / f"{info.wnid}.safetensors", key)
-            if modes is not None:
+        for label, (info, images) in enumerate(zip(dataset.classes, inventory, strict=True)):
+            if not ranks.mine(label):
+                continue
+            key, own = latents.key(info, images), folder / f"{info.wnid}.safetensors"
+            if (modes := _saved(own, key)) is not None:
                 found[info.wnid] = modes
+                continue
+            if (modes := _saved(shared / f"{key}.safetensors", key)) is not None:
+                found[info.wnid] = modes
+                keep(info.wnid, images, key, own)
                 continue
             with times.stage("encode"):
                 real = latents.latents(info, images)
@@ -100,6 +125,11 @@ def discover_modes(
                 finish(*waiting.pop(0))
         for one in waiting:
             finish(*one)
+    ranks.wait()
+    for info, images in zip(dataset.classes, inventory, strict=True):
+        if info.wnid not in found:  # another process's
+            path = folder / f"{info.wnid}.safetensors"
+            found[info.wnid] = load_modes(path, latents.key(info, images))
     log.info("modes: %d classes x %d in %s", len(found), ipc, folder)
     return {
         info.wnid: ClassModes(
@@ -109,6 +139,15 @@ def discover_modes(
         )
         for info, images in zip(dataset.classes, inventory, strict=True)
     }
+
+
+def _finder_digest(finder: ModeFinder) -> str:
+    """Identifies what a finder finds: its class, the file that holds its code, its settings."""
+    kind = type(finder)
+    code = inspect.getsource(inspect.getmodule(kind) or kind)
+    settings = json.dumps(vars(finder), sort_keys=True, default=repr)
+    text = "\n".join([kind.__qualname__, settings, code])
+    return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()
 
 
 def _saved(path: Path, latents: str) -> Modes | None:

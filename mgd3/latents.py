@@ -43,7 +43,7 @@ class LatentCache:
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
         path = self.folder / f"{self.key(info, images)}.safetensors"
-        with waiting(path.parent):
+        with waiting(path.parent, info.wnid):
             if path.is_file():
                 try:
                     return load_tensors(path)["latents"]

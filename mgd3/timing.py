@@ -13,8 +13,10 @@ from mgd3.artifacts import CorruptFileError, read_json, write_json
 class StageTimes:
     """Seconds by stage, kept in a JSON file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: bool = True) -> None:
+        """`keep` False writes nothing: for a process beside the one that does."""
         self.path = path
+        self.keep = keep
 
     def read(self) -> dict[str, float]:
         """Seconds by stage; empty before the first stage ends."""
@@ -31,7 +33,7 @@ class StageTimes:
             yield
         finally:
             taken = round(time.monotonic() - start, 3)
-            if taken:  # a stage that does nothing is none
+            if taken and self.keep:  # a stage that does nothing is none
                 seconds = self.read()
                 seconds[name] = round(seconds.get(name, 0.0) + taken, 3)
                 write_json(self.path, seconds)

@@ -248,7 +248,11 @@ class Sampler(Protocol):
 
 
 class Distiller(Protocol):
-    """Makes a distilled dataset; goes on from whatever its folder already holds."""
+    """Makes a distilled dataset; goes on from whatever its folder already holds.
+
+    Under torchrun all processes call one whose constructor takes `ranks`; of any other the first
+    process alone.
+    """
 
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.evaluation import Execution, RunIds, score
 from eval.foreign import adopt
-from eval.ranks import join
 from eval.report import distilled_sets
 from eval.students import expand_students, find_student
 from eval.tables import terminal
@@ -34,11 +33,13 @@ from mgd3.config import (
     plain,
     register,
     student_names,
+    student_seeds,
     validate,
     values_digest,
 )
 from mgd3.datasets import RealDataset
 from mgd3.distilled import DistilledDataset
+from mgd3.ranks import join
 from mgd3.types import UserError
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,15 @@ def main(cfg: DictConfig) -> None:
         dataset, tracker = (build(cfg, key) for key in ("dataset", "tracker"))
         protocol = build_protocol(cfg)
         execution = Execution(
-            device=device, channels_last=cfg.channels_last, compile=cfg.compile, ranks=ranks
+            device=device,
+            channels_last=cfg.channels_last,
+            compile=cfg.compile,
+            ranks=ranks,
+            parallel=cfg.parallel,
         )
         students = expand_students(student_names(cfg))
+        if not students:
+            raise UserError("students=[] leaves nothing to do; name one, such as [convnet6]")
         sets = ranks.in_turn(lambda: find_sets(cfg, dataset))
         for student, distilled in product(students, sets):
             find_student(student, protocol.image_size)
@@ -68,9 +75,7 @@ def main(cfg: DictConfig) -> None:
         if (tested_on := part_of_identity(cfg, "dataset")) != made_by["dataset"]:
             made_by["tested_on"] = tested_on
         cell = values_digest({key: value for key, value in made_by.items() if key != "seed"})
-        run_id = values_digest(
-            made_by | {key: plain(cfg[key]) for key in ("students", "student_seeds")}
-        )
+        run_id = values_digest(made_by)
         folder = distilled.folder / f"{protocol.name}-{run_id}"
         with exclusive(folder) if ranks.first else nullcontext():
             if ranks.first:
@@ -78,8 +83,8 @@ def main(cfg: DictConfig) -> None:
             ranks.wait()
             claim_folder(folder, cfg, "protocol.json", ("protocol",))
             group = f"{dataset.name}-ipc{distilled.ipc}"
-            start = partial(tracker.start, run_id, group, plain(cfg), folder)
-            wanted = list(product(students, range(cfg.student_seeds)))
+            start = partial(tracker.start, ranks.named(run_id), group, plain(cfg), folder)
+            wanted = list(product(students, student_seeds(cfg)))
             ids = RunIds(run=run_id, cell=cell)
             rows += score(distilled, test, protocol, wanted, folder, ids, start, execution)
         log.info("results: %s", folder)

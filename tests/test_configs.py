@@ -85,9 +85,9 @@ def test_imagenette_alone_means_the_paper():
         ("sampler.steps=51", True, True),
         ("method=random", True, True),
         ("pool=2", True, True),
-        ("students=[convnet2]", False, True),
+        ("students=[convnet2]", False, False),
         ("protocol=hard_label", False, True),
-        ("student_seeds=3", False, True),
+        ("student_seeds=3", False, False),
         ("tracker=none", False, False),
         ("batch_size=7", False, False),
         ("workers=5", False, False),
@@ -130,7 +130,7 @@ def test_wrong_options_are_refused(overrides, message):
 
 LEVELS = {
     "mgd3.types": 0, "mgd3.checks": 0.5, "mgd3.seeding": 0, "mgd3.schedule": 0.5, "mgd3.pixels": 0,
-    "mgd3.progress": 0, "mgd3.allocator": 0,
+    "mgd3.progress": 0, "mgd3.ranks": 0.5, "mgd3.allocator": 0,
     "mgd3.class_lists": 0.9, "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.batching": 1,
     "mgd3.download": 1.5,
     "mgd3.timing": 1.5, "mgd3.previews": 1.5, "mgd3.inventory": 1.5, "mgd3.distilled": 1.5,

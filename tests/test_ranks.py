@@ -2,19 +2,21 @@
 
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 from timm.layers import convert_sync_batchnorm
 
-from eval.ranks import Ranks
 from eval.results import read_results
-from eval.students import make_student
+from eval.students import make_student, synchronised
 from eval.training_images import training_images
 from mgd3.datasets import ImageTree
 from mgd3.distilled import DistilledDataset, DistilledWriter
+from mgd3.ranks import Ranks
 from mgd3.types import UserError
 
 RUN = (
@@ -44,7 +46,7 @@ def started(cwd, processes, *overrides):
 @pytest.mark.parametrize("kind", PROTOCOLS)
 def test_two_processes_give_what_one_does(tmp_path, kind):
     alone = started(tmp_path / "one", 1, *RUN, *PROTOCOLS[kind])
-    together = started(tmp_path / "two", 2, *RUN, *PROTOCOLS[kind])
+    together = started(tmp_path / "two", 2, *RUN, *PROTOCOLS[kind], "parallel=batches")
     assert len(alone) == len(together) == 2
     for ours, theirs in zip(together, alone, strict=True):
         assert (ours[0], ours[3]) == (theirs[0], theirs[3])
@@ -61,10 +63,10 @@ def test_shares_hold_every_row_once():
 
 
 def test_batch_norm_needs_gpus():
-    with pytest.raises(UserError, match="batch norm cannot be trained by several CPU processes"):
-        Ranks(0, 2).prepare(make_student("resnet18_bn", 3, 32, seed=0))
+    with pytest.raises(UserError, match="batch norm cannot share batches among CPU"):
+        synchronised(make_student("resnet18_bn", 3, 32, seed=0), Ranks(0, 2))
     net = make_student("convnet2_w8", 3, 32, seed=0)
-    assert Ranks(0, 2).prepare(net) is net
+    assert synchronised(net, Ranks(0, 2)) is net
 
 
 @pytest.mark.parametrize("name", ["resnet18_bn", "timm/efficientnet_b0"])
@@ -88,3 +90,40 @@ def test_images_that_do_not_fit_are_mapped(tree, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(held, mapped, strict=True))
     (file,) = (tmp_path / "pixels").glob("*.uint8")
     assert file.stat().st_size == 4 * 3 * 8 * 8
+
+
+def files(folder):
+    """Content of every image and mode file below a folder, by path."""
+    found = [*folder.rglob("images/*/*.png"), *folder.rglob("modes/*.safetensors")]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in found}
+
+
+SHARDED = (
+    "backbone=toy", "ipc=5", "batch_size=7", "tracker=none", "report=false", "device=cpu",
+    "students=[convnet2_w8]", "student_seeds=3", "protocol.epochs_by_ipc=[[null,3]]", "workers=1",
+)  # fmt: skip
+
+
+def test_processes_share_images_and_students(tmp_path):
+    """Byte for byte what one process makes, also after one of the two is killed."""
+    alone = sorted(started(tmp_path / "one", 1, *SHARDED))
+    together = sorted(started(tmp_path / "two", 2, *SHARDED))
+    assert together == alone and len(alone) == 3
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+    again = tmp_path / "again"
+    again.mkdir()
+    launched = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(ROOT / "run.py"), *SHARDED, "sampler.steps=50"],
+        cwd=again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while launched.poll() is None and len(list(again.rglob("images/*/*.png"))) < 8:
+        time.sleep(0.002)
+    workers = psutil.Process(launched.pid).children()
+    workers[-1].kill()  # torchrun ends the other one
+    assert launched.wait(timeout=120) != 0
+    made = len(list(again.rglob("images/*/*.png")))
+    assert made < 50, "killed too late to show anything"
+    assert sorted(started(again, 2, *SHARDED)) == alone
+    assert files(again) == files(tmp_path / "one")

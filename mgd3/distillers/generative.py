@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mgd3.inventory import take_inventory
 from mgd3.pixels import center_crop, from_pil, to_pil, to_pixels
 from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.progress import progress, track
+from mgd3.ranks import Ranks
 from mgd3.seeding import ImageNoise
 from mgd3.selection import FirstCandidates
 from mgd3.starts import NoiseStart
@@ -51,6 +52,8 @@ class GenerativeDistiller:
     products, and writes the same bytes, as one that was never stopped. Where memory runs out,
     batches are halved and nothing that is written is lost; pixels then agree up to rounding.
 
+    Several processes (`ranks`) take turns at the batches, and write the same bytes as one.
+
     With `pool` m > 1, m candidates per image are made in `out`/pool, each from a noise stream of
     its own, and `select` says which one is kept.
     """
@@ -66,6 +69,7 @@ class GenerativeDistiller:
         finetune: FineTune | None = None,
         select: Selection | None = None,
         pool: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         """`start` None begins in pure noise, `finetune` None takes the backbone as it is.
 
@@ -79,6 +83,7 @@ class GenerativeDistiller:
         self.start = start or NoiseStart()
         self.finetune = finetune or NoFineTuning()
         self.select = select or FirstCandidates()
+        self.ranks = ranks or Ranks()
         self.pool = checks.integer("pool", pool, minimum=1)
         if pool == 1 and not isinstance(self.select, FirstCandidates):
             raise UserError("pool=1 leaves nothing to select; set pool=2 or more, or select=first")
@@ -87,18 +92,19 @@ class GenerativeDistiller:
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
     ) -> DistilledDataset:
-        """Write `ipc` images per class below `out`."""
+        """Write `ipc` images per class below `out`; all processes call this at once."""
+        ranks = self.ranks
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
         found: dict[str, ClassModes] = {}
         if self.guidance.needs_modes or self.start.needs_modes:
             found = discover_modes(
-                dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out
+                dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out, ranks
             )
-            if not load_previews(out):
+            if ranks.first and not load_previews(out):
                 save_previews(out, self._previews(found))
-        times = StageTimes(out / "times.json")
+        times = StageTimes(out / "times.json", keep=ranks.first)
         with times.stage("finetune"):
-            phases = self.finetune(self.backbone, dataset, self.work)
+            phases = ranks.in_turn(lambda: self.finetune(self.backbone, dataset, self.work))
         writer = DistilledWriter(out, dataset, ipc, seed)
         candidates = writer
         if self.pool > 1:
@@ -110,15 +116,30 @@ class GenerativeDistiller:
             wanted = [(info.wnid, k) for info in phase.classes for k in range(candidates.ipc)]
             with phase.applied(self.backbone), times.stage("sample"):
                 self._fill(candidates, wanted, seed, rows, found)
+                ranks.wait()
+        if ranks.first:
+            self._finish(writer, candidates, provenance, found, times)
+        ranks.wait()
+        return DistilledDataset(out)
+
+    def _finish(
+        self,
+        writer: DistilledWriter,
+        candidates: DistilledWriter,
+        provenance: Mapping[str, Any],
+        found: Mapping[str, ClassModes],
+        times: StageTimes,
+    ) -> None:
+        """Select, and write the manifest."""
         chosen: dict[str, list[int]] = {}
         if self.pool > 1:
             with times.stage("select"):
                 chosen = self._choose(candidates, writer)
         nearest = {w: [i.key for i in modes.nearest] for w, modes in found.items()}
         masses = {w: modes.modes.masses for w, modes in found.items()}
-        streams = {info.wnid: chosen.get(info.wnid, range(ipc)) for info in dataset.classes}
+        classes = writer.dataset.classes
+        streams = {info.wnid: chosen.get(info.wnid, range(writer.ipc)) for info in classes}
         writer.finish(provenance, nearest, masses=masses, streams=streams)
-        return DistilledDataset(out)
 
     def _fill(
         self,
@@ -128,35 +149,54 @@ class GenerativeDistiller:
         rows: Mapping[str, int],
         found: Mapping[str, ClassModes],
     ) -> None:
-        """Make the images `wanted`, (wnid, index) each; `rows` are the classes' ids by wnid."""
+        """Make this process's share of the images `wanted`, (wnid, index) each.
+
+        `rows` are the classes' ids by wnid.
+        """
         there = {key for key in wanted if writer.has(*key)}
-        whole = there == set(wanted)
-        batches = Batches(
-            len(wanted) if whole else self._batch_size(rows[wanted[0][0]]), "sampling"
-        )
-        start = 0
+        self.ranks.wait()  # nobody writes before everybody has looked
+        size = 1 if there == set(wanted) else self._batch_size(rows[wanted[0][0]])
+        size = self.ranks.agreed(size, self.backbone.device)
+        parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        mine = [part for number, part in enumerate(parts) if self.ranks.mine(number)]
+        images = sum(map(len, mine))
+        batches = Batches(size, "sampling")
         with (
-            progress(f"sampling {len(wanted)} images, steps", len(wanted) * self._steps) as advance,
+            progress(f"sampling {images} images, steps", images * self._steps) as advance,
             _BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
         ):
-            while start < len(wanted):
-                keys = wanted[start : start + batches.size]
-                bar = _BatchBar(advance, len(keys))
-                if there.issuperset(keys):
-                    bar.step(self._steps)
-                else:
-                    ids = torch.tensor([rows[wnid] for wnid, _ in keys])
-                    latents = batches.attempt(
-                        lambda: self._sample(keys, ids, found, seed, bar.step),  # noqa: B023
-                        len(keys),
-                    )
-                    if latents is None:
-                        bar.step(-bar.steps)
-                        continue
-                    images = self._decode(latents)
-                    _require_finite(keys, images)
-                    files.write(keys, to_pixels(images))
-                start += len(keys)
+            for part in mine:
+                if there.issuperset(part):
+                    advance(len(part) * self._steps)
+                    continue
+                for keys, latents in self._in_batches(part, batches, seed, rows, found, advance):
+                    decoded = self._decode(latents)
+                    _require_finite(keys, decoded)
+                    files.write(keys, to_pixels(decoded))
+
+    def _in_batches(
+        self,
+        keys: list[tuple[str, int]],
+        batches: Batches,
+        seed: int,
+        rows: Mapping[str, int],
+        found: Mapping[str, ClassModes],
+        advance: Callable[..., None],
+    ) -> Iterator[tuple[list[tuple[str, int]], Tensor]]:
+        """Samples of all `keys` at once, or of fewer at a time once memory has run out."""
+        while keys:
+            some = keys[: batches.size]
+            bar = _BatchBar(advance, len(some))
+            ids = torch.tensor([rows[wnid] for wnid, _ in some])
+            latents = batches.attempt(
+                lambda: self._sample(some, ids, found, seed, bar.step),  # noqa: B023
+                len(some),
+            )
+            if latents is None:
+                bar.step(-bar.steps)
+                continue
+            yield some, latents
+            keys = keys[len(some) :]
 
     def _choose(self, candidates: DistilledWriter, writer: DistilledWriter) -> dict[str, list[int]]:
         """Copy the selection of each class into the distilled set; positions by wnid."""

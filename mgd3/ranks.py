@@ -1,4 +1,4 @@
-"""Several processes on one training, started by torchrun; one process is the ordinary case."""
+"""Several processes on one run, started by torchrun; one process is the ordinary case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 
 from mgd3.progress import hide_progress
@@ -67,24 +66,22 @@ class Ranks:
         self.wait()
         return work()
 
+    def named(self, name: str) -> str:
+        """A name for what each process has of its own; the first one's is the name itself."""
+        return name if self.first else f"{name}-rank{self.rank}"
+
+    def mine(self, item: int) -> bool:
+        """Is work item number `item` this process's, where they take turns?"""
+        return item % self.world == self.rank
+
+    def agreed(self, number: int, device: torch.device) -> int:
+        """The first process's number."""
+        return int(self.sum(torch.tensor(int(number) if self.first else 0, device=device)))
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:
             distributed.barrier()
-
-    def prepare(self, net: nn.Module) -> nn.Module:
-        """The network with batch norms that see all processes' images.
-
-        Raises `UserError` where PyTorch has none: on CPUs.
-        """
-        if self.world == 1 or not any(_is_batch_norm(m) for m in net.modules()):
-            return net
-        if next(net.parameters()).device.type == "cpu":
-            raise UserError(
-                "students with batch norm cannot be trained by several CPU processes (PyTorch "
-                "synchronises batch norm on GPUs only): run without torchrun"
-            )
-        return convert_sync_batchnorm(net)  # timm's: it keeps activations that norms contain
 
 
 def join(device: torch.device) -> tuple[Ranks, torch.device]:
@@ -111,7 +108,3 @@ def join(device: torch.device) -> tuple[Ranks, torch.device]:
         hide_progress()
         logging.disable(logging.INFO)
     return Ranks(rank, world), device
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
