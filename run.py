@@ -43,6 +43,7 @@ from mgd3.config import (
 )
 from mgd3.datasets import RealDataset
 from mgd3.distilled import DistilledDataset
+from mgd3.machine import machine_name
 from mgd3.ranks import Ranks, join
 from mgd3.types import Distiller, UserError
 
@@ -138,6 +139,7 @@ def distil(
         choices = HydraConfig.get().runtime.choices
         provenance = {
             "method": cfg.method.name,
+            "machine": machine_name(pick_device(cfg.device)),
             "choices": {group: choices[group] for group in DISTILLATION_KEYS if group in choices},
             "config": {key: part_of_identity(cfg, key) for key in DISTILLATION_KEYS},
         }

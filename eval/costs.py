@@ -12,19 +12,20 @@ from mgd3.distilled import DistilledDataset
 from mgd3.timing import StageTimes
 
 
-def cost_layout(sets: Sequence[DistilledDataset], rows: Sequence[EvalResult]) -> Layout:
-    """Mean seconds by method and stage, a column for each IPC.
+def cost_layout(
+    sets: Sequence[tuple[str, DistilledDataset]], rows: Sequence[tuple[str, EvalResult]]
+) -> Layout:
+    """Mean seconds by name and stage, a column for each IPC; sets and rows come with their names.
 
     Distillation stages are per set; a shared cache makes the first set pay for the others, so
     their means fall with the number of sets. Training and tests are per student.
     """
     seconds: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for distilled in sets:
-        method, ipc = distilled.manifest["method"], distilled.ipc
+    for method, distilled in sets:
+        ipc = distilled.ipc
         for stage, spent in StageTimes(distilled.folder / "times.json").read().items():
             seconds[method, f"{stage}, a set"][ipc].append(spent)
-    for row in rows:
-        method = row.method.split(" ")[0]  # a sweep's rows carry the swept value
+    for method, row in rows:
         for what, spent in (("training", row.train_seconds), ("tests", row.test_seconds)):
             seconds[method, f"{what}, a {row.student}"][row.ipc].append(spent)
     ipcs = sorted({ipc for by_ipc in seconds.values() for ipc in by_ipc})

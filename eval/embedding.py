@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.planes import maps_picture, tsne_plane
+from eval.planes import Plane, maps_picture, tsne_plane
 from eval.samples import MOST_CLASSES
 from eval.test_images import student_pixels
 from mgd3.datasets import RealDataset
@@ -22,8 +22,18 @@ _FEWEST = 40  # images in all, below which a map shows nothing
 def embedding_picture(dataset: RealDataset, sets: Mapping[str, DistilledDataset]) -> str:
     """An SVG: one panel per method, real images as dots, that method's as crosses.
 
-    Features are the pixels of images shrunk to 16 px; all panels share one t-SNE fit, whose
-    distances are not to be measured. Empty for sets too small to show.
+    Its distances are not to be measured. Empty for sets too small to show.
+    """
+    planes = embedding_planes(dataset, sets)
+    return maps_picture(planes) if planes else ""
+
+
+def embedding_planes(
+    dataset: RealDataset, sets: Mapping[str, DistilledDataset]
+) -> dict[str, Plane]:
+    """One t-SNE fit of real and all methods' images shrunk to 16 px, of at most ten classes.
+
+    Empty for sets too small to show.
     """
     classes = range(min(len(dataset.classes), MOST_CLASSES))
     real = [_real(dataset, label) for label in classes]
@@ -35,8 +45,8 @@ def embedding_picture(dataset: RealDataset, sets: Mapping[str, DistilledDataset]
                 by_class[label].append(_small(image))
         made[method] = [torch.stack(rows) for rows in by_class]
     if not sets or sum(map(len, real)) < _FEWEST:
-        return ""
-    return maps_picture({"t-SNE of pixels": tsne_plane(real, made, most_real=None)})
+        return {}
+    return {"t-SNE of pixels": tsne_plane(real, made, most_real=None)}
 
 
 def _real(dataset: RealDataset, label: int) -> Tensor:

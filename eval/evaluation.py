@@ -23,6 +23,7 @@ from eval.training_images import training_images
 from mgd3 import checks
 from mgd3.artifacts import write_atomic
 from mgd3.distilled import DistilledDataset, commit
+from mgd3.machine import machine_name
 from mgd3.progress import progress
 from mgd3.ranks import Ranks
 
@@ -190,6 +191,7 @@ def evaluate_students(
                 dataset_note=test.dataset.note or manifest["dataset_note"],
                 teacher=teacher.name if teacher else None,
                 teacher_top1=teacher.top1 if teacher else None,
+                machine=machine_name(device),
             )
         )
         checkpoint.unlink(missing_ok=True)  # only now: the row is on disk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 from torch import Tensor
@@ -20,3 +21,13 @@ def png(pixels: Tensor) -> bytes:
 def sheet(images: Tensor, columns: int) -> bytes:
     """Images (B, 3, H, W) in [-1, 1], in rows of `columns`, as a PNG file's bytes."""
     return png(make_grid(to_pixels(images), nrow=columns, padding=2, pad_value=255))
+
+
+def data_uri(pixels: Tensor) -> str:
+    """An image (3, H, W) uint8 for an HTML page: PNG, or JPEG for photographs' sizes."""
+    data, kind = png(pixels), "png"
+    if pixels.shape[-2] > 40:
+        buffer, kind = io.BytesIO(), "jpeg"
+        to_pil(pixels).save(buffer, "JPEG", quality=88)
+        data = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
+from markupsafe import Markup, escape
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from eval.costs import cost_layout
 from eval.embedding import embedding_picture
-from eval.pictures import png
+from eval.pictures import data_uri
 from eval.results import EvalResult, order_of
 from eval.samples import MOST_CLASSES, first_images, first_of_each_method
 from eval.tables import (
@@ -33,9 +34,28 @@ from mgd3.previews import load_previews
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+def template(name: str) -> Template:
+    """A page's template; its filter «emphasised» turns Markdown's *i* and **b** into HTML's."""
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
+    environment.filters["emphasised"] = _emphasised
+    return environment.get_template(name)
+
+
+def _emphasised(text: str) -> Markup:
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
+    return Markup(re.sub(r"\*(.+?)\*", r"<i>\1</i>", html))
+
+
 def distilled_sets(folder: Path) -> list[DistilledDataset]:
     """All finished distilled datasets below `folder`."""
     return [DistilledDataset(path.parent) for path in sorted(folder.rglob(MANIFEST))]
+
+
+def named(
+    sets: Sequence[DistilledDataset], rows: Sequence[EvalResult]
+) -> tuple[list[tuple[str, DistilledDataset]], list[tuple[str, EvalResult]]]:
+    """Sets and rows with their methods' names; a sweep's rows leave out the swept value."""
+    return [(d.manifest["method"], d) for d in sets], [(r.method.split(" ")[0], r) for r in rows]
 
 
 def write_summary(path: Path, rows: Sequence[EvalResult]) -> None:
@@ -57,26 +77,26 @@ def write_report(
 ) -> None:
     """Table, images beside their modes, a 2-D picture, times and configuration, in one file."""
     first = first_of_each_method(sets)
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
-    html = environment.get_template("report.html").render(
+    html = template("report.html").render(
         title=title,
         table=layout(rows),
         explanation=explanation(rows),
-        classes=_class_sheets(first, dataset),
+        classes=class_sheets(first),
         embedding=embedding_picture(dataset, first),
-        costs=cost_layout(sets, rows),
+        costs=cost_layout(*named(sets, rows)),
         config=json.dumps({m: d.manifest["config"] for m, d in first.items()}, indent=2),
         commit=", ".join(order_of(r.commit for r in rows)),
     )
     write_atomic(path, html.encode())
 
 
-def _class_sheets(first: dict[str, DistilledDataset], dataset: RealDataset) -> list[dict[str, Any]]:
-    """Per class: one strip per method, and the modes' centroids and nearest real images."""
+def class_sheets(first: Mapping[str, DistilledDataset]) -> list[dict[str, Any]]:
+    """Per class: one strip for each named set, and the modes' centroids and nearest real images."""
+    classes = next(iter(first.values())).classes
     images = {method: first_images(d) for method, d in first.items()}
     previews = next((p for d in first.values() if (p := load_previews(d.folder))), {})
     sheets = []
-    for info in dataset.classes[:MOST_CLASSES]:
+    for info in classes[:MOST_CLASSES]:
         strips = []
         if info.wnid in previews:
             centroids, nearest = previews[info.wnid]
@@ -87,7 +107,7 @@ def _class_sheets(first: dict[str, DistilledDataset], dataset: RealDataset) -> l
 
 
 def _strip(label: str, pixels: Tensor) -> dict[str, Any]:
-    data = base64.b64encode(
-        png(make_grid(pixels, nrow=len(pixels), padding=1, pad_value=128))
-    ).decode()
-    return {"label": label, "uri": f"data:image/png;base64,{data}", "columns": len(pixels)}
+    return {
+        "label": label,
+        "uri": data_uri(make_grid(pixels, nrow=len(pixels), padding=1, pad_value=128)),
+    }

@@ -40,6 +40,7 @@ class EvalResult:
     dataset_note: str | None = None
     teacher: str | None = None  # whose answers the student learned; None: the classes themselves
     teacher_top1: float | None = None
+    machine: str | None = None  # what trained it
 
 
 class ResultStore:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import torch
@@ -75,8 +75,16 @@ def overview_panels(
 
 def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], real: bool) -> bytes:
     """A PNG of `overview_panels` side by side, a row per class."""
-    panels = overview_panels(sets, methods, real)
-    columns = min(MOST_IMAGES, sets[0].ipc)
+    return _side_by_side(overview_panels(sets, methods, real), min(MOST_IMAGES, sets[0].ipc))
+
+
+def overview_of(sets: Mapping[str, DistilledDataset]) -> bytes:
+    """A PNG of named sets side by side, a row per class."""
+    panels = {name: torch.cat(list(first_images(d).values())) for name, d in sets.items()}
+    return _side_by_side(panels, min(MOST_IMAGES, next(iter(sets.values())).ipc))
+
+
+def _side_by_side(panels: Mapping[str, Tensor], columns: int) -> bytes:
     figure, axes = plt.subplots(
         1, len(panels), figsize=(3.2 * len(panels), 3.5), squeeze=False, layout="constrained"
     )

@@ -97,7 +97,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def _with_sorted_metadata(data: bytes) -> bytes:
-    """The same file with its metadata in order: safetensors writes them in another one each time."""
+    """The same file with its metadata in order; safetensors' own order differs every time."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}

@@ -72,11 +72,12 @@ class RunConfig:
     runs: str = MISSING
     report: bool = MISSING
     folder: str = MISSING
+    table: Any = None  # set by experiment files of the paper alone
     train: Any = None  # set by scripts/train_backbone.py alone
     images: Any = None  # set by scripts/evaluate.py and scripts/measure.py alone
     title: Any = None  # set by scripts/evaluate.py alone
-    metrics: Any = None  # this and the next two: set by scripts/measure.py alone
-    by: Any = None
+    metrics: Any = MISSING
+    by: Any = None  # this and the next: set by scripts/measure.py alone
     redundancy: Any = None
 
 

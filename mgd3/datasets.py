@@ -114,9 +114,11 @@ class Digits:
     location = None
     note = None
 
-    def __init__(self, student_size: int) -> None:
+    def __init__(self, student_size: int, classes: Sequence[int] | None = None) -> None:
+        """`classes` keeps some of the ten digits, in their given order."""
         self.student_size = checks.integer("dataset.student_size", student_size, minimum=4)
-        self.classes = tuple(ClassInfo(str(d), f"digit {d}") for d in range(10))
+        known = tuple(ClassInfo(str(d), f"digit {d}") for d in range(10))
+        self.classes = _select(known, None if classes is None else [str(d) for d in classes])
 
     @cached_property
     def _splits(self) -> dict[str, dict[int, list[ArrayImage]]]:
@@ -142,7 +144,7 @@ class Digits:
 
     def images(self, split: str, label: int) -> Sequence[RealImage]:
         """The digits of one class."""
-        return self._splits[split][label]
+        return self._splits[split][int(self.classes[label].wnid)]
 
 
 class ImageTree:

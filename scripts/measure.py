@@ -10,17 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.features import PixelFeatures
-from eval.metrics import SetMetrics, measure, metrics_layout
-from eval.planes import maps_picture, pca_plane, tsne_plane, tsne_scores
+from eval.measuring import measure_sets
+from eval.metrics import metrics_layout
+from eval.planes import maps_picture
 from eval.redundancy import redundancy
 from eval.report import distilled_sets
 from eval.students import expand_students
@@ -41,7 +40,6 @@ from mgd3.config import (
 )
 from mgd3.distilled import DistilledDataset, commit
 from mgd3.inventory import take_inventory
-from mgd3.progress import track
 from mgd3.types import Judge, UserError
 
 log = logging.getLogger(__name__)
@@ -71,23 +69,15 @@ def main(cfg: DictConfig) -> None:
     judge: Judge = space.fit(dataset, inventory)
     test = TestImages(dataset, Path(cfg.cache), cfg.workers)
     name = "pixels" if isinstance(space, PixelFeatures) else cfg.metrics.student
-    real = [judge.real(label) for label in range(len(dataset.classes))]
     by_ipc: dict[int, list[DistilledDataset]] = defaultdict(list)
     for distilled in sets:
         by_ipc[distilled.ipc].append(distilled)
     for ipc, same_size in sorted(by_ipc.items()):
         out = Path(cfg.images) / f"metrics-{name}-ipc{ipc}"
-        measured: dict[str, list[SetMetrics]] = defaultdict(list)
         methods: dict[str, list[DistilledDataset]] = defaultdict(list)
-        first: dict[str, list[Tensor]] = {}
-        for distilled in track(same_size, f"measuring sets of ipc {ipc}", len(same_size)):
-            features = features_by_class(distilled, judge)
-            method = names[distilled.folder]
-            measured[method].append(measure(real, features))
-            methods[method].append(distilled)
-            first.setdefault(method, features)
-        planes = {"t-SNE": tsne_plane(real, first), "PCA": pca_plane(real, first)}
-        scores = tsne_scores(planes["t-SNE"])
+        for distilled in same_size:
+            methods[names[distilled.folder]].append(distilled)
+        found = measure_sets(methods, judge, f"sets of ipc {ipc}")
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
@@ -95,7 +85,7 @@ def main(cfg: DictConfig) -> None:
                 m: redundancy(*pair, protocol, students[0], test, pick_device(cfg.device))
                 for m, pair in increments
             }
-        table = metrics_layout(measured, f"{name}, ipc {ipc}", scores)
+        table = metrics_layout(found.metrics, f"{name}, ipc {ipc}", found.scores)
         if repeated:
             table.headers.append("redundancy, % ↓")
             for line in table.lines:
@@ -105,13 +95,13 @@ def main(cfg: DictConfig) -> None:
             {
                 "space": name,
                 "commit": commit(),
-                "sets": {m: [asdict(s) for s in found] for m, found in measured.items()},
-                "tsne_first_set": {m: asdict(s) for m, s in scores.items()},
+                "sets": {m: [asdict(s) for s in of] for m, of in found.metrics.items()},
+                "tsne_first_set": {m: asdict(s) for m, s in found.scores.items()},
                 "redundancy": repeated,
             },
         )
         write_atomic(out / "metrics.md", table.markdown().encode())
-        write_atomic(out / "maps.svg", maps_picture(planes).encode())
+        write_atomic(out / "maps.svg", maps_picture(found.planes).encode())
         Console().print(brief(table).for_terminal())
         log.info("metrics: %s", out)
 
@@ -152,14 +142,6 @@ def brief(table: Layout) -> Layout:
         headers=[table.headers[k] for k in shown],
         lines=[[line[k] for k in shown] for line in table.lines],
     )
-
-
-def features_by_class(distilled: DistilledDataset, judge: Judge) -> list[Tensor]:
-    """Features (K, D) of each class's images, in label order."""
-    rows: list[list[Tensor]] = [[] for _ in distilled.classes]
-    for image, label in distilled.images():
-        rows[label].append(judge([image])[0][0])
-    return [torch.stack(features) for features in rows]
 
 
 if __name__ == "__main__":

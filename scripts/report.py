@@ -11,7 +11,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.costs import cost_layout
-from eval.report import distilled_sets, write_report, write_summary
+from eval.report import distilled_sets, named, write_report, write_summary
 from eval.results import read_results
 from eval.samples import overview_picture
 from eval.sweeps import rows_by, sweep_picture
@@ -49,7 +49,7 @@ def main() -> None:
     write_summary(folder / "summary.json", rows)
     sets = distilled_sets(folder)
     write_report(folder / "report.html", rows, sets, dataset, title)
-    costs = cost_layout(sets, rows).markdown()
+    costs = cost_layout(*named(sets, rows)).markdown()
     write_atomic(folder / "table.md", f"{markdown(rows)}\n{costs}".encode())
     if options.picture:
         picture = overview_picture(sets, options.methods, not options.no_real)

@@ -130,7 +130,7 @@ def test_wrong_options_are_refused(overrides, message):
 
 LEVELS = {
     "mgd3.types": 0, "mgd3.checks": 0.5, "mgd3.seeding": 0, "mgd3.schedule": 0.5, "mgd3.pixels": 0,
-    "mgd3.progress": 0, "mgd3.ranks": 0.5, "mgd3.allocator": 0,
+    "mgd3.progress": 0, "mgd3.ranks": 0.5, "mgd3.machine": 0, "mgd3.allocator": 0,
     "mgd3.class_lists": 0.9, "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.batching": 1,
     "mgd3.download": 1.5,
     "mgd3.timing": 1.5, "mgd3.previews": 1.5, "mgd3.inventory": 1.5, "mgd3.distilled": 1.5,
@@ -139,7 +139,7 @@ LEVELS = {
     "mgd3.optimisation": 2, "mgd3.loss_curves": 0, "mgd3.siamese_augmentation": 1,
     "mgd3.memories": 2, "mgd3.difffit": 2,
     "mgd3.discovery": 2.5, "mgd3.finetune": 2.7, "mgd3.train_dit": 3, "mgd3.distillers": 3,
-    "mgd3.config": 4, "mgd3.assembly": 5, "mgd3.api": 3.5,
+    "mgd3.config": 4, "mgd3.assembly": 5, "mgd3.api": 3.5, "mgd3.experiments": 6,
 }  # fmt: skip
 
 

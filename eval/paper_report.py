@@ -1,0 +1,221 @@
+"""One HTML file for a table or figure of the paper: numbers, curves, samples, maps, costs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from eval.costs import cost_layout
+from eval.embedding import embedding_planes
+from eval.paper_tables import KEY, PaperComparison, TableCell
+from eval.planes import Plane, TsneScores, maps_picture, tsne_scores
+from eval.report import class_sheets, template
+from eval.results import order_of
+from eval.samples import overview_of
+from eval.tables import Layout, interval
+from mgd3.artifacts import write_atomic
+from mgd3.datasets import RealDataset
+from mgd3.distilled import DistilledDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The sets of one dataset and IPC, by the paper's rows; the first set of each is shown."""
+
+    title: str
+    sets: Mapping[str, Sequence[DistilledDataset]]
+    real: RealDataset | None  # None: not on this machine
+    tables: Sequence[Layout] = ()
+    planes: Mapping[str, Plane] = field(default_factory=dict)
+    scores: Mapping[str, TsneScores] = field(default_factory=dict)
+
+    @property
+    def first(self) -> dict[str, DistilledDataset]:
+        """The first seed's set of each row."""
+        return {row: sets[0] for row, sets in self.sets.items()}
+
+
+def write_paper_report(
+    path: Path, comparison: PaperComparison, sections: Sequence[Section], sweep: str | None
+) -> list[tuple[bytes, str]]:
+    """Write the report; returns its pictures as PNGs with captions, for a tracker."""
+    curves = accuracy_pictures(comparison, sweep)
+    pages, pictures = [], [(png, caption) for _, png, caption in curves]
+    for section in sections:
+        planes, scores = section.planes, section.scores
+        if not planes and section.real is not None:
+            planes = embedding_planes(section.real, section.first)
+            scores = tsne_scores(planes["t-SNE of pixels"]) if planes else {}
+        svg, png = _diversity(scores, section.title) if len(scores) > 1 else ("", b"")
+        pages.append(
+            {
+                "title": section.title,
+                "classes": class_sheets(section.first),
+                "maps": maps_picture(planes) if planes else "",
+                "diversity": svg,
+                "tables": section.tables,
+            }
+        )
+        pictures += [(png, f"diversity, {section.title}")] if png else []
+        pictures.append((overview_of(section.first), f"samples, {section.title}"))
+    sets = [(row, d) for s in sections for row, found in s.sets.items() for d in found]
+    rows = [(c.row, r) for c in comparison.cells for r in c.ours]
+    html = template("paper.html").render(
+        title=comparison.title,
+        matrix=comparison.matrix() if comparison.cells else None,
+        details=comparison.details() if comparison.cells else None,
+        orderings=comparison.orderings(),
+        key=KEY,
+        notes=comparison.remarks_and_notes(),
+        curves=[svg for svg, _, _ in curves],
+        sections=pages,
+        costs=cost_layout(sets, rows),
+        runs=_links(path, sections),
+        config=json.dumps(
+            {
+                f"{s.title}, {row}": d.manifest["config"]
+                for s in sections
+                for row, d in s.first.items()
+            },
+            indent=2,
+        ),
+    )
+    write_atomic(path, html.encode())
+    return pictures
+
+
+def accuracy_pictures(
+    comparison: PaperComparison, sweep: str | None
+) -> list[tuple[str, bytes, str]]:
+    """SVG, PNG and caption for each dataset and student: accuracy against IPC, or the sweep's key.
+
+    Filled marks are our means of the best test with 95 % t-intervals over sets; hollow ones with
+    thin bars are the paper's means and standard deviations. One IPC alone has a line per row.
+    """
+    found = []
+    for dataset, student in order_of((c.dataset, c.student) for c in comparison.cells):
+        cells = [
+            c
+            for c in comparison.cells
+            if (c.dataset, c.student) == (dataset, student) and c.ipc != "full"
+        ]
+        if not any(c.ours for c in cells):
+            continue
+        ipcs = sorted({int(c.ipc) for c in cells})
+        across = len(ipcs) > 1 and sweep is None
+        figure, axis = plt.subplots(
+            figsize=(7, 4.2) if across or sweep else (7, 0.34 * len(cells) + 1.1),
+            layout="constrained",
+        )
+        if across:
+            _against_ipc(axis, cells, ipcs)
+        else:
+            _by_row(axis, cells, sweep)
+        axis.set_title(f"{dataset}, {student}")
+        svg, png = _both(figure)
+        found.append((svg, png, f"accuracy, {dataset}, {student}"))
+    return found
+
+
+def _against_ipc(axis: plt.Axes, cells: Sequence[TableCell], ipcs: Sequence[int]) -> None:
+    for k, row in enumerate(order_of(c.row for c in cells)):
+        mine = sorted((c for c in cells if c.row == row), key=lambda c: int(c.ipc))
+        shift = 0.02 * (k - 4)  # on the logarithmic axis, so that bars do not hide each other
+        colour = f"C{k % 10}"
+        ours = [(int(c.ipc) * (1 + shift), *_interval(c)) for c in mine if c.ours]
+        paper = [(int(c.ipc) * (1 + shift), *c.paper) for c in mine if c.paper]
+        if ours:
+            x, y, half = zip(*ours, strict=True)
+            axis.errorbar(x, y, yerr=half, fmt="o-", color=colour, capsize=3, label=row)
+        if paper:
+            x, y, std = zip(*paper, strict=True)
+            name = None if ours else f"{row} (paper alone)"
+            hollow = {"fmt": "o", "mfc": "none", "color": colour, "elinewidth": 0.7}
+            axis.errorbar(x, y, yerr=[s or 0 for s in std], label=name, **hollow)
+    axis.set_xscale("log")
+    axis.set_xticks(ipcs, [str(i) for i in ipcs])
+    axis.minorticks_off()
+    axis.set(xlabel="images per class", ylabel="top-1, best test, %")
+    axis.legend(fontsize=7, ncols=2)
+
+
+def _by_row(axis: plt.Axes, cells: Sequence[TableCell], sweep: str | None) -> None:
+    if sweep:
+        cells = [c for c in cells if c.row.split()[-1].replace(".", "").isdigit()]
+    places = range(len(cells))
+    ours = [(k, *_interval(c)) for k, c in enumerate(cells) if c.ours]
+    paper = [(k, *c.paper) for k, c in enumerate(cells) if c.paper]
+    for points, style in (
+        (ours, {"fmt": "o-" if sweep else "o", "capsize": 3, "label": "ours"}),
+        (paper, {"fmt": "o", "mfc": "none", "elinewidth": 0.7, "label": "paper"}),
+    ):
+        if points:
+            at, mean, half = zip(*points, strict=True)
+            bars = {"yerr" if sweep else "xerr": [h or 0 for h in half]}
+            x, y = (at, mean) if sweep else (mean, at)
+            colour = "black" if style["label"] == "ours" else "C1"
+            axis.errorbar(x, y, **bars, color=colour, **style)
+    if sweep:
+        axis.set_xticks(places, [c.row.split()[-1] for c in cells])
+        axis.set(xlabel=sweep, ylabel="top-1, best test, %")
+    else:
+        names = [
+            f"{c.row}, ipc {c.ipc}" if len({x.ipc for x in cells}) > 1 else c.row for c in cells
+        ]
+        axis.set_yticks(places, names)
+        axis.invert_yaxis()
+        axis.set_xlabel("top-1, best test, %")
+    axis.legend(fontsize=8)
+
+
+def _interval(cell: TableCell) -> tuple[float, float]:
+    """Mean over sets and half its 95 % interval (0 for one set)."""
+    mean, low, _ = interval([statistics.fmean(scores) for scores in cell.by_set.values()])
+    return mean, mean - low
+
+
+def _diversity(scores: Mapping[str, TsneScores], title: str) -> tuple[str, bytes]:
+    """A picture of diversity against representativeness in the t-SNE plane, a mark per row."""
+    figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    for k, (row, s) in enumerate(scores.items()):
+        if s.diversity_mean is None or s.representativeness_mean is None:
+            continue
+        marker = "os^Dv"[k // 10 % 5]
+        axis.scatter(s.representativeness_mean, s.diversity_mean, marker=marker, label=row)
+    axis.set(xlabel="representativeness", ylabel="diversity", title=title)
+    axis.legend(fontsize=7)
+    return _both(figure)
+
+
+def _both(figure: plt.Figure) -> tuple[str, bytes]:
+    """A figure as SVG text and as PNG bytes; closed."""
+    text, data = io.StringIO(), io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "report"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(data, format="png", dpi=110)
+    plt.close(figure)
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :], data.getvalue()
+
+
+def _links(path: Path, sections: Sequence[Section]) -> list[dict[str, str]]:
+    """Every set's folder, relative to the report."""
+    return [
+        {
+            "name": f"{section.title}, {row}, seed {distilled.manifest['seed']}",
+            "href": os.path.relpath(distilled.folder, path.parent),
+        }
+        for section in sections
+        for row, sets in section.sets.items()
+        for distilled in sets
+    ]

@@ -1,0 +1,317 @@
+"""The paper's tables and figures as grids of runs: what there is to run, and where its files lie.
+
+An experiment file's `table` node says it: `rows` names what the paper compares and the overrides of
+each, `grid` the datasets, images per class and seeds that every row runs over. A row may fix a grid
+key for itself, and `ipc: full` is the full real set.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from mgd3 import checks
+from mgd3.config import (
+    CONFIGS,
+    DISTILLATION_KEYS,
+    EVALUATION_KEYS,
+    identity,
+    plain,
+    student_names,
+    student_seeds,
+)
+from mgd3.types import UserError
+
+FULL = "full"  # as an `ipc`: all real images
+_PLACES = ("dataset", "ipc", "seed")
+_PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
+_FILTERS = ("row", *_PLACES, "student")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """The `table` node of an experiment file; published values are percent, mean and std."""
+
+    caption: str
+    rows: Mapping[str, Mapping[str, Any]]  # overrides by row; `students` maps names to other ones
+    grid: Mapping[str, Sequence[Any]]  # dataset, ipc, seed
+    published: Mapping[str, Any] = field(default_factory=dict)  # row, dataset, ipc, student
+    bands: Mapping[str, Any] = field(default_factory=dict)  # the same keys: [low, high]
+    errata: Mapping[str, str] = field(default_factory=dict)  # by row; «table»: of the whole
+    claims: Sequence[Mapping[str, Any]] = ()  # {more: row, than: row, by: points, dataset, ipc}
+    mean_over_students: bool = False
+    sweep: str | None = None  # the key that rows vary, for a curve
+    measure: bool = False  # diversity and maps of the sets beside (or instead of) accuracy
+    published_diversity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in self.grid:
+            checks.choice("a key of table.grid", key, _PLACES)
+        for key in _PLACES:
+            if not self.grid.get(key):
+                raise UserError(f"table.grid.{key} is missing; give a list")
+        for part in (self.bands, self.errata):
+            for row in part:
+                checks.choice("a row of the table", row, [*self.rows, *self.published, "table"])
+        for claim in self.claims:
+            for side in ("more", "than"):
+                checks.choice(f"table.claims.{side}", claim[side], list(self.rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of run.py and the paper's place for it (a rehearsal keeps the paper's names)."""
+
+    row: str
+    dataset: str
+    ipc: str  # a number, or «full»
+    seed: int
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A job with what it will make."""
+
+    job: Job
+    distilled: Path  # the distilled dataset's folder
+    folder: Path  # the scores', below it
+    wanted: Mapping[tuple[str, int], str]  # (student, seed) to the paper's name of the student
+    cfg: DictConfig
+
+
+class Experiment:
+    """One experiment file, perhaps filtered, overridden or in rehearsal."""
+
+    def __init__(
+        self,
+        name: str,
+        overrides: Sequence[str] = (),
+        only: Sequence[str] = (),
+        rehearsal: bool = False,
+    ) -> None:
+        """Raises `UserError` for an unknown experiment and for a filter that leaves nothing."""
+        known = sorted(p.stem for p in Path(CONFIGS, "experiment").glob("*.yaml"))
+        self.name = checks.choice("experiment", name, known)
+        self.overrides, self.rehearsal = tuple(overrides), rehearsal
+        base = _compose([f"experiment={name}", *overrides], with_hydra=True)
+        if base.table is None:
+            raise UserError(
+                f"experiment={name} is not a table or figure of the paper; run it as «python "
+                f"run.py experiment={name}»"
+            )
+        self.table = PaperTable(**plain(base.table))
+        self.students = student_names(base)  # the paper's
+        self.protocol = base.protocol.name
+        self._choices = base.hydra.runtime.choices
+        self._only = _filters(only)
+        self._stand_ins = _stand_ins() if rehearsal else {}
+        self.jobs = [job for job in self._every_job() if self._kept(job)]
+        if not self.jobs or (self.students and not self._students()):
+            raise UserError(
+                f"only={' only='.join(only)} leaves no run of {name}; there are "
+                + "; ".join(f"{key}={', '.join(v)}" for key, v in self._values().items())
+            )
+
+    def locate(self, job: Job) -> Located:
+        """Where a job's files lie, from its composed configuration."""
+        cfg = self._composed(job)
+        wanted = {
+            (self._student(job.row, student), seed): student
+            for student, seed in product(self._students(), student_seeds(cfg))
+        }
+        distilled = Path(cfg.runs) / cfg.folder
+        run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
+        return Located(
+            job=job,
+            distilled=distilled,
+            folder=distilled / f"{cfg.protocol.name}-{run_id}",
+            wanted=wanted,
+            cfg=cfg,
+        )
+
+    @cached_property
+    def located(self) -> list[Located]:
+        """Every job's place."""
+        with _hydra():
+            return [self.locate(job) for job in self.jobs]
+
+    def notes(self) -> list[str]:
+        """What a reader must know before the numbers: stand-ins, overridden protocols."""
+        found = []
+        if self.rehearsal:
+            found.append(
+                "Rehearsal: digits, a small backbone, small students and short trainings stand "
+                "for the paper's (configs/rehearsal.yaml). Nothing here compares with the paper."
+            )
+        if self.overrides:
+            found.append(f"Run with {' '.join(self.overrides)}.")
+        return found
+
+    def _every_job(self) -> list[Job]:
+        jobs = []
+        for row, options in self.table.rows.items():
+            axes = [[options[key]] if key in options else self.table.grid[key] for key in _PLACES]
+            rest = {k: v for k, v in options.items() if k not in (*_PLACES, "students")}
+            for dataset, ipc, seed in product(*axes):
+                values = {"dataset": dataset, **rest, "ipc": ipc, "seed": seed}
+                jobs.append(
+                    Job(
+                        row=row,
+                        dataset=str(dataset),
+                        ipc=str(ipc),
+                        seed=seed,
+                        overrides=self._overrides(row, values),
+                    )
+                )
+        return jobs
+
+    def _overrides(self, row: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """run.py's arguments for one job."""
+        groups = {g: self._choices[g] for g in _PARTS if g in self._stand_ins}
+        found = [f"experiment={self.name}"]
+        for key, value in (groups | dict(values)).items():
+            if (key, value) == ("ipc", FULL):
+                continue
+            found += self._stand_ins.get(key, {}).get(value, [f"{key}={_spelt(value)}"])
+        students = [self._student(row, student) for student in self._students()]
+        found.append(f"students=[{','.join(dict.fromkeys(students))}]")
+        return (*found, *self._stand_ins.get("always", {}).get("always", []), *self.overrides)
+
+    def _student(self, row: str, name: str) -> str:
+        """What is trained in this row where the paper's student is `name`."""
+        name = self.table.rows[row].get("students", {}).get(name, name)
+        return self._stand_ins.get("students", {}).get(name, name)
+
+    def _students(self) -> list[str]:
+        wanted = self._only.get("student")
+        return [s for s in self.students if wanted is None or s in wanted]
+
+    def _kept(self, job: Job) -> bool:
+        if self.rehearsal and job.seed not in (0, 1):
+            return False
+        return all(
+            key == "student" or str(getattr(job, key)) in values
+            for key, values in self._only.items()
+        )
+
+    def _values(self) -> dict[str, list[str]]:
+        grid = {key: [str(v) for v in self.table.grid[key]] for key in _PLACES}
+        return {"row": list(self.table.rows), **grid, "student": self.students}
+
+    def _composed(self, job: Job) -> DictConfig:
+        """The job's configuration; seeds differ in one value alone and share a composition."""
+        shared = tuple(o for o in job.overrides if o != f"seed={job.seed}")
+        if shared not in self._compositions:
+            self._compositions[shared] = _compose(shared)
+        cfg = self._compositions[shared].copy()
+        if "seed" not in {o.split("=")[0] for o in self.overrides}:
+            cfg.seed = job.seed
+        return cfg
+
+    @cached_property
+    def _compositions(self) -> dict[tuple[str, ...], DictConfig]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What scripts/reproduce.py and scripts/make_tables.py are asked for."""
+
+    experiment: str
+    only: list[str]
+    flags: Mapping[str, bool]  # plan, rehearsal
+    overrides: list[str]  # of run.py
+
+
+def read_request(arguments: Sequence[str], flags: Sequence[str], usage: str) -> Request:
+    """`table=1`, `figure=7` or `experiment=NAME`, `only=…` (repeatable), flags, overrides.
+
+    Prints `usage` and ends for --help; raises `UserError` for anything else.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(usage)
+        sys.exit(0 if arguments else 1)
+    names, only, overrides = [], [], []
+    given = dict.fromkeys(flags, False)
+    for argument in arguments:
+        key, is_pair, value = argument.partition("=")
+        if not is_pair:
+            raise UserError(f"{argument!r} is not KEY=VALUE; --help shows what there is")
+        if key in ("table", "figure"):
+            names.append(_named(key, value))
+        elif key == "experiment":
+            names.append(value)
+        elif key == "only":
+            only.append(value)
+        elif key in given:
+            given[key] = checks.choice(key, value.lower(), ["true", "false"]) == "true"
+        else:
+            overrides.append(argument)
+    if len(names) != 1:
+        raise UserError(f"name one of them: table=1, figure=7; got {len(names)}")
+    return Request(experiment=names[0], only=only, flags=given, overrides=overrides)
+
+
+def paper_experiments() -> list[str]:
+    """Names of the experiment files that are tables or figures of the paper, in its order."""
+    found = [p.stem for p in Path(CONFIGS, "experiment").glob("*.yaml")]
+    matches = [m for name in found if (m := re.fullmatch(r"(table|figure)(\d+)", name))]
+    return [m[0] for m in sorted(matches, key=lambda m: (m[1] == "figure", int(m[2])))]
+
+
+def _named(kind: str, number: str) -> str:
+    numbers = [n.removeprefix(kind) for n in paper_experiments() if n.startswith(kind)]
+    return kind + checks.choice(kind, number, numbers)
+
+
+def _filters(only: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in only:
+        key, is_pair, values = text.partition("=")
+        checks.choice("the key of only=KEY=VALUE,…", key, _FILTERS)
+        if not is_pair:
+            raise UserError(f"only={text}: give values, such as only=ipc=10,20")
+        found[key] = found.get(key, []) + values.split(",")
+    return found
+
+
+def _stand_ins() -> dict[str, Any]:
+    return plain(OmegaConf.load(Path(CONFIGS, "rehearsal.yaml")))
+
+
+def _spelt(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_spelt, value))}]"
+    return str(value)
+
+
+def _compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    with _hydra():
+        return compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra's state, made where there is none yet."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with initialize_config_dir(CONFIGS, version_base="1.3", job_name="run"):
+        yield

@@ -1,0 +1,271 @@
+"""The paper's tables with our numbers in them, from finished runs: pages, LaTeX, CSV, a report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.measuring import Measured, measure_sets
+from eval.metrics import metrics_layout
+from eval.paper_report import Section, write_paper_report
+from eval.paper_tables import MEAN, PaperComparison, TableCell, averaged
+from eval.results import EvalResult, ResultStore, order_of
+from eval.tables import Layout
+from mgd3.artifacts import read_json, write_atomic, write_json
+from mgd3.assembly import build, build_space
+from mgd3.config import errors_for_people, plain, register
+from mgd3.datasets import RealDataset
+from mgd3.distilled import DistilledDataset
+from mgd3.experiments import Experiment, Located, paper_experiments, read_request
+from mgd3.inventory import take_inventory
+from mgd3.types import UserError
+
+log = logging.getLogger(__name__)
+
+USAGE = f"""Write a table of the paper with our numbers in it, from the runs that are finished.
+
+  python scripts/make_tables.py table=1                 runs/tables/table1/: table.md, .tex, .csv,
+                                                        report.html
+  python scripts/make_tables.py table=1 rehearsal=true  the rehearsal's, below runs/rehearsal/
+  python scripts/make_tables.py figure=7 tracker=none   without Weights & Biases
+
+What else is KEY=VALUE must be what the runs were made with: it says which runs are meant.
+There are: {", ".join(paper_experiments())}."""
+
+
+def main() -> None:
+    """Read, write, print."""
+    request = read_request(sys.argv[1:], ("rehearsal",), USAGE)
+    experiment = Experiment(
+        request.experiment, request.overrides, request.only, request.flags["rehearsal"]
+    )
+    console = Console()
+    comparison = compared(experiment)
+    if comparison.cells:
+        console.print(comparison.matrix().for_terminal())
+    for note in comparison.remarks_and_notes():
+        console.print(note)
+    console.print(f"tables and report: {write_tables(experiment)}")
+
+
+def write_tables(experiment: Experiment) -> Path:
+    """Everything that the finished runs of an experiment say, in one folder; returns it."""
+    comparison, cfg = compared(experiment), experiment.located[0].cfg
+    folder = Path(cfg.runs) / "tables" / experiment.name
+    sections = _sections(experiment)
+    extra = [table for section in sections for table in section.tables]
+    if comparison.cells:
+        write_atomic(folder / "table.tex", comparison.latex().encode())
+        write_atomic(folder / "table.csv", comparison.csv().encode())
+        write_json(folder / "table.json", comparison.records())
+    pages = [comparison.markdown(), *(table.markdown() for table in extra)]
+    write_atomic(folder / "table.md", "\n".join(pages).encode())
+    pictures = write_paper_report(
+        folder / "report.html", comparison, sections, experiment.table.sweep
+    )
+    tracker = build(cfg, "tracker")
+    config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
+    with tracker.start(f"tables-{experiment.name}", experiment.name, config, folder) as run:
+        if comparison.cells:
+            records = comparison.records()
+            run.log_table(experiment.name, list(records[0]), [list(r.values()) for r in records])
+        for table in extra:
+            run.log_table(table.title, table.headers, table.lines)
+        run.log_images("report", pictures)
+    return folder
+
+
+def compared(experiment: Experiment) -> PaperComparison:
+    """The paper's cells with the rows of finished runs."""
+    table = experiment.table
+    ours: dict[tuple[str, str, str, str], list[EvalResult]] = defaultdict(list)
+    asked: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    left_out: set[str] = set()
+    for place in experiment.located:
+        job = place.job
+        for row in ResultStore(place.folder / "results.jsonl").rows():
+            student = place.wanted.get((row.student, row.student_seed))
+            if student is not None:
+                key = (job.row, job.dataset, job.ipc, student)
+                ours[key].append(replace(row, student=student))
+        for student in place.wanted.values():
+            asked[job.row, job.dataset, job.ipc, student] += 1
+        left_out |= _other_protocols(place)
+    if table.mean_over_students:
+        ours, asked = _means(ours, experiment.students), _first_of(asked)
+    published = {} if experiment.rehearsal else _flat(table.published)
+    bands = {} if experiment.rehearsal else _flat(table.bands)
+    keys = order_of([*asked, *published])
+    rows = order_of([*table.published, *table.rows])
+    places = order_of((k[1:]) for k in keys)
+    keys.sort(key=lambda k: (rows.index(k[0]), _rank(places, k[1:])))
+    cells = [
+        TableCell(
+            row=key[0],
+            dataset=key[1],
+            ipc=key[2],
+            student=key[3],
+            paper=tuple(published[key]) if key in published else None,
+            band=tuple(bands[key]) if key in bands else None,
+            ours=tuple(ours.get(key, ())),
+            asked=asked.get(key, 0),
+        )
+        for key in keys
+    ]
+    remarks = experiment.notes()
+    if left_out:
+        remarks.append(
+            "Warning: these sets have scores under other protocols, which are not in this table: "
+            + ", ".join(sorted(left_out))
+        )
+    return PaperComparison(
+        title=_title(experiment),
+        cells=cells,
+        remarks=remarks,
+        errata={} if experiment.rehearsal else table.errata,
+        claims=table.claims,
+    )
+
+
+def _sections(experiment: Experiment) -> list[Section]:
+    """Sets to look at and, where the experiment measures them, what was measured."""
+    groups: dict[tuple[str, str], list[Located]] = defaultdict(list)
+    for place in experiment.located:
+        if DistilledDataset(place.distilled).complete:
+            groups[place.job.dataset, place.job.ipc].append(place)
+    sections, shown = [], set()
+    for (dataset, ipc), places in groups.items():
+        if not (experiment.table.measure or dataset not in shown) or ipc == "full":
+            continue
+        shown.add(dataset)
+        sets: dict[str, list[DistilledDataset]] = defaultdict(list)
+        for place in places:
+            sets[place.job.row].append(DistilledDataset(place.distilled))
+        cfg = places[0].cfg
+        try:
+            real: RealDataset | None = build(cfg, "dataset")
+        except UserError as error:
+            log.warning("report without real images of %s: %s", dataset, error)
+            real = None
+        section = Section(title=f"{dataset}, ipc {ipc}", sets=sets, real=real)
+        if experiment.table.measure and real is not None:
+            section = _measured(experiment, section, cfg)
+        sections.append(section)
+    return sections
+
+
+def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
+    """The section with diversity, distances and maps in a feature space."""
+    assert section.real is not None
+    space = build_space(cfg, "metrics")
+    inventory = take_inventory(section.real, "train", 1, Path(cfg.cache), cfg.workers)
+    found = measure_sets(section.sets, space.fit(section.real, inventory), section.title)
+    name = plain(cfg.metrics).get("student", "pixels")
+    tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
+    printed = {} if experiment.rehearsal else experiment.table.published_diversity
+    if printed or experiment.name == "table9":
+        tables.append(_by_class(found, section, printed))
+    return replace(section, tables=tables, planes=found.planes, scores=found.scores)
+
+
+def _by_class(
+    found: Measured, section: Section, printed: Mapping[str, Mapping[str, float]]
+) -> Layout:
+    """Diversity by class: in the t-SNE plane with the paper's value, and in the feature space."""
+    rows = list(found.scores)
+    classes = next(iter(section.sets.values()))[0].classes
+    lines = []
+    for label, info in enumerate(classes):
+        cells = []
+        for row in rows:
+            plane = found.scores[row].diversity[label]
+            values = [m.diversity[label] for m in found.metrics[row]]
+            known = [v for v in values if v is not None]
+            paper = printed.get(row, {}).get(info.name)
+            cells += [
+                "" if plane is None else f"{plane:.2f}",
+                "" if paper is None else f"{paper:.2f}",
+                f"{sum(known) / len(known):.4g}" if known else "",
+            ]
+        lines.append([info.name, *cells])
+    means = []
+    for row in rows:
+        mean = found.scores[row].diversity_mean
+        paper = printed.get(row, {}).get("Average")
+        known = [m.diversity_mean for m in found.metrics[row] if m.diversity_mean is not None]
+        means += [
+            "" if mean is None else f"{mean:.2f}",
+            "" if paper is None else f"{paper:.2f}",
+            f"{sum(known) / len(known):.4g}" if known else "",
+        ]
+    lines.append(["all samples", *means])
+    headers = ["class"]
+    for row in rows:
+        headers += [f"{row}: t-SNE (first set)", "paper", "feature space (all sets)"]
+    return Layout(title=f"diversity by class, {section.title}", headers=headers, lines=lines)
+
+
+def _other_protocols(place: Located) -> set[str]:
+    """Names of other folders with scores of the same set, by protocol and its first difference."""
+    found = set()
+    for path in place.distilled.glob("*/protocol.json"):
+        if path.parent == place.folder or not (path.parent / "results.jsonl").is_file():
+            continue
+        theirs = read_json(path)["protocol"]
+        mine = plain(place.cfg.protocol)
+        changed = [k for k in mine if k != "name" and theirs.get(k) != mine[k]]
+        if theirs["name"] == mine["name"]:  # another protocol's name is a difference of its own
+            found.add(f"{theirs['name']} with another {', '.join(changed[:3])}")
+    return found
+
+
+def _means(
+    ours: Mapping[tuple, list[EvalResult]], students: list[str]
+) -> dict[tuple[str, str, str, str], list[EvalResult]]:
+    groups: dict[tuple[str, str, str, str], list[EvalResult]] = defaultdict(list)
+    for (row, dataset, ipc, _), rows in ours.items():
+        groups[row, dataset, ipc, MEAN] += rows
+    return {key: list(averaged(rows, students)) for key, rows in groups.items()}
+
+
+def _first_of(asked: Mapping[tuple[str, str, str, str], int]) -> dict[Any, int]:
+    return {(row, dataset, ipc, MEAN): n for (row, dataset, ipc, _), n in asked.items()}
+
+
+def _flat(nested: Mapping[str, Any]) -> dict[tuple[str, str, str, str], Any]:
+    """Leaves by row, dataset, ipc and student."""
+    return {
+        (row, dataset, str(ipc), student): leaf
+        for row, datasets in nested.items()
+        for dataset, ipcs in datasets.items()
+        for ipc, students in ipcs.items()
+        for student, leaf in students.items()
+    }
+
+
+def _rank(places: list[tuple[str, str, str]], place: tuple[str, str, str]) -> tuple:
+    """Datasets and students as they appeared, IPC by size, «full» last."""
+    dataset, ipc, student = place
+    datasets, students = (order_of(p[i] for p in places) for i in (0, 2))
+    size = int(ipc) if ipc.isdigit() else sys.maxsize
+    return datasets.index(dataset), size, students.index(student)
+
+
+def _title(experiment: Experiment) -> str:
+    name = experiment.name.replace("table", "Table ").replace("figure", "Figure ")
+    return f"{name}: {experiment.table.caption}" + " (rehearsal)" * experiment.rehearsal
+
+
+if __name__ == "__main__":
+    register()
+    with errors_for_people():
+        main()

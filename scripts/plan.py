@@ -1,0 +1,126 @@
+"""What an experiment would take: runs, time, memory, disk; starts nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.evaluation import missing_rows
+from eval.rates import Rates
+from eval.tables import Layout
+from mgd3.assembly import build, build_protocol
+from mgd3.backbones.compute import pick_device
+from mgd3.config import plain
+from mgd3.distilled import DistilledDataset
+from mgd3.experiments import FULL, Located
+from mgd3.machine import machine_name
+from mgd3.types import UserError
+
+_UNTIMED = (
+    "«>»: the making of images is not counted where no finished run on this machine says how long "
+    "it takes (run one cell with only=… to know): "
+)
+
+
+def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout, list[str]]:
+    """A line per row of the table, and what its numbers are."""
+    device = pick_device(places[0].cfg.device)
+    rates = Rates(Path(places[0].cfg.runs), device)
+    rows = list(dict.fromkeys(place.job.row for place in places))
+    waiting = {place.folder for place in pending}
+    lines, total, notes, untimed = [], defaultdict(float), set(), set()
+    counted: set[Path] = set()  # sets that several rows share are made once
+    for row in rows:
+        mine = [place for place in places if place.job.row == row]
+        needed: dict[str, float] = defaultdict(float)
+        unknown = False
+        for place in mine:
+            if place.folder not in waiting or place.folder in counted:
+                continue
+            counted.add(place.folder)
+            unknown |= _add(needed, place, rates, notes, untimed)
+        todo = sum(place.folder in waiting for place in mine)
+        lines.append(
+            [
+                row,
+                str(len(mine) - todo),
+                str(todo),
+                str(int(needed["images"])),
+                str(int(needed["students"])),
+                ("> " if unknown else "") + _duration(needed["seconds"]),
+                f"{needed['bytes'] / 1e9:.2f}",
+                f"{needed['peak'] / 2**30:.2f}",
+            ]
+        )
+        for key, value in needed.items():
+            total[key] = max(total[key], value) if key == "peak" else total[key] + value
+        total["unknown"] += unknown
+    lines.append(
+        [
+            "all",
+            str(len(places) - len(pending)),
+            str(len(pending)),
+            str(int(total["images"])),
+            str(int(total["students"])),
+            ("> " if total["unknown"] else "") + _duration(total["seconds"]),
+            f"{total['bytes'] / 1e9:.2f}",
+            f"{total['peak'] / 2**30:.2f}",
+        ]
+    )
+    headers = ["row", "done", "to do", "images", "students", "time", "disk, GB", "memory, GiB"]
+    explained = [
+        f"Time one after another on this machine ({machine_name(device)}); rows that share runs "
+        "with a row above count them there. Disk is of the images; weights, and latents (about "
+        "17 kB a real image at 256 px), come on top. Memory is the largest training batch's; "
+        "sampling adapts itself with batch_size=auto.",
+        *sorted(notes),
+        *([_UNTIMED + ", ".join(sorted(untimed)) + "."] if untimed else []),
+    ]
+    return Layout(title="plan", headers=headers, lines=lines), explained
+
+
+def _add(
+    needed: dict[str, float], place: Located, rates: Rates, notes: set[str], untimed: set[str]
+) -> bool:
+    """Add what one run needs; returns whether a part of it is unknown."""
+    cfg = place.cfg
+    backbone, unknown = plain(cfg.backbone), False
+    try:
+        dataset = build(cfg, "dataset")
+        num_classes = len(dataset.classes)
+    except UserError as error:
+        notes.add(f"Not ready: {error}.")
+        return True
+    images = num_classes * cfg.ipc
+    if place.job.ipc == FULL:
+        images = sum(len(dataset.images("train", label)) for label in range(num_classes))
+    if not DistilledDataset(place.distilled).complete:
+        needed["images"] += images
+        needed["bytes"] += images * rates.image_bytes(dataset.name, backbone)
+        spent = rates.distilling(cfg.method.name, backbone)
+        if spent is None:
+            unknown = True
+            untimed.add(f"{cfg.method.name} with {backbone['weights']}")
+        else:
+            needed["seconds"] += spent * images
+    protocol = build_protocol(cfg)
+    for student, _ in missing_rows(place.folder, list(place.wanted)):
+        recipe = protocol.recipe(cfg.ipc, num_classes, student)
+        batch = min(recipe.batch_size, images)
+        spent, peak, recorded = rates.training(student, protocol, num_classes, batch)
+        if not recorded:
+            notes.add(
+                "Training times of students without a finished run on this machine are those of "
+                "one batch tried now, without augmentation, tests or a teacher."
+            )
+        needed["students"] += 1
+        needed["seconds"] += spent * recipe.epochs * images
+        needed["peak"] = max(needed["peak"], peak)
+    return unknown
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,142 @@
+"""Run a table or figure of the paper: what is missing, wherever Hydra's launcher sends it."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks  # a launcher's context needs one
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+from eval.evaluation import missing_rows
+from mgd3.allocator import keep_freed_memory
+from mgd3.config import CONFIGS, errors_for_people, register
+from mgd3.distilled import DistilledDataset
+from mgd3.experiments import Experiment, Located, paper_experiments, read_request
+from mgd3.types import UserError
+from scripts.make_tables import write_tables
+from scripts.plan import plan
+
+ROOT = str(Path(__file__).resolve().parents[1])
+
+USAGE = f"""Run a table or figure of the paper, then write its tables and report.
+
+  python scripts/reproduce.py table=1                   what is not done yet
+  python scripts/reproduce.py table=1 plan=true         says what it would take; starts nothing
+  python scripts/reproduce.py table=1 rehearsal=true    the same grid on digits, in minutes
+  python scripts/reproduce.py figure=7 only=ipc=10 only=seed=0,1
+  python scripts/reproduce.py table=1 hydra/launcher=submitit_slurm hydra.launcher.partition=gpu
+
+only=KEY=VALUE,… keeps some cells; KEY is row, dataset, ipc, seed or student. What else is KEY=VALUE
+goes to run.py (precision=bfloat16, batch_size=auto, dataset.root=PATH, hydra/launcher=NAME …).
+There are: {", ".join(paper_experiments())}."""
+
+
+def main() -> None:
+    """Launch what is missing, report what failed, write the tables; exit 1 unless all is there."""
+    request = read_request(sys.argv[1:], ("plan", "rehearsal"), USAGE)
+    for_launcher = [o for o in request.overrides if o.startswith("hydra")]
+    overrides = [o for o in request.overrides if o not in for_launcher]
+    experiment = Experiment(
+        request.experiment, overrides, request.only, rehearsal=request.flags["rehearsal"]
+    )
+    pending = [place for place in experiment.located if not _done(place)]
+    console = Console()
+    if request.flags["plan"]:
+        layout, notes = plan(experiment.located, pending)
+        console.print(layout.for_terminal(), *notes, sep="\n")
+        return
+    console.print(
+        f"{experiment.name}: {len(experiment.located) - len(pending)} runs done, ", end=""
+    )
+    console.print(f"{len(pending)} to do")
+    problems = launch(pending, for_launcher) if pending else {}
+    folder = write_tables(experiment)
+    console.print(f"tables and report: {folder}")
+    failed = [place for place in pending if not _done(place)]
+    for what, cells in _by_problem(failed, problems).items():
+        print(f"failed: {what}", *(f"  {cell}" for cell in cells), sep="\n", file=sys.stderr)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(experiment.located)} runs of {experiment.name} are missing; "
+            "what is finished is kept, and the same command goes on with the rest"
+        )
+
+
+def _by_problem(
+    failed: Sequence[Located], problems: Mapping[tuple[str, ...], str]
+) -> dict[str, list[str]]:
+    """Cells, with their logs where there are any, by what went wrong."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for place in failed:
+        job, log = place.job, place.folder / "run.log"
+        what = problems.get(job.overrides) or problems.get(()) or "it ended without a result"
+        where = f" ({log})" if log.is_file() else ""
+        found[what].append(f"{job.row}, {job.dataset}, ipc {job.ipc}, seed {job.seed}{where}")
+    return found
+
+
+def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """Run all through Hydra's launcher; what went wrong, by a job's overrides (`()`: all of them).
+
+    Two jobs of one identity are run once.
+    """
+    jobs = list({place.folder: place.job.overrides for place in pending}.values())
+    with initialize_config_dir(CONFIGS, version_base="1.3", job_name="run"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.compose_config("config", list(for_launcher), RunMode.MULTIRUN)
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(hydra.config_loader, Callbacks(config)),
+            task_function=task,
+            config=config,
+        )
+        try:
+            returned = launcher.launch([list(job) for job in jobs], initial_job_idx=0)
+        except Exception as error:  # a launcher's own: what became of each job, the disk tells
+            return {(): _in_one_line(error)}
+    return {
+        job: _in_one_line(done._return_value)
+        for job, done in zip(jobs, returned, strict=True)
+        if isinstance(done, JobReturn) and done.status == JobStatus.FAILED
+    }
+
+
+def task(cfg: DictConfig) -> Any:
+    """One run, in this process or in one of a launcher's, which knows no path of ours."""
+    sys.path.insert(0, ROOT)
+    from run import run
+
+    return run(cfg)
+
+
+def _done(place: Located) -> bool:
+    if missing_rows(place.folder, list(place.wanted)):
+        return False
+    return bool(place.wanted) or DistilledDataset(place.distilled).complete
+
+
+def _in_one_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return name + (lines[-1] if lines else "no message")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    register()
+    with errors_for_people():
+        main()
