@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from eval.planes import Plane, TsneScores, maps_picture, tsne_scores
 from eval.report import class_sheets, template
 from eval.results import order_of
 from eval.samples import overview_of
-from eval.tables import Layout, interval
+from eval.tables import Layout
 from mgd3.artifacts import write_atomic
 from mgd3.datasets import RealDataset
 from mgd3.distilled import DistilledDataset
@@ -99,8 +98,8 @@ def accuracy_pictures(
 ) -> list[tuple[str, bytes, str]]:
     """SVG, PNG and caption for each dataset and student: accuracy against IPC, or the sweep's key.
 
-    Filled marks are our means of the best test with 95 % t-intervals over sets; hollow ones with
-    thin bars are the paper's means and standard deviations. One IPC alone has a line per row.
+    Filled marks are our means and standard deviations of the best test, hollow ones with thin bars
+    the paper's. One IPC alone has a line per row.
     """
     found = []
     for dataset, student in order_of((c.dataset, c.student) for c in comparison.cells):
@@ -132,7 +131,7 @@ def _against_ipc(axis: plt.Axes, cells: Sequence[TableCell], ipcs: Sequence[int]
         mine = sorted((c for c in cells if c.row == row), key=lambda c: int(c.ipc))
         shift = 0.02 * (k - 4)  # on the logarithmic axis, so that bars do not hide each other
         colour = f"C{k % 10}"
-        ours = [(int(c.ipc) * (1 + shift), *_interval(c)) for c in mine if c.ours]
+        ours = [(int(c.ipc) * (1 + shift), *score) for c in mine if (score := c.score("top1_best"))]
         paper = [(int(c.ipc) * (1 + shift), *c.paper) for c in mine if c.paper]
         if ours:
             x, y, half = zip(*ours, strict=True)
@@ -153,7 +152,7 @@ def _by_row(axis: plt.Axes, cells: Sequence[TableCell], sweep: str | None) -> No
     if sweep:
         cells = [c for c in cells if c.row.split()[-1].replace(".", "").isdigit()]
     places = range(len(cells))
-    ours = [(k, *_interval(c)) for k, c in enumerate(cells) if c.ours]
+    ours = [(k, *score) for k, c in enumerate(cells) if (score := c.score("top1_best"))]
     paper = [(k, *c.paper) for k, c in enumerate(cells) if c.paper]
     for points, style in (
         (ours, {"fmt": "o-" if sweep else "o", "capsize": 3, "label": "ours"}),
@@ -176,12 +175,6 @@ def _by_row(axis: plt.Axes, cells: Sequence[TableCell], sweep: str | None) -> No
         axis.invert_yaxis()
         axis.set_xlabel("top-1, best test, %")
     axis.legend(fontsize=8)
-
-
-def _interval(cell: TableCell) -> tuple[float, float]:
-    """Mean over sets and half its 95 % interval (0 for one set)."""
-    mean, low, _ = interval([statistics.fmean(scores) for scores in cell.by_set.values()])
-    return mean, mean - low
 
 
 def _diversity(scores: Mapping[str, TsneScores], title: str) -> tuple[str, bytes]:

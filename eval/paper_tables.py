@@ -79,9 +79,22 @@ class PaperComparison:
     errata: Mapping[str, str] | None = None  # by row; «table»: of all
     claims: Sequence[Mapping[str, Any]] = ()
 
+    @property
+    def columns(self) -> list[tuple[str, str, str]]:
+        """Places: datasets and students as they appear, IPC by size, the full set last."""
+        places = order_of(c.place for c in self.cells)
+        datasets, students = (order_of(p[i] for p in places) for i in (0, 2))
+
+        def rank(place: tuple[str, str, str]) -> tuple[int, float, int]:
+            dataset, ipc, student = place
+            size = float(ipc) if ipc.isdigit() else float("inf")
+            return datasets.index(dataset), size, students.index(student)
+
+        return sorted(places, key=rank)
+
     def matrix(self) -> Layout:
         """The paper's own shape: ours in bold with (n), the paper's in italics."""
-        columns = order_of(c.place for c in self.cells)
+        columns = self.columns
         shared = [{place[i] for place in columns} for i in range(3)]
         marks = {row: f" [{k}]" for k, row in enumerate(self._footnotes(), 1)}
         by_place = {(c.row, c.place): c for c in self.cells}

@@ -106,8 +106,7 @@ def compared(experiment: Experiment) -> PaperComparison:
     bands = {} if experiment.rehearsal else _flat(table.bands)
     keys = order_of([*asked, *published])
     rows = order_of([*table.published, *table.rows])
-    places = order_of((k[1:]) for k in keys)
-    keys.sort(key=lambda k: (rows.index(k[0]), _rank(places, k[1:])))
+    keys.sort(key=lambda k: rows.index(k[0]))
     cells = [
         TableCell(
             row=key[0],
@@ -250,14 +249,6 @@ def _flat(nested: Mapping[str, Any]) -> dict[tuple[str, str, str, str], Any]:
         for ipc, students in ipcs.items()
         for student, leaf in students.items()
     }
-
-
-def _rank(places: list[tuple[str, str, str]], place: tuple[str, str, str]) -> tuple:
-    """Datasets and students as they appeared, IPC by size, «full» last."""
-    dataset, ipc, student = place
-    datasets, students = (order_of(p[i] for p in places) for i in (0, 2))
-    size = int(ipc) if ipc.isdigit() else sys.maxsize
-    return datasets.index(dataset), size, students.index(student)
 
 
 def _title(experiment: Experiment) -> str:
