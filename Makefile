@@ -3,9 +3,10 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TABLES := $(addprefix table,1 2 3 4 5 6 7 8 9 10)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test lint clean figures $(TABLES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,14 @@ test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
 
 lint: $(STAMP) ## ruff (format and rules) and mypy
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+$(TABLES): $(STAMP)
+	@$(BIN)/python scripts/reproduce.py table=$(@:table%=%) $(ARGS)
+
+table1: ## a table of the paper, 1 to 10; ARGS="plan=true", "rehearsal=true", "only=ipc=10 batch_size=auto"
+
+figures: $(STAMP) ## the paper's figures 4 to 11, one after another; ARGS as above
+	@for n in 4 5 6 7 8 9 10 11; do $(BIN)/python scripts/reproduce.py figure=$$n $(ARGS) || failed=1; done; test -z "$$failed"
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf $(VENV) cache .pytest_cache .mypy_cache .ruff_cache

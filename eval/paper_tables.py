@@ -121,7 +121,12 @@ class PaperComparison:
             scores = [_number(c.score(m)) for m in ("top1_best", "top1_last")]
             lines.append([c.row, *c.place, *scores, n, _number(c.paper), difference, c.verdict])
         headers = ["method", *PLACES, "best", "last", "n", "paper", "best - paper", "band"]
-        return Layout(title="Every cell that has been run", headers=headers, lines=lines)
+        kept = [i for i, h in enumerate(headers) if h == "n" or any(line[i] for line in lines)]
+        return Layout(
+            title="Every cell that has been run",
+            headers=[headers[i] for i in kept],
+            lines=[[line[i] for i in kept] for line in lines],
+        )
 
     def orderings(self) -> Layout | None:
         """What the paper claims of two rows, and what our runs say of it."""

@@ -110,4 +110,5 @@ def _strip(label: str, pixels: Tensor) -> dict[str, Any]:
     return {
         "label": label,
         "uri": data_uri(make_grid(pixels, nrow=len(pixels), padding=1, pad_value=128)),
+        "columns": len(pixels),
     }

@@ -63,7 +63,10 @@ def main() -> None:
     )
     console.print(f"{len(pending)} to do")
     problems = launch(pending, for_launcher) if pending else {}
-    folder = write_tables(experiment)
+    every_cell = experiment
+    if request.only:  # the table shows what earlier calls have run as well
+        every_cell = Experiment(request.experiment, overrides, (), experiment.rehearsal)
+    folder = write_tables(every_cell)
     console.print(f"tables and report: {folder}")
     failed = [place for place in pending if not _done(place)]
     for what, cells in _by_problem(failed, problems).items():
