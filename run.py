@@ -14,8 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from eval.evaluation import Execution, RunIds, missing_rows, score
@@ -52,17 +51,17 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> None:
     """Build the parts, distil, evaluate; every stage skips what its folder already holds."""
-    hydra_cfg = HydraConfig.get()
+    in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
     try:
-        run_cell(cfg)
+        run_cell(cfg, show=not in_sweep)
     except Exception as error:
-        if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra goes on, and tells of the first one alone
+        if in_sweep:  # Hydra goes on, and tells of the first failure alone
             log.error("failed: %s", error, exc_info=not isinstance(error, UserError))
         raise
 
 
-def run_cell(cfg: DictConfig) -> None:
-    """One dataset, method, IPC and seed."""
+def run_cell(cfg: DictConfig, show: bool) -> None:
+    """One dataset, method, IPC and seed; `show` prints the table."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     # A distilled set lies one level up, where every protocol that scores it finds it.
     out = run_dir.parent if run_dir.parent.name == Path(cfg.folder).name else run_dir
@@ -111,7 +110,7 @@ def run_cell(cfg: DictConfig) -> None:
         if cfg.report and ranks.first:
             title = f"{dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
             write_report(run_dir / "report.html", rows, [distilled], dataset, title)
-    if HydraConfig.get().mode == RunMode.RUN and ranks.first:
+    if show and ranks.first:
         Console().print(terminal(rows))
     for row in rows:
         log.info(

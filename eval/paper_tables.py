@@ -181,9 +181,12 @@ class PaperComparison:
 
     def markdown(self) -> str:
         """Everything, as a page."""
+        remarks = [f"- {note}" for note in self.remarks_and_notes()]
+        if not self.cells:
+            return "\n".join([f"**{self.title}**", "", *remarks]) + "\n"
         tables = [self.matrix(), self.details(), self.orderings()]
         parts = [t.markdown() for t in tables if t is not None and t.lines]
-        return "\n".join([*parts, KEY, "", *(f"- {n}" for n in self.remarks_and_notes())]) + "\n"
+        return "\n".join([*parts, KEY, "", *remarks]) + "\n"
 
     def latex(self) -> str:
         """The matrix for a paper (booktabs), remarks as comments."""

@@ -155,7 +155,7 @@ def errors_for_people() -> Iterator[None]:
     except CorruptFileError as error:
         _exit(f"{error}; delete it and run the same command to make it again")
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(_explain(error))
+        _exit(explained(error))
     except OSError as error:
         if not _raised_by_hydra(error):
             raise
@@ -164,7 +164,7 @@ def errors_for_people() -> Iterator[None]:
         _exit("interrupted; the same command goes on where this one stopped", status=130)
 
 
-def _explain(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """Hydra's message; where a key is unknown, with the allowed ones and the closest."""
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):

@@ -19,13 +19,16 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mgd3 import checks
 from mgd3.config import (
     CONFIGS,
     DISTILLATION_KEYS,
     EVALUATION_KEYS,
+    explained,
     identity,
     plain,
     student_names,
@@ -116,6 +119,7 @@ class Experiment:
         self.protocol = base.protocol.name
         self._choices = base.hydra.runtime.choices
         self._only = _filters(only)
+        self._unfit: dict[str, str] = {}
         self._stand_ins = _stand_ins() if rehearsal else {}
         self.jobs = [job for job in self._every_job() if self._kept(job)]
         if not self.jobs or (self.students and not self._students()):
@@ -143,9 +147,23 @@ class Experiment:
 
     @cached_property
     def located(self) -> list[Located]:
-        """Every job's place."""
+        """Every job's place, but for those of rows that the overrides do not fit."""
+        found = []
         with _hydra():
-            return [self.locate(job) for job in self.jobs]
+            for job in self.jobs:
+                try:
+                    found.append(self.locate(job))
+                except (HydraException, OmegaConfBaseException) as error:
+                    if not self.overrides:
+                        raise
+                    self._unfit[job.row] = explained(error)
+        return found
+
+    @property
+    def unfit(self) -> dict[str, str]:
+        """Rows that cannot be run with the overrides, and why."""
+        _ = self.located
+        return self._unfit
 
     def notes(self) -> list[str]:
         """What a reader must know before the numbers: stand-ins, overridden protocols."""
@@ -157,6 +175,7 @@ class Experiment:
             )
         if self.overrides:
             found.append(f"Run with {' '.join(self.overrides)}.")
+        found += [f"Row {row} cannot be run so: {why}." for row, why in self.unfit.items()]
         return found
 
     def _every_job(self) -> list[Job]:

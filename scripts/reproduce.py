@@ -52,6 +52,8 @@ def main() -> None:
     experiment = Experiment(
         request.experiment, overrides, request.only, rehearsal=request.flags["rehearsal"]
     )
+    for row, why in experiment.unfit.items():
+        raise UserError(f"row «{row}» cannot be run so: {why}; leave it out with only=row=…")
     pending = [place for place in experiment.located if not _done(place)]
     console = Console()
     if request.flags["plan"]:
@@ -110,7 +112,12 @@ def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> dict[tupl
         try:
             returned = launcher.launch([list(job) for job in jobs], initial_job_idx=0)
         except Exception as error:  # a launcher's own: what became of each job, the disk tells
-            return {(): _in_one_line(error)}
+            text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            return {
+                (): f"the launcher lost a job ({text[-400:]}). Was it killed, or has that machine "
+                "another Python than this one, without the packages? hydra.launcher.setup=[…] runs "
+                "commands before a SLURM job. Jobs after it may still be running"
+            }
     return {
         job: _in_one_line(done._return_value)
         for job, done in zip(jobs, returned, strict=True)
@@ -133,9 +140,8 @@ def _done(place: Located) -> bool:
 
 
 def _in_one_line(error: Any) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return name + (lines[-1] if lines else "no message")
+    return name + (" ".join(str(error).split())[:600] or "no message")
 
 
 if __name__ == "__main__":
