@@ -176,7 +176,7 @@ class PaperComparison:
             found.append(f"Machines: {'; '.join(machines)}.")
         commits = order_of(r.commit for r in ours)
         if len(commits) == 1:
-            found.append(f"Commit: {commits[0]}.")
+            found.append(f"Students trained by commit: {commits[0]}.")
         return [*found, *notes(ours)]
 
     def markdown(self) -> str:

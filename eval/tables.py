@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from scipy.stats import t as student_t
 
@@ -139,8 +141,14 @@ class Layout:
         for header in self.headers:
             table.add_column(header, overflow="fold")
         for line in self.lines:
-            table.add_row(*line)
+            table.add_row(*map(_emphasised, line))
         return table
+
+
+def _emphasised(text: str) -> str:
+    """Markdown's **bold** and *italics* as rich's markup; brackets are no tags."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"[bold]\1[/bold]", escape(text))
+    return re.sub(r"\*(.+?)\*", r"[italic]\1[/italic]", text)
 
 
 def layout(rows: Sequence[EvalResult]) -> Layout:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -105,7 +106,8 @@ def compared(experiment: Experiment) -> PaperComparison:
     published = {} if experiment.rehearsal else _flat(table.published)
     bands = {} if experiment.rehearsal else _flat(table.bands)
     keys = order_of([*asked, *published])
-    rows = order_of([*table.published, *table.rows])
+    apart = set(table.published) - set(table.rows)  # then the paper's order has to be kept
+    rows = order_of([*(table.published if apart else ()), *table.rows])
     keys.sort(key=lambda k: rows.index(k[0]))
     cells = [
         TableCell(
@@ -121,6 +123,10 @@ def compared(experiment: Experiment) -> PaperComparison:
         for key in keys
     ]
     remarks = experiment.notes()
+    commits = sorted({m["commit"] for m in _manifests(experiment)})
+    if commits:
+        several = "Warning: sets of several commits" if len(commits) > 1 else "Sets made by commit"
+        remarks.append(f"{several}: {', '.join(commits)}.")
     if left_out:
         remarks.append(
             "Warning: these sets have scores under other protocols, which are not in this table: "
@@ -179,38 +185,29 @@ def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
 def _by_class(
     found: Measured, section: Section, printed: Mapping[str, Mapping[str, float]]
 ) -> Layout:
-    """Diversity by class: in the t-SNE plane with the paper's value, and in the feature space."""
-    rows = list(found.scores)
+    """Diversity by class: in the t-SNE plane beside the paper's, and in the feature space."""
     classes = next(iter(section.sets.values()))[0].classes
-    lines = []
-    for label, info in enumerate(classes):
-        cells = []
-        for row in rows:
-            plane = found.scores[row].diversity[label]
-            values = [m.diversity[label] for m in found.metrics[row]]
-            known = [v for v in values if v is not None]
-            paper = printed.get(row, {}).get(info.name)
-            cells += [
-                "" if plane is None else f"{plane:.2f}",
-                "" if paper is None else f"{paper:.2f}",
-                f"{sum(known) / len(known):.4g}" if known else "",
-            ]
-        lines.append([info.name, *cells])
-    means = []
-    for row in rows:
-        mean = found.scores[row].diversity_mean
-        paper = printed.get(row, {}).get("Average")
-        known = [m.diversity_mean for m in found.metrics[row] if m.diversity_mean is not None]
-        means += [
-            "" if mean is None else f"{mean:.2f}",
-            "" if paper is None else f"{paper:.2f}",
-            f"{sum(known) / len(known):.4g}" if known else "",
+    names = [*(info.name for info in classes), "all samples"]
+    columns: dict[str, list[str]] = {"class": names}
+    for row, scores in found.scores.items():
+        in_plane = [*scores.diversity, scores.diversity_mean]
+        paper = [printed.get(row, {}).get("Average" if n == names[-1] else n) for n in names]
+        in_space = [[*m.diversity, m.diversity_mean] for m in found.metrics[row]]
+        columns[f"{row}: t-SNE, first set"] = ["" if v is None else f"{v:.2f}" for v in in_plane]
+        if any(v is not None for v in paper):
+            columns[f"{row}: paper"] = ["" if v is None else f"{v:.2f}" for v in paper]
+        columns[f"{row}: features, all sets"] = [
+            "" if None in values else f"{fmean(values):.4g}"  # type: ignore[type-var]
+            for values in zip(*in_space, strict=True)
         ]
-    lines.append(["all samples", *means])
-    headers = ["class"]
-    for row in rows:
-        headers += [f"{row}: t-SNE (first set)", "paper", "feature space (all sets)"]
-    return Layout(title=f"diversity by class, {section.title}", headers=headers, lines=lines)
+    lines = [list(line) for line in zip(*columns.values(), strict=True)]
+    title = f"diversity by class, {section.title}"
+    return Layout(title=title, headers=list(columns), lines=lines)
+
+
+def _manifests(experiment: Experiment) -> list[Mapping[str, Any]]:
+    sets = {place.distilled: DistilledDataset(place.distilled) for place in experiment.located}
+    return [distilled.manifest for distilled in sets.values() if distilled.complete]
 
 
 def _other_protocols(place: Located) -> set[str]:
