@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.evaluation import missing_rows
 from mgd3.allocator import keep_freed_memory
-from mgd3.config import CONFIGS, errors_for_people, register
+from mgd3.assembly import build
+from mgd3.config import CONFIGS, errors_for_people, part_of_identity, register
 from mgd3.distilled import DistilledDataset
 from mgd3.experiments import Experiment, Located, paper_experiments, read_request
 from mgd3.types import UserError
 from scripts.make_tables import write_tables
 from scripts.plan import plan
 
+_MOST_CELLS = 8  # named for one problem
 ROOT = str(Path(__file__).resolve().parents[1])
 
 USAGE = f"""Run a table or figure of the paper, then write its tables and report.
@@ -64,7 +67,11 @@ def main() -> None:
         f"{experiment.name}: {len(experiment.located) - len(pending)} runs done, ", end=""
     )
     console.print(f"{len(pending)} to do")
-    problems = launch(pending, for_launcher) if pending else {}
+    ready, problems = _ready(pending)
+    if ready:
+        problems |= launch(ready, for_launcher)
+    elif pending:
+        raise UserError("; ".join(dict.fromkeys(problems.values())))
     every_cell = experiment
     if request.only:  # the table shows what earlier calls have run as well
         every_cell = Experiment(request.experiment, overrides, (), experiment.rehearsal)
@@ -72,12 +79,34 @@ def main() -> None:
     console.print(f"tables and report: {folder}")
     failed = [place for place in pending if not _done(place)]
     for what, cells in _by_problem(failed, problems).items():
-        print(f"failed: {what}", *(f"  {cell}" for cell in cells), sep="\n", file=sys.stderr)
+        shown = cells if len(cells) <= _MOST_CELLS else [*cells[:_MOST_CELLS], "…"]
+        print(f"failed, {len(cells)} runs: {what}", file=sys.stderr)
+        print(*(f"  {cell}" for cell in shown), sep="\n", file=sys.stderr)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(experiment.located)} runs of {experiment.name} are missing; "
             "what is finished is kept, and the same command goes on with the rest"
         )
+
+
+def _ready(
+    pending: Sequence[Located],
+) -> tuple[list[Located], dict[tuple[str, ...], str]]:
+    """The runs whose real images are there, and what the others lack."""
+    ready, problems, known = [], {}, {}
+    for place in pending:
+        dataset = json.dumps(part_of_identity(place.cfg, "dataset"), sort_keys=True)
+        if dataset not in known:
+            known[dataset] = ""
+            try:
+                build(place.cfg, "dataset")
+            except UserError as error:
+                known[dataset] = str(error)
+        if known[dataset]:
+            problems[place.job.overrides] = known[dataset]
+        else:
+            ready.append(place)
+    return ready, problems
 
 
 def _by_problem(

@@ -312,6 +312,14 @@ def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path
     assert resumed.returncode == 0 and "1 to do" in resumed.stdout
 
 
+def test_images_that_are_not_there_are_named_once(tmp_path):
+    refused = reproduce(tmp_path, "table=1", IMAGENET_DIR=None)
+    assert refused.returncode == 1
+    assert refused.stderr.count("dataset.root is not set") == 2, "once for each dataset"
+    assert len(refused.stderr.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.yaml")) and not (tmp_path / "runs").exists()
+
+
 def test_a_failed_cell_leaves_the_others(tmp_path):
     """λ = 1e9 is no number for any sample that is guided; the others do not feel it."""
     done = reproduce(
