@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ USAGE = f"""Run a table or figure of the paper, then write its tables and report
   python scripts/reproduce.py table=1 rehearsal=true    the same grid on digits, in minutes
   python scripts/reproduce.py figure=7 only=ipc=10 only=seed=0,1
   python scripts/reproduce.py table=1 hydra/launcher=submitit_slurm hydra.launcher.partition=gpu
+  torchrun --nproc-per-node=4 scripts/reproduce.py table=1      each run by four GPUs
 
 only=KEY=VALUE,… keeps some cells; KEY is row, dataset, ipc, seed or student. What else is KEY=VALUE
 goes to run.py (precision=bfloat16, batch_size=auto, dataset.root=PATH, hydra/launcher=NAME …).
@@ -72,6 +74,8 @@ def main() -> None:
         problems |= launch(ready, for_launcher)
     elif pending:
         raise UserError("; ".join(dict.fromkeys(problems.values())))
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process reports
+        return
     every_cell = experiment
     if request.only:  # the table shows what earlier calls have run as well
         every_cell = Experiment(request.experiment, overrides, (), experiment.rehearsal)
