@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 TABLES := $(addprefix table,1 2 3 4 5 6 7 8 9 10)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint clean figures $(TABLES)
+.PHONY: help env demo test lint clean figures results $(TABLES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ $(TABLES): $(STAMP)
 	@$(BIN)/python scripts/reproduce.py table=$(@:table%=%) $(ARGS)
 
 table1: ## a table of the paper, 1 to 10; ARGS="plan=true", "rehearsal=true", "only=ipc=10 batch_size=auto"
+
+results: $(STAMP) ## everything on digits that results/ shows, again: hours
+	@PYTHON=$(BIN)/python sh scripts/digits.sh
 
 figures: $(STAMP) ## the paper's figures 4 to 11, one after another; ARGS as above
 	@for n in 4 5 6 7 8 9 10 11; do $(BIN)/python scripts/reproduce.py figure=$$n $(ARGS) || failed=1; done; test -z "$$failed"

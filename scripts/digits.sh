@@ -1,0 +1,33 @@
+#!/bin/sh
+# Everything on digits that results/ shows, again: about four hours on 2 CPU cores; a second call goes on where it stopped.
+#   PYTHON=.venv/bin/python sh scripts/digits.sh        (make results)
+set -e
+PYTHON=${PYTHON:-python}
+HERE=$(dirname "$0")
+run() { "$PYTHON" "$HERE/../run.py" "$@"; }
+script() { name=$1; shift; "$PYTHON" "$HERE/$name.py" "$@"; }
+
+run experiment=demo
+script report runs/demo --picture runs/demo/overview.png
+
+METHODS=runs/digits_methods
+run experiment=digits_methods
+run experiment=digits_methods method=first_files,closest_real,herding,k_center seed=0 student_seeds=10
+run method=full tracker=none runs=$METHODS report=false student_seeds=5
+for method in "$METHODS"/digits/*/; do
+  case $method in */full/) students=1 ;; *) students=2 ;; esac
+  script evaluate "images=$method" dataset=digits protocol=soft_label_short student_seeds=$students
+done
+for method in "$METHODS"/digits/*/ipc10; do
+  script evaluate "images=$method" dataset=digits protocol=hard_label_noaug student_seeds=2
+done
+script compare $METHODS --markdown $METHODS/compare.md
+script measure images=$METHODS dataset=digits
+script report $METHODS
+
+run experiment=digits_modes
+script report runs/digits_modes --by modes --plot runs/digits_modes/sweep.png
+run experiment=digits_stop_t
+script report runs/digits_stop_t --by guidance.stop_t --plot runs/digits_stop_t/sweep.png
+run experiment=digits_scale
+script report runs/digits_scale --by guidance.scale --plot runs/digits_scale/sweep.png
