@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -114,6 +114,8 @@ class Experiment:
                 f"experiment={name} is not a table or figure of the paper; run it as «python "
                 f"run.py experiment={name}»"
             )
+        for key in base.table:
+            checks.choice("a key of table", key, [f.name for f in fields(PaperTable)])
         self.table = PaperTable(**plain(base.table))
         self.students = student_names(base)  # the paper's
         self.protocol = base.protocol.name

@@ -60,6 +60,8 @@ def main() -> None:
 
 def write_tables(experiment: Experiment) -> Path:
     """Everything that the finished runs of an experiment say, in one folder; returns it."""
+    if not experiment.located:
+        raise UserError("; ".join(experiment.notes()))
     comparison, cfg = compared(experiment), experiment.located[0].cfg
     folder = Path(cfg.runs) / "tables" / experiment.name
     sections = _sections(experiment)

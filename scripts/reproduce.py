@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks  # a launcher's context needs one
@@ -31,6 +31,10 @@ from mgd3.experiments import Experiment, Located, paper_experiments, read_reques
 from mgd3.types import UserError
 from scripts.make_tables import write_tables
 from scripts.plan import plan
+
+Problems: TypeAlias = dict[
+    Path | None, str
+]  # by the scores' folder; None: of any that has no other
 
 _MOST_CELLS = 8  # named for one problem
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -93,9 +97,7 @@ def main() -> None:
         )
 
 
-def _ready(
-    pending: Sequence[Located],
-) -> tuple[list[Located], dict[tuple[str, ...], str]]:
+def _ready(pending: Sequence[Located]) -> tuple[list[Located], Problems]:
     """The runs whose real images are there, and what the others lack."""
     ready, problems, known = [], {}, {}
     for place in pending:
@@ -107,31 +109,29 @@ def _ready(
             except UserError as error:
                 known[dataset] = str(error)
         if known[dataset]:
-            problems[place.job.overrides] = known[dataset]
+            problems[place.folder] = known[dataset]
         else:
             ready.append(place)
     return ready, problems
 
 
-def _by_problem(
-    failed: Sequence[Located], problems: Mapping[tuple[str, ...], str]
-) -> dict[str, list[str]]:
+def _by_problem(failed: Sequence[Located], problems: Problems) -> dict[str, list[str]]:
     """Cells, with their logs where there are any, by what went wrong."""
     found: dict[str, list[str]] = defaultdict(list)
     for place in failed:
         job, log = place.job, place.folder / "run.log"
-        what = problems.get(job.overrides) or problems.get(()) or "it ended without a result"
+        what = problems.get(place.folder) or problems.get(None) or "it ended without a result"
         where = f" ({log})" if log.is_file() else ""
         found[what].append(f"{job.row}, {job.dataset}, ipc {job.ipc}, seed {job.seed}{where}")
     return found
 
 
-def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> dict[tuple[str, ...], str]:
-    """Run all through Hydra's launcher; what went wrong, by a job's overrides (`()`: all of them).
+def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> Problems:
+    """Run all through Hydra's launcher; what went wrong.
 
-    Two jobs of one identity are run once.
+    Rows that share a run, students and all, are one job.
     """
-    jobs = list({place.folder: place.job.overrides for place in pending}.values())
+    jobs = {(p.folder, frozenset(p.wanted)): list(p.job.overrides) for p in pending}
     with initialize_config_dir(CONFIGS, version_base="1.3", job_name="run"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -143,17 +143,17 @@ def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> dict[tupl
             config=config,
         )
         try:
-            returned = launcher.launch([list(job) for job in jobs], initial_job_idx=0)
+            returned = launcher.launch(list(jobs.values()), initial_job_idx=0)
         except Exception as error:  # a launcher's own: what became of each job, the disk tells
             text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
             return {
-                (): f"the launcher lost a job ({text[-400:]}). Was it killed, or has that machine "
+                None: f"the launcher lost a job ({text[-400:]}). Was it killed, or has that machine "
                 "another Python than this one, without the packages? hydra.launcher.setup=[…] runs "
                 "commands before a SLURM job. Jobs after it may still be running"
             }
     return {
-        job: _in_one_line(done._return_value)
-        for job, done in zip(jobs, returned, strict=True)
+        folder: _in_one_line(done._return_value)
+        for (folder, _), done in zip(jobs, returned, strict=True)
         if isinstance(done, JobReturn) and done.status == JobStatus.FAILED
     }
 
