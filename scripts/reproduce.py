@@ -32,9 +32,7 @@ from mgd3.types import UserError
 from scripts.make_tables import write_tables
 from scripts.plan import plan
 
-Problems: TypeAlias = dict[
-    Path | None, str
-]  # by the scores' folder; None: of any that has no other
+Problems: TypeAlias = dict[Path | None, str]  # by folder of scores; None: of all others
 
 _MOST_CELLS = 8  # named for one problem
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -147,8 +145,8 @@ def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> Problems:
         except Exception as error:  # a launcher's own: what became of each job, the disk tells
             text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
             return {
-                None: f"the launcher lost a job ({text[-400:]}). Was it killed, or has that machine "
-                "another Python than this one, without the packages? hydra.launcher.setup=[…] runs "
+                None: f"the launcher lost a job ({text[-400:]}). Was it killed, or has that "
+                "machine another Python than this one, without the packages? hydra.launcher.setup=[…] runs "
                 "commands before a SLURM job. Jobs after it may still be running"
             }
     return {
