@@ -55,7 +55,12 @@ def write_paper_report(
         if not planes and section.real is not None:
             planes = embedding_planes(section.real, section.first)
             scores = tsne_scores(planes["t-SNE of pixels"]) if planes else {}
-        svg, png = _diversity(scores, section.title) if len(scores) > 1 else ("", b"")
+        points = {
+            row: (s.representativeness_mean, s.diversity_mean)
+            for row, s in scores.items()
+            if s.representativeness_mean is not None and s.diversity_mean is not None
+        }
+        svg, png = _diversity(points, section.title) if len(points) > 1 else ("", b"")
         pages.append(
             {
                 "title": section.title,
@@ -177,14 +182,11 @@ def _by_row(axis: plt.Axes, cells: Sequence[TableCell], sweep: str | None) -> No
     axis.legend(fontsize=8)
 
 
-def _diversity(scores: Mapping[str, TsneScores], title: str) -> tuple[str, bytes]:
-    """A picture of diversity against representativeness in the t-SNE plane, a mark per row."""
+def _diversity(points: Mapping[str, tuple[float, float]], title: str) -> tuple[str, bytes]:
+    """A picture of (representativeness, diversity) in the t-SNE plane, a mark per row."""
     figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
-    for k, (row, s) in enumerate(scores.items()):
-        if s.diversity_mean is None or s.representativeness_mean is None:
-            continue
-        marker = "os^Dv"[k // 10 % 5]
-        axis.scatter(s.representativeness_mean, s.diversity_mean, marker=marker, label=row)
+    for k, (row, point) in enumerate(points.items()):
+        axis.scatter(*point, marker="os^Dv"[k // 10 % 5], label=row)
     axis.set(xlabel="representativeness", ylabel="diversity", title=title)
     axis.legend(fontsize=7)
     return _both(figure)

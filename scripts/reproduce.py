@@ -146,8 +146,9 @@ def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> Problems:
             text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
             return {
                 None: f"the launcher lost a job ({text[-400:]}). Was it killed, or has that "
-                "machine another Python than this one, without the packages? hydra.launcher.setup=[…] runs "
-                "commands before a SLURM job. Jobs after it may still be running"
+                "machine another Python than this one, without the packages? "
+                "hydra.launcher.setup=[…] runs commands before a SLURM job. Jobs after it may "
+                "still be running"
             }
     return {
         folder: _in_one_line(done._return_value)
