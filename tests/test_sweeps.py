@@ -7,7 +7,7 @@ from PIL import Image
 from test_results import row
 
 from eval.costs import cost_layout
-from eval.report import distilled_sets
+from eval.report import distilled_sets, named
 from eval.results import ResultStore
 from eval.sweeps import rows_by, sweep_picture
 from mgd3.artifacts import write_json
@@ -52,7 +52,7 @@ def test_a_key_without_two_values_is_refused(sweep):
 
 def test_costs_are_means_per_stage(sweep):
     rows, _ = rows_by(sweep, "guidance.scale")
-    table = cost_layout(distilled_sets(sweep), rows)
+    table = cost_layout(*named(distilled_sets(sweep), rows))
     assert table.headers == ["method", "stage", "seconds, ipc 10"]
     assert ["mgd3", "sample, a set", "2.25"] in table.lines
     assert ["unguided", "training, a convnet3", "1.00"] in table.lines
