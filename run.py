@@ -7,6 +7,7 @@ python run.py                                  embedded digits, on any machine
 from __future__ import annotations
 
 import logging
+import traceback
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
@@ -57,7 +58,15 @@ def run(cfg: DictConfig) -> None:
     except Exception as error:
         if in_sweep:  # Hydra goes on, and tells of the first failure alone
             log.error("failed: %s", error, exc_info=not isinstance(error, UserError))
+            let_go(error)  # Hydra keeps the error, and with it networks and images
         raise
+
+
+def let_go(error: BaseException | None) -> None:
+    """Forget the local variables of the calls that an error came through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def run_cell(cfg: DictConfig, show: bool) -> None:
@@ -87,7 +96,8 @@ def run_cell(cfg: DictConfig, show: bool) -> None:
         log.warning("dataset=%s: %s", dataset.name, dataset.note)
 
     test = TestImages(dataset, Path(cfg.cache), cfg.workers)
-    with exclusive(run_dir) if ranks.first else nullcontext():
+    # Two sweeps may meet in a set that both train students on: the second waits for the first.
+    with exclusive(run_dir, patient=not show) if ranks.first else nullcontext():
         if ranks.first:
             remove_leftovers(run_dir)
         ranks.wait()
@@ -138,7 +148,7 @@ def distil(
         choices = HydraConfig.get().runtime.choices
         provenance = {
             "method": cfg.method.name,
-            "machine": machine_name(pick_device(cfg.device)),
+            "machine": machine_name(pick_device(cfg.device), ranks.world),
             "choices": {group: choices[group] for group in DISTILLATION_KEYS if group in choices},
             "config": {key: part_of_identity(cfg, key) for key in DISTILLATION_KEYS},
         }

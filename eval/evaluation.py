@@ -106,7 +106,8 @@ def score(
     if pending and (others := {r.commit for r in store.rows()} - {commit()}):
         log.warning("%s also holds rows of %s: the table will say so", folder, ", ".join(others))
     ranks.wait()  # all have read what is there
-    if pending and not ranks.first and execution.parallel == "batches":
+    of_its_own = execution.parallel == "students" and bool(execution.share(pending))
+    if pending and not (ranks.first or of_its_own):
         evaluate_students(distilled, test, protocol, pending, store, ids, None, execution)
         ranks.wait()
     elif pending:
@@ -191,7 +192,7 @@ def evaluate_students(
                 dataset_note=test.dataset.note or manifest["dataset_note"],
                 teacher=teacher.name if teacher else None,
                 teacher_top1=teacher.top1 if teacher else None,
-                machine=machine_name(device),
+                machine=machine_name(device, ranks.world),
             )
         )
         checkpoint.unlink(missing_ok=True)  # only now: the row is on disk

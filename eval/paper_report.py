@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,7 @@ from eval.embedding import embedding_planes
 from eval.paper_tables import KEY, PaperComparison, TableCell
 from eval.planes import Plane, TsneScores, maps_picture, tsne_scores
 from eval.report import class_sheets, template
-from eval.results import order_of
+from eval.results import EvalResult, order_of
 from eval.samples import overview_of
 from eval.tables import Layout
 from mgd3.artifacts import write_atomic
@@ -45,9 +46,17 @@ class Section:
 
 
 def write_paper_report(
-    path: Path, comparison: PaperComparison, sections: Sequence[Section], sweep: str | None
+    path: Path,
+    comparison: PaperComparison,
+    sections: Sequence[Section],
+    sets: Sequence[tuple[str, DistilledDataset]],
+    rows: Sequence[tuple[str, EvalResult]],
+    sweep: str | None,
 ) -> list[tuple[bytes, str]]:
-    """Write the report; returns its pictures as PNGs with captions, for a tracker."""
+    """Write the report; returns its pictures as PNGs with captions, for a tracker.
+
+    `sections` are looked at, all `sets` and `rows`, by their cells' names, are linked and timed.
+    """
     curves = accuracy_pictures(comparison, sweep)
     pages, pictures = [], [(png, caption) for _, png, caption in curves]
     for section in sections:
@@ -60,7 +69,8 @@ def write_paper_report(
             for row, s in scores.items()
             if s.representativeness_mean is not None and s.diversity_mean is not None
         }
-        svg, png = _diversity(points, section.title) if len(points) > 1 else ("", b"")
+        draw = partial(_against_key, key=sweep) if sweep else _diversity
+        svg, png = draw(points, title=section.title) if len(points) > 1 else ("", b"")
         pages.append(
             {
                 "title": section.title,
@@ -72,8 +82,6 @@ def write_paper_report(
         )
         pictures += [(png, f"diversity, {section.title}")] if png else []
         pictures.append((overview_of(section.first), f"samples, {section.title}"))
-    sets = [(row, d) for s in sections for row, found in s.sets.items() for d in found]
-    rows = [(c.row, r) for c in comparison.cells for r in c.ours]
     html = template("paper.html").render(
         title=comparison.title,
         matrix=comparison.matrix() if comparison.cells else None,
@@ -84,7 +92,7 @@ def write_paper_report(
         curves=[svg for svg, _, _ in curves],
         sections=pages,
         costs=cost_layout(sets, rows),
-        runs=_links(path, sections),
+        runs=_links(path, sets),
         config=json.dumps(
             {
                 f"{s.title}, {row}": d.manifest["config"]
@@ -192,6 +200,20 @@ def _diversity(points: Mapping[str, tuple[float, float]], title: str) -> tuple[s
     return _both(figure)
 
 
+def _against_key(
+    points: Mapping[str, tuple[float, float]], title: str, key: str
+) -> tuple[str, bytes]:
+    """A picture of both scores in the t-SNE plane against the key that rows vary."""
+    found = sorted((float(row.split()[-1]), *point) for row, point in points.items())
+    x, representative, diverse = zip(*found, strict=True)
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    axis.plot(x, diverse, "o-", label="diversity")
+    axis.plot(x, representative, "s-", label="representativeness")
+    axis.set(xlabel=key, title=title)
+    axis.legend(fontsize=8)
+    return _both(figure)
+
+
 def _both(figure: plt.Figure) -> tuple[str, bytes]:
     """A figure as SVG text and as PNG bytes; closed."""
     text, data = io.StringIO(), io.BytesIO()
@@ -203,14 +225,12 @@ def _both(figure: plt.Figure) -> tuple[str, bytes]:
     return svg[svg.index("<svg") :], data.getvalue()
 
 
-def _links(path: Path, sections: Sequence[Section]) -> list[dict[str, str]]:
+def _links(path: Path, sets: Sequence[tuple[str, DistilledDataset]]) -> list[dict[str, str]]:
     """Every set's folder, relative to the report."""
     return [
         {
-            "name": f"{section.title}, {row}, seed {distilled.manifest['seed']}",
+            "name": f"{name}, ipc {distilled.ipc}, seed {distilled.manifest['seed']}",
             "href": os.path.relpath(distilled.folder, path.parent),
         }
-        for section in sections
-        for row, sets in section.sets.items()
-        for distilled in sets
+        for name, distilled in sets
     ]

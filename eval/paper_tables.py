@@ -159,6 +159,7 @@ class PaperComparison:
     def remarks_and_notes(self) -> list[str]:
         """What a reader must know of these numbers."""
         ours = [r for c in self.cells for r in c.ours]
+        rows = order_of(c.row for c in self.cells)
         found = list(self.remarks)
         found += [f"[{k}] {text}" for k, text in enumerate(self._footnotes().values(), 1)]
         if self.errata and "table" in self.errata:
@@ -167,10 +168,11 @@ class PaperComparison:
         if partly:
             found.append(f"{len(partly)} cells have fewer students than asked for (column n).")
         protocols = order_of(r.protocol for r in ours)
-        if len(protocols) > 1:
-            found.append(f"Warning: several protocols stand here: {', '.join(protocols)}.")
+        by_row = [{r.protocol for c in self.cells if c.row == row for r in c.ours} for row in rows]
+        if any(len(found_in_row) > 1 for found_in_row in by_row):
+            found.append(f"Warning: several protocols stand in one row: {', '.join(protocols)}.")
         elif protocols:
-            found.append(f"Our runs' protocol: {protocols[0]}.")
+            found.append(f"Our runs' protocol: {', '.join(protocols)}.")
         machines = order_of(r.machine for r in ours if r.machine)
         if machines:
             found.append(f"Machines: {'; '.join(machines)}.")
@@ -214,8 +216,13 @@ class PaperComparison:
         return buffer.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
-        """Every cell's numbers; None where there are none."""
-        return [_record(c) for c in self.cells]
+        """Every cell's numbers; None where there are none. `note`: erratum and remarks."""
+        remarks = list(self.remarks)
+        errata = self.errata or {}
+        return [
+            _record(c) | {"note": " ".join([*filter(None, [errata.get(c.row)]), *remarks]) or None}
+            for c in self.cells
+        ]
 
     def _footnotes(self) -> dict[str, str]:
         return {row: text for row, text in (self.errata or {}).items() if row != "table"}

@@ -17,7 +17,7 @@ from eval.evaluation import EvalProtocol
 from eval.results import ResultStore
 from eval.students import make_student
 from mgd3.artifacts import read_json
-from mgd3.batching import peak_bytes
+from mgd3.batching import peak_bytes, ran_out_of_memory
 from mgd3.distilled import MANIFEST
 from mgd3.machine import machine_name
 from mgd3.timing import StageTimes
@@ -88,7 +88,8 @@ class Rates:
                 spent = (row.train_seconds + row.test_seconds) / (row.epochs * count)
                 training[row.student, row.protocol, size].append(spent)
             first = path.parent / manifest["images"][0]["file"]
-            sizes[manifest["dataset"]].append(first.stat().st_size)
+            if first.is_file():
+                sizes[manifest["dataset"]].append(first.stat().st_size)
             if manifest.get("machine") == here and "backbone" in manifest["config"]:
                 backbone = manifest["config"]["backbone"]
                 stages = StageTimes(path.parent / "times.json").read()
@@ -109,9 +110,14 @@ class Rates:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
 
-            peak = peak_bytes(step)
-            start = time.monotonic()
-            step()
+            try:
+                peak = peak_bytes(step)
+                start = time.monotonic()
+                step()
+            except (RuntimeError, MemoryError) as error:
+                if batch == 1 or not ran_out_of_memory(error):
+                    raise
+                return self._tried(student, size, num_classes, batch // 2)
             self._steps[key] = Step(seconds=(time.monotonic() - start) / batch, bytes=peak)
         return self._steps[key]
 

@@ -94,13 +94,17 @@ def class_sheets(first: Mapping[str, DistilledDataset]) -> list[dict[str, Any]]:
     """Per class: one strip for each named set, and the modes' centroids and nearest real images."""
     classes = next(iter(first.values())).classes
     images = {method: first_images(d) for method, d in first.items()}
-    previews = next((p for d in first.values() if (p := load_previews(d.folder))), {})
+    choices = {name: d.manifest.get("choices", {}) for name, d in first.items()}
+    guided = [name for name in first if choices[name].get("guidance") == "mode"]
+    shown = next((n for n in [*guided[::-1], *first] if load_previews(first[n].folder)), None)
+    previews = load_previews(first[shown].folder) if shown else {}
+    of = f" ({shown})" if len(first) > 1 else ""
     sheets = []
     for info in classes[:MOST_CLASSES]:
         strips = []
         if info.wnid in previews:
             centroids, nearest = previews[info.wnid]
-            strips += [_strip("mode centroid", centroids), _strip("nearest real", nearest)]
+            strips += [_strip(f"mode centroid{of}", centroids), _strip("nearest real", nearest)]
         strips += [_strip(method, images[method][info.wnid]) for method in images]
         sheets.append({"name": f"{info.name} ({info.wnid})", "strips": strips})
     return sheets

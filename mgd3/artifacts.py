@@ -187,11 +187,11 @@ def nothing_left_behind(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; a second run of the same identity is refused."""
+def exclusive(folder: Path, patient: bool = False) -> Iterator[None]:
+    """Hold a run's folder for this process; a second one is refused or, if `patient`, waits."""
     lock = _lock(folder / ".run.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if patient else 0)
     except Timeout:
         raise UserError(
             f"another process is running this very configuration in {folder}; wait for it, or "

@@ -33,12 +33,18 @@ from mgd3.config import (
     plain,
     student_names,
     student_seeds,
+    values_digest,
 )
 from mgd3.types import UserError
 
 FULL = "full"  # as an `ipc`: all real images
 _PLACES = ("dataset", "ipc", "seed")
 _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
+# Overrides that change no number.
+_NEUTRAL = (
+    "tracker", "batch_size", "device", "workers", "cache", "compile", "channels_last", "parallel",
+    "vae_slicing", "dataset.root", "runs", "report",
+)  # fmt: skip
 _FILTERS = ("row", *_PLACES, "student")
 
 
@@ -114,21 +120,47 @@ class Experiment:
                 f"experiment={name} is not a table or figure of the paper; run it as «python "
                 f"run.py experiment={name}»"
             )
-        for key in base.table:
-            checks.choice("a key of table", key, [f.name for f in fields(PaperTable)])
-        self.table = PaperTable(**plain(base.table))
+        self.table = read_table(plain(base.table))
         self.students = student_names(base)  # the paper's
+        for group in (s for s in self.students if s.startswith("cross_arch")):
+            raise UserError(f"students: name the four students that {group} stands for")
+        self._refuse_overrides()
         self.protocol = base.protocol.name
         self._choices = base.hydra.runtime.choices
         self._only = _filters(only)
         self._unfit: dict[str, str] = {}
         self._stand_ins = _stand_ins() if rehearsal else {}
         self.jobs = [job for job in self._every_job() if self._kept(job)]
-        if not self.jobs or (self.students and not self._students()):
+        there = "; ".join(f"{key}={', '.join(v)}" for key, v in self._values().items())
+        for key, values in self._only.items():
+            if unknown := [v for v in values if v not in self._values()[key]]:
+                raise UserError(
+                    f"only={key}={unknown[0]}: {name} has no such {key}; there are {there}"
+                )
+        if not self.jobs:
             raise UserError(
-                f"only={' only='.join(only)} leaves no run of {name}; there are "
-                + "; ".join(f"{key}={', '.join(v)}" for key, v in self._values().items())
+                f"only={' only='.join(only)} leaves no run of {name}; there are {there}"
             )
+
+    @property
+    def variant(self) -> str:
+        """The name, and where overrides make other numbers, what tells them apart."""
+        own = [o for o in self.overrides if o.lstrip("+").split("=")[0] not in _NEUTRAL]
+        return self.name + (f"-{values_digest({'overrides': own})}" if own else "")
+
+    def _refuse_overrides(self) -> None:
+        """An override of what the table varies would put runs into cells that are not theirs."""
+        rows = self.table.rows.values()
+        varied = {*_PLACES, *(key for options in rows for key in options)}
+        several = len({options.get("backbone") for options in rows}) > 1
+        for override in self.overrides:
+            key = override.lstrip("+~").split("=")[0]
+            of_one = several and key.startswith("backbone.")
+            if of_one or any(v == key or v.startswith(f"{key}.") for v in varied):
+                raise UserError(
+                    f"{override}: {self.name} varies {key.split('.')[0]} itself; choose among its "
+                    "cells with only=KEY=VALUE, or copy its file for another table"
+                )
 
     def locate(self, job: Job) -> Located:
         """Where a job's files lie, from its composed configuration."""
@@ -229,16 +261,21 @@ class Experiment:
 
     def _values(self) -> dict[str, list[str]]:
         grid = {key: [str(v) for v in self.table.grid[key]] for key in _PLACES}
+        for options in self.table.rows.values():
+            for key in _PLACES:
+                if key in options and str(options[key]) not in grid[key]:
+                    grid[key].append(str(options[key]))
         return {"row": list(self.table.rows), **grid, "student": self.students}
 
     def _composed(self, job: Job) -> DictConfig:
-        """The job's configuration; seeds differ in one value alone and share a composition."""
-        shared = tuple(o for o in job.overrides if o != f"seed={job.seed}")
+        """The job's configuration; jobs that differ in IPC and seed alone share a composition."""
+        values = dict(o.split("=", 1) for o in job.overrides if o.startswith(("ipc=", "seed=")))
+        shared = tuple(o for o in job.overrides if not o.startswith(("ipc=", "seed=")))
         if shared not in self._compositions:
             self._compositions[shared] = _compose(shared)
         cfg = self._compositions[shared].copy()
-        if "seed" not in {o.split("=")[0] for o in self.overrides}:
-            cfg.seed = job.seed
+        for key, value in values.items():
+            cfg[key] = int(value)
         return cfg
 
     @cached_property
@@ -297,6 +334,23 @@ def _named(kind: str, number: str) -> str:
     return kind + checks.choice(kind, number, numbers)
 
 
+def read_table(node: Mapping[str, Any]) -> PaperTable:
+    """The `table` node, checked as far as a slip of the pen goes."""
+    known = {f.name for f in fields(PaperTable)}
+    for key in node:
+        checks.choice("a key of table", key, sorted(known))
+    for key in ("caption", "rows", "grid"):
+        if not node.get(key):
+            raise UserError(f"table.{key} is missing")
+    for row, options in node["rows"].items():
+        if not isinstance(options, dict):
+            raise UserError(f"table.rows.{row} must be a mapping, such as {{method: mgd3}}")
+    for claim in node.get("claims", ()):
+        if not {"more", "than"} <= set(claim):
+            raise UserError(f"table.claims: {claim} needs «more» and «than», each a row")
+    return PaperTable(**node)
+
+
 def _filters(only: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for text in only:
@@ -320,7 +374,7 @@ def _spelt(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_spelt, value))}]"
-    return str(value)
+    return f'"{value}"' if isinstance(value, str) and set(value) & set(" ,:=[]{}") else str(value)
 
 
 def _compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:

@@ -10,9 +10,14 @@ import psutil
 import torch
 
 
+def machine_name(device: torch.device, processes: int = 1) -> str:
+    """The GPU, or the processor and how many of its cores one of the processes may use."""
+    name = _name(device)
+    return f"{processes} x {name}" if processes > 1 else name
+
+
 @cache
-def machine_name(device: torch.device) -> str:
-    """The GPU, or the processor and how many of its cores this process may use."""
+def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

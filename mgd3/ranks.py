@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -76,7 +76,12 @@ class Ranks:
 
     def agreed(self, number: int, device: torch.device) -> int:
         """The first process's number."""
-        return int(self.sum(torch.tensor(int(number) if self.first else 0, device=device)))
+        return self.agreed_list([number], device)[0]
+
+    def agreed_list(self, numbers: Sequence[int], device: torch.device) -> list[int]:
+        """The first process's numbers, as many as every process gives."""
+        mine = [int(n) if self.first else 0 for n in numbers]
+        return self.sum(torch.tensor(mine, dtype=torch.int64, device=device)).tolist()
 
     def wait(self) -> None:
         """Until all processes are here."""

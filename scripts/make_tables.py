@@ -39,23 +39,23 @@ USAGE = f"""Write a table of the paper with our numbers in it, from the runs tha
   python scripts/make_tables.py table=1 rehearsal=true  the rehearsal's, below runs/rehearsal/
   python scripts/make_tables.py figure=7 tracker=none   without Weights & Biases
 
-What else is KEY=VALUE must be what the runs were made with: it says which runs are meant.
+only=KEY=VALUE,… prints some cells; the files always have all. What else is KEY=VALUE must be what
+the runs were made with: it says which runs are meant, and other numbers get a folder of their own.
 There are: {", ".join(paper_experiments())}."""
 
 
 def main() -> None:
     """Read, write, print."""
     request = read_request(sys.argv[1:], ("rehearsal",), USAGE)
-    experiment = Experiment(
-        request.experiment, request.overrides, request.only, request.flags["rehearsal"]
-    )
-    console = Console()
-    comparison = compared(experiment)
-    if comparison.cells:
-        console.print(comparison.matrix().for_terminal())
-    for note in comparison.remarks_and_notes():
+    overrides, rehearsal = request.overrides, request.flags["rehearsal"]
+    console = Console(markup=False)
+    shown = compared(Experiment(request.experiment, overrides, request.only, rehearsal))
+    if shown.cells:
+        console.print(shown.matrix().for_terminal())
+    for note in shown.remarks_and_notes():
         console.print(note)
-    console.print(f"tables and report: {write_tables(experiment)}")
+    folder = write_tables(Experiment(request.experiment, overrides, (), rehearsal))
+    console.print(f"tables and report: {folder}", soft_wrap=True)
 
 
 def write_tables(experiment: Experiment) -> Path:
@@ -63,21 +63,22 @@ def write_tables(experiment: Experiment) -> Path:
     if not experiment.located:
         raise UserError("; ".join(experiment.notes()))
     comparison, cfg = compared(experiment), experiment.located[0].cfg
-    folder = Path(cfg.runs) / "tables" / experiment.name
-    sections = _sections(experiment)
-    extra = [table for section in sections for table in section.tables]
+    folder = Path(cfg.runs) / "tables" / experiment.variant
     if comparison.cells:
         write_atomic(folder / "table.tex", comparison.latex().encode())
         write_atomic(folder / "table.csv", comparison.csv().encode())
         write_json(folder / "table.json", comparison.records())
+    write_atomic(folder / "table.md", comparison.markdown().encode())
+    sections = _sections(experiment)
+    extra = [table for section in sections for table in section.tables]
     pages = [comparison.markdown(), *(table.markdown() for table in extra)]
     write_atomic(folder / "table.md", "\n".join(pages).encode())
-    pictures = write_paper_report(
-        folder / "report.html", comparison, sections, experiment.table.sweep
-    )
+    report, sweep = folder / "report.html", experiment.table.sweep
+    sets, rows = _everything(experiment)
+    pictures = write_paper_report(report, comparison, sections, sets, rows, sweep)
     tracker = build(cfg, "tracker")
     config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
-    with tracker.start(f"tables-{experiment.name}", experiment.name, config, folder) as run:
+    with tracker.start(f"tables-{experiment.variant}", experiment.name, config, folder) as run:
         if comparison.cells:
             records = comparison.records()
             run.log_table(experiment.name, list(records[0]), [list(r.values()) for r in records])
@@ -143,6 +144,22 @@ def compared(experiment: Experiment) -> PaperComparison:
     )
 
 
+def _everything(
+    experiment: Experiment,
+) -> tuple[list[tuple[str, DistilledDataset]], list[tuple[str, EvalResult]]]:
+    """All finished sets and all students, each once, by the names of their cells."""
+    sets: dict[Path, tuple[str, DistilledDataset]] = {}
+    rows: dict[Path, list[tuple[str, EvalResult]]] = {}
+    for place in experiment.located:
+        name = f"{place.job.row}, {place.job.dataset}"
+        if DistilledDataset(place.distilled).complete:
+            sets.setdefault(place.distilled, (name, DistilledDataset(place.distilled)))
+        found = ResultStore(place.folder / "results.jsonl").rows()
+        wanted = [r for r in found if (r.student, r.student_seed) in place.wanted]
+        rows.setdefault(place.folder, [(name, r) for r in wanted])
+    return list(sets.values()), [pair for found in rows.values() for pair in found]
+
+
 def _sections(experiment: Experiment) -> list[Section]:
     """Sets to look at and, where the experiment measures them, what was measured."""
     groups: dict[tuple[str, str], list[Located]] = defaultdict(list)
@@ -165,7 +182,10 @@ def _sections(experiment: Experiment) -> list[Section]:
             real = None
         section = Section(title=f"{dataset}, ipc {ipc}", sets=sets, real=real)
         if experiment.table.measure and real is not None:
-            section = _measured(experiment, section, cfg)
+            try:
+                section = _measured(experiment, section, cfg)
+            except UserError as error:
+                log.warning("%s is not measured: %s", section.title, error)
         sections.append(section)
     return sections
 
@@ -179,8 +199,7 @@ def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
     name = plain(cfg.metrics).get("student", "pixels")
     tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
     printed = {} if experiment.rehearsal else experiment.table.published_diversity
-    if printed or experiment.name == "table9":
-        tables.append(_by_class(found, section, printed))
+    tables.append(_by_class(found, section, printed))
     return replace(section, tables=tables, planes=found.planes, scores=found.scores)
 
 

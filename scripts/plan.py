@@ -11,12 +11,14 @@ from eval.rates import Rates
 from eval.tables import Layout
 from mgd3.assembly import build, build_protocol
 from mgd3.backbones.compute import pick_device
+from mgd3.class_lists import read_class_list
 from mgd3.config import plain
 from mgd3.distilled import DistilledDataset
 from mgd3.experiments import FULL, Located
 from mgd3.machine import machine_name
 from mgd3.types import UserError
 
+_OF_A_CLASS = 1300  # real images, where they cannot be counted: ImageNet's
 _UNTIMED = (
     "«>»: the making of images is not counted where no finished run on this machine says how long "
     "it takes (run one cell with only=… to know): "
@@ -39,7 +41,9 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
             if place.folder not in waiting or place.folder in counted:
                 continue
             counted.add(place.folder)
-            unknown |= _add(needed, place, rates, notes, untimed)
+            new = place.distilled not in counted
+            counted.add(place.distilled)
+            unknown |= _add(needed, place, new, rates, notes, untimed)
         todo = sum(place.folder in waiting for place in mine)
         lines.append(
             [
@@ -71,9 +75,10 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
     headers = ["row", "done", "to do", "images", "students", "time", "disk, GB", "memory, GiB"]
     explained = [
         f"Time one after another on this machine ({machine_name(device)}); rows that share runs "
-        "with a row above count them there. Disk is of the images; weights, and latents (about "
-        "17 kB a real image at 256 px), come on top. Memory is the largest training batch's; "
-        "sampling adapts itself with batch_size=auto.",
+        "with a row above count them there. What is done once for all runs comes on top: "
+        "encoding, fine-tuning, teachers, feature networks. Disk is of the images; weights, and "
+        "latents (about 17 kB a real image at 256 px), come on top. Memory is the largest training "
+        "batch's; sampling adapts itself with batch_size=auto.",
         *sorted(notes),
         *([_UNTIMED + ", ".join(sorted(untimed)) + "."] if untimed else []),
     ]
@@ -81,23 +86,33 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
 
 
 def _add(
-    needed: dict[str, float], place: Located, rates: Rates, notes: set[str], untimed: set[str]
+    needed: dict[str, float],
+    place: Located,
+    new: bool,
+    rates: Rates,
+    notes: set[str],
+    untimed: set[str],
 ) -> bool:
-    """Add what one run needs; returns whether a part of it is unknown."""
+    """Add what one run needs, its images if they are `new`; is a part of it unknown?"""
     cfg = place.cfg
     backbone, unknown = plain(cfg.backbone), False
+    name, ipc = cfg.dataset.name, cfg.ipc
     try:
         dataset = build(cfg, "dataset")
         num_classes = len(dataset.classes)
+        real = [len(dataset.images("train", label)) for label in range(num_classes)]
     except UserError as error:
         notes.add(f"Not ready: {error}.")
-        return True
-    images = num_classes * cfg.ipc
+        if not cfg.dataset.get("class_list"):
+            return True
+        num_classes = len(read_class_list(cfg.dataset.class_list))
+        real = [_OF_A_CLASS] * num_classes
+    images = num_classes * ipc
     if place.job.ipc == FULL:
-        images = sum(len(dataset.images("train", label)) for label in range(num_classes))
-    if not DistilledDataset(place.distilled).complete:
+        images, ipc = sum(real), max(real)
+    if new and not DistilledDataset(place.distilled).complete:
         needed["images"] += images
-        needed["bytes"] += images * rates.image_bytes(dataset.name, backbone)
+        needed["bytes"] += images * rates.image_bytes(name, backbone)
         spent = rates.distilling(cfg.method.name, backbone)
         if spent is None:
             unknown = True
@@ -106,7 +121,7 @@ def _add(
             needed["seconds"] += spent * images
     protocol = build_protocol(cfg)
     for student, _ in missing_rows(place.folder, list(place.wanted)):
-        recipe = protocol.recipe(cfg.ipc, num_classes, student)
+        recipe = protocol.recipe(ipc, num_classes, student)
         batch = min(recipe.batch_size, images)
         spent, peak, recorded = rates.training(student, protocol, num_classes, batch)
         if not recorded:

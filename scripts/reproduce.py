@@ -25,9 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.evaluation import missing_rows
 from mgd3.allocator import keep_freed_memory
 from mgd3.assembly import build
+from mgd3.backbones.compute import pick_device
 from mgd3.config import CONFIGS, errors_for_people, part_of_identity, register
 from mgd3.distilled import DistilledDataset
 from mgd3.experiments import Experiment, Located, paper_experiments, read_request
+from mgd3.ranks import Ranks, join
 from mgd3.types import UserError
 from scripts.make_tables import write_tables
 from scripts.plan import plan
@@ -54,15 +56,22 @@ There are: {", ".join(paper_experiments())}."""
 def main() -> None:
     """Launch what is missing, report what failed, write the tables; exit 1 unless all is there."""
     request = read_request(sys.argv[1:], ("plan", "rehearsal"), USAGE)
-    for_launcher = [o for o in request.overrides if o.startswith("hydra")]
+    for_launcher = [o for o in request.overrides if o.lstrip("+~").startswith("hydra")]
+    for override in for_launcher:
+        if override.lstrip("+~").startswith(("hydra.run", "hydra.sweep")):
+            raise UserError(f"{override}: folders follow from configurations here; set runs=FOLDER")
     overrides = [o for o in request.overrides if o not in for_launcher]
     experiment = Experiment(
         request.experiment, overrides, request.only, rehearsal=request.flags["rehearsal"]
     )
     for row, why in experiment.unfit.items():
         raise UserError(f"row «{row}» cannot be run so: {why}; leave it out with only=row=…")
-    pending = [place for place in experiment.located if not _done(place)]
-    console = Console()
+    ranks, missing = Ranks(), [not _done(place) for place in experiment.located]
+    if "WORLD_SIZE" in os.environ:  # of several processes, all take the first one's list
+        ranks, device = join(pick_device(experiment.located[0].cfg.device))
+        missing = [bool(flag) for flag in ranks.agreed_list(missing, device)]
+    pending = [place for place, miss in zip(experiment.located, missing, strict=True) if miss]
+    console = Console(markup=False)
     if request.flags["plan"]:
         layout, notes = plan(experiment.located, pending)
         console.print(layout.for_terminal(), *notes, sep="\n")
@@ -76,18 +85,18 @@ def main() -> None:
         problems |= launch(ready, for_launcher)
     elif pending:
         raise UserError("; ".join(dict.fromkeys(problems.values())))
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process reports
+    if not ranks.first:  # it reports
         return
-    every_cell = experiment
-    if request.only:  # the table shows what earlier calls have run as well
-        every_cell = Experiment(request.experiment, overrides, (), experiment.rehearsal)
-    folder = write_tables(every_cell)
-    console.print(f"tables and report: {folder}")
     failed = [place for place in pending if not _done(place)]
     for what, cells in _by_problem(failed, problems).items():
         shown = cells if len(cells) <= _MOST_CELLS else [*cells[:_MOST_CELLS], "…"]
         print(f"failed, {len(cells)} runs: {what}", file=sys.stderr)
         print(*(f"  {cell}" for cell in shown), sep="\n", file=sys.stderr)
+    every_cell = experiment
+    if request.only:  # the table shows what earlier calls have run as well
+        every_cell = Experiment(request.experiment, overrides, (), experiment.rehearsal)
+    folder = write_tables(every_cell)
+    console.print(f"tables and report: {folder}", soft_wrap=True)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(experiment.located)} runs of {experiment.name} are missing; "
@@ -162,7 +171,12 @@ def task(cfg: DictConfig) -> Any:
     sys.path.insert(0, ROOT)
     from run import run
 
-    return run(cfg)
+    try:
+        return run(cfg)
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others wait for it in this very run
+            sys.exit(f"error: {_in_one_line(error)}; the same command goes on")
+        raise
 
 
 def _done(place: Located) -> bool:

@@ -5,18 +5,20 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, command, run
+from conftest import ROOT, run
 from test_results import row
 
+from eval.evaluation import missing_rows
 from eval.paper_tables import MEAN, PaperComparison, TableCell, averaged
 from mgd3.assembly import build, build_distiller, build_protocol
 from mgd3.config import CONFIGS, register, validate
-from mgd3.experiments import Experiment, paper_experiments, read_request
+from mgd3.experiments import Experiment, paper_experiments, read_request, read_table
 from mgd3.types import UserError
 
 PAPER = ROOT.parent / "shared/reference/paper_results.yaml"
@@ -122,16 +124,65 @@ def test_requests_are_refused(arguments, message):
     [
         (
             ["ipc=7"],
-            r"only=ipc=7 leaves no run of table1; there are row=Random, .*ipc=10, 20, 50",
+            r"only=ipc=7: table1 has no such ipc; there are row=Random, .*ipc=10, 20, 50, full",
         ),
         (["method=mgd3"], "'method' is unknown.*Allowed: row, dataset, ipc, seed, student"),
         (["ipc"], "give values, such as only=ipc=10,20"),
-        (["student=convnet6"], "leaves no run"),
+        (["student=convnet6"], "only=student=convnet6: table1 has no such student"),
+        (["row=FullDataset", "ipc=10"], "only=row=FullDataset only=ipc=10 leaves no run of table1"),
     ],
 )
 def test_empty_filters_say_what_there_is(only, message):
     with pytest.raises(UserError, match=message):
         Experiment("table1", only=only)
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("table1", "ipc=10"),
+        ("table1", "seed=1"),
+        ("table1", "dataset=imagewoof"),
+        ("table1", "backbone=dit_xl2_512"),
+        ("table1", "backbone.weights=mine.pt"),
+        ("figure7", "guidance.stop_t=20"),
+        ("figure7", "guidance=none"),
+        ("table10", "protocol=hard_label"),
+    ],
+)
+def test_what_a_table_varies_cannot_be_overridden(name, override):
+    """It would put one run into several cells, beside numbers that are not its own."""
+    with pytest.raises(UserError, match=rf"{override}: {name} varies .* only=KEY=VALUE"):
+        Experiment(name, [override])
+
+
+def test_other_overrides_make_another_table():
+    plain, bfloat16, tracked = (
+        Experiment("table5", overrides).variant
+        for overrides in ([], ["precision=bfloat16"], ["tracker=none", "batch_size=8"])
+    )
+    assert plain == tracked == "table5"
+    assert re.fullmatch(r"table5-[0-9a-f]{8}", bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": None}, "table.rows is missing"),
+        ({"rows": {"plain": None}}, "table.rows.plain must be a mapping"),
+        ({"claims": [{"more": "a"}]}, "needs «more» and «than»"),
+        ({"colums": 1}, "'colums' is unknown"),
+        ({"grid": {"dataset": ["digits"]}}, "table.grid.ipc is missing"),
+    ],
+)
+def test_slips_in_a_table_of_ones_own_are_named(change, message):
+    whole = {
+        "caption": "c",
+        "rows": {"a": {"method": "mgd3"}},
+        "grid": {"dataset": ["digits"], "ipc": [1], "seed": [0]},
+    }
+    with pytest.raises(UserError, match=message):
+        read_table(whole | change)
 
 
 def test_filters_keep_what_they_name():
@@ -207,8 +258,12 @@ def test_a_table_keeps_ours_and_the_papers_apart():
 
 def test_what_does_not_belong_together_is_flagged():
     mixed = [cell("A", [60], commit="one"), cell("B", [50], commit="two", protocol="another")]
+    one_row = [cell("A", [60]), cell("A", [60], ipc="20", protocol="another")]
+    assert "Warning: several protocols stand in one row: p, another" in " ".join(
+        PaperComparison(title="T", cells=one_row).remarks_and_notes()
+    )
     notes = " ".join(PaperComparison(title="T", cells=mixed).remarks_and_notes())
-    assert "Warning: several protocols" in notes
+    assert "Warning: several protocols" not in notes, "rows may have their own"
     assert "Warning: rows of 2 commits stand here: one, two" in notes
 
 
@@ -243,10 +298,10 @@ def reproduce(cwd, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
-    """Tables 5, 6, 7 and 1 on digits, in one folder, seed 0; of Table 1 two of three IPC."""
+    """Tables 5, 6, 7 and 1 on digits, in one folder, seed 0; of Table 1 the first IPC."""
     cwd = tmp_path_factory.mktemp("rehearsed")
     for number in (5, 6, 7, 1):
-        only = ["only=seed=0", *(["only=ipc=10,50,full"] if number == 1 else [])]
+        only = ["only=seed=0", *(["only=ipc=10,full"] if number == 1 else [])]
         done = reproduce(cwd, f"table={number}", "rehearsal=true", *only)
         assert done.returncode == 0, done.stderr
     return cwd
@@ -261,7 +316,7 @@ def test_tables_are_rehearsed_to_the_end(rehearsed, number, rows):
     assert {r["method"] for r in records} == set(experiment.table.rows)
     assert len({r["method"] for r in records}) == rows
     for r in records:
-        assert (r["n"] == "0") == (number == 1 and r["ipc"] == "20")
+        assert (r["n"] == "0") == (number == 1 and r["ipc"] in ("20", "50"))
         assert r["n"] == "0" or 5 < float(r["ours_best_mean"]) <= 100
         assert not r["paper_mean"], "a rehearsal compares with nothing"
     page = (folder / "table.md").read_text()
@@ -271,10 +326,17 @@ def test_tables_are_rehearsed_to_the_end(rehearsed, number, rows):
 
 
 def test_finished_cells_never_run_again(rehearsed):
+    """And their tables go to Weights & Biases, here without an account or a connection."""
     rows = {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")}
-    again = reproduce(rehearsed, "table=5", "rehearsal=true", "only=seed=0")
+    environment = {"HOME": str(rehearsed), "WANDB_API_KEY": None, "WANDB_MODE": None}
+    again = reproduce(
+        rehearsed, "table=5", "rehearsal=true", "only=seed=0", "tracker=wandb", **environment
+    )
     assert again.returncode == 0 and "0 to do" in again.stdout
     assert {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")} == rows
+    (record,) = (rehearsed / "runs/rehearsal/tables/table5").rglob("offline-run-*/*.wandb")
+    content = record.read_bytes()
+    assert b"table5" in content and b"diversity, imagenette, ipc 10" in content
 
 
 def test_a_plan_starts_nothing(rehearsed):
@@ -284,7 +346,7 @@ def test_a_plan_starts_nothing(rehearsed):
     assert sorted(rehearsed.rglob("*")) == before
     last = re.search(r"all +(\d+) +(\d+) +(\d+) +(\d+) +([\d.]+ s)", plan.stdout)
     assert last, plan.stdout
-    assert last.groups()[:4] == ("6", "4", "80", "12")  # seed 1 of four rows
+    assert last.groups()[:4] == ("6", "5", "100", "15")  # seed 1 of five rows
 
 
 def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path):
@@ -308,8 +370,9 @@ def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path
     counted = {(r["method"], r["student"]): (r["n"], r["asked"]) for r in records}
     assert counted["DiT", "resnet18"] == ("0", "2")
     assert counted["DiT", "convnet6"] == ("1", "2")
-    resumed = reproduce(tmp_path, "table=5", "rehearsal=true", "only=seed=0")
-    assert resumed.returncode == 0 and "1 to do" in resumed.stdout
+    places = Experiment("table5", only=["seed=0"], rehearsal=True).located
+    pending = [p for p in places if missing_rows(tmp_path / p.folder, list(p.wanted))]
+    assert [(p.job.row, p.job.seed) for p in pending] == [("DiT", 0)]
 
 
 def test_images_that_are_not_there_are_named_once(tmp_path):
@@ -334,22 +397,37 @@ def test_a_failed_cell_leaves_the_others(tmp_path):
     (log,) = tmp_path.glob("runs/rehearsal/digits/mgd3/*/*/*/run.log")
     assert "failed: the sample of class 0" in log.read_text()
     assert len(list(tmp_path.rglob("results.jsonl"))) == 1
-    table = (tmp_path / "runs/rehearsal/tables/table5/table.md").read_text()
+    (page,) = tmp_path.glob("runs/rehearsal/tables/table5-*/table.md")  # not the plain table's
+    table = page.read_text()
     assert "Run with guidance.scale=1e9" in table
     assert "Row DiT cannot be run so: guidance.scale is not a key" in table
 
 
-LOCAL = (
-    "hydra/launcher=submitit_local",
-    "hydra.launcher.timeout_min=5",
-    "hydra.launcher.cpus_per_task=1",
-)
-TWO = ("table=5", "rehearsal=true", "only=seed=0", "only=row=DiT,Random (seeded)")
+LAUNCH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from mgd3.config import register
+from mgd3.experiments import Experiment
+from scripts.reproduce import launch
+register()
+sys.executable = sys.argv[2]
+pending = Experiment("table5", only=["seed=0", "row=DiT,Random (seeded)"], rehearsal=True).located
+print(launch(pending, ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]))
+"""
+
+
+def launched(cwd, python):
+    """What went wrong with two runs that Hydra's launcher starts with `python`."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(ROOT), str(python)],
+        cwd=cwd, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_jobs_go_where_the_launcher_sends_them(tmp_path):
-    done = reproduce(tmp_path, *TWO, *LOCAL)
-    assert done.returncode == 0, done.stderr
+    assert launched(tmp_path, sys.executable).endswith("{}\n")
     assert len(list(tmp_path.rglob("results.jsonl"))) == 2
     assert len(list(tmp_path.rglob("*_result.pkl"))) == 2, "each in a process of its own"
 
@@ -357,31 +435,7 @@ def test_jobs_go_where_the_launcher_sends_them(tmp_path):
 def test_a_node_without_the_packages_is_named(tmp_path):
     """The launcher's processes start a Python that has nothing installed."""
     bare = tmp_path / "bare"
-    python = command()[0]
-    subprocess.run([python, "-m", "venv", "--without-pip", str(bare)], check=True)
-    script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); bare = sys.argv.pop(1)\n"
-        "from scripts.reproduce import main\n"
-        "from mgd3.config import errors_for_people, register\n"
-        "register(); sys.executable = bare\n"
-        "with errors_for_people(): main()\n"
-    )
-    done = subprocess.run(
-        [python, "-c", script, str(ROOT), str(bare / "bin/python"), *TWO, *LOCAL],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "the launcher lost a job" in done.stderr and "without the packages?" in done.stderr
-    assert "2 of 2 runs of table5 are missing" in done.stderr
-
-
-def test_tables_go_to_weights_and_biases_without_a_connection(rehearsed):
-    environment = {"HOME": str(rehearsed), "WANDB_API_KEY": None, "WANDB_MODE": None}
-    made = run(
-        rehearsed, "table=5", "rehearsal=true", "tracker=wandb", script="scripts/make_tables.py",
-        **environment,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    (record,) = (rehearsed / "runs/rehearsal/tables/table5").rglob("offline-run-*/*.wandb")
-    content = record.read_bytes()
-    assert b"table5" in content and b"diversity, imagenette, ipc 10" in content
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    said = launched(tmp_path, bare / "bin/python")
+    assert "the launcher lost a job" in said and "without the packages?" in said
+    assert not list(tmp_path.rglob("results.jsonl"))

@@ -107,6 +107,18 @@ def test_two_runs_of_one_identity_do_not_meet(finished):
     assert "Traceback" not in second.stderr
 
 
+def test_a_sweep_waits_for_a_run_of_the_same_identity(finished):
+    """Two tables may meet in a set; nobody is there to start the second one again."""
+    (results,) = finished.rglob("results.jsonl")
+    with exclusive(results.parent):
+        sweep = subprocess.Popen(
+            command("-m", *QUICK, *SLOW_ENOUGH), cwd=finished, stdout=subprocess.DEVNULL
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            sweep.wait(timeout=10)
+    assert sweep.wait(timeout=60) == 0
+
+
 def test_a_sweep_and_its_report(tmp_path):
     sweep = run(tmp_path, "-m", *QUICK, "method=random,unguided,closest_real", "seed=0,1")
     assert sweep.returncode == 0, sweep.stderr
