@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -421,6 +422,7 @@ def launched(cwd, python):
     done = subprocess.run(
         [sys.executable, "-c", LAUNCH, str(ROOT), str(python)],
         cwd=cwd, capture_output=True, text=True, timeout=240,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # here scripts.reproduce is no main program
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
