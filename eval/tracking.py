@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,10 @@ from urllib.parse import urlparse
 
 from mgd3 import checks
 from mgd3.types import UserError
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 30.0  # without an answer the record stays on disk
 
 
 class Run(Protocol):
@@ -72,7 +77,7 @@ class WandbTracker:
                 "tracker.mode=online needs an account: set WANDB_API_KEY or run «wandb login», or "
                 "choose tracker.mode=offline or tracker=none"
             )
-        settings = wandb.Settings(silent=True, init_timeout=30, console="off")
+        settings = wandb.Settings(silent=True, init_timeout=CONNECT_SECONDS, console="off")
         options = {
             "project": self.project,
             "id": run_id,
@@ -83,7 +88,9 @@ class WandbTracker:
         }
         try:
             run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **options)
-        except wandb.errors.Error:  # no connection: a record on disk is better than none
+        except wandb.errors.Error as error:  # a record on disk is better than none
+            log.warning("Weights & Biases: %s; recording offline in %s/wandb", error, folder)
+            wandb.teardown()  # or the run's id stays taken by the attempt
             run = wandb.init(mode="offline", **options)
         return _WandbRun(run)
 

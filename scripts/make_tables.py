@@ -49,12 +49,16 @@ def main() -> None:
     request = read_request(sys.argv[1:], ("rehearsal",), USAGE)
     overrides, rehearsal = request.overrides, request.flags["rehearsal"]
     console = Console(markup=False)
-    shown = compared(Experiment(request.experiment, overrides, request.only, rehearsal))
+    whole = Experiment(request.experiment, overrides, (), rehearsal)
+    chosen = whole
+    if request.only:
+        chosen = Experiment(request.experiment, overrides, request.only, rehearsal)
+    shown = compared(chosen)
     if shown.cells:
         console.print(shown.matrix().for_terminal())
     for note in shown.remarks_and_notes():
         console.print(note)
-    folder = write_tables(Experiment(request.experiment, overrides, (), rehearsal))
+    folder = write_tables(whole)
     console.print(f"tables and report: {folder}", soft_wrap=True)
 
 

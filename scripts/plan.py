@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.evaluation import missing_rows
@@ -44,34 +44,12 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
             new = place.distilled not in counted
             counted.add(place.distilled)
             unknown |= _add(needed, place, new, rates, notes, untimed)
-        todo = sum(place.folder in waiting for place in mine)
-        lines.append(
-            [
-                row,
-                str(len(mine) - todo),
-                str(todo),
-                str(int(needed["images"])),
-                str(int(needed["students"])),
-                ("> " if unknown else "") + _duration(needed["seconds"]),
-                f"{needed['bytes'] / 1e9:.2f}",
-                f"{needed['peak'] / 2**30:.2f}",
-            ]
-        )
+        needed["to do"] = sum(place.folder in waiting for place in mine)
+        needed["unknown"] = unknown
+        lines.append(_line(row, len(mine), needed))
         for key, value in needed.items():
             total[key] = max(total[key], value) if key == "peak" else total[key] + value
-        total["unknown"] += unknown
-    lines.append(
-        [
-            "all",
-            str(len(places) - len(pending)),
-            str(len(pending)),
-            str(int(total["images"])),
-            str(int(total["students"])),
-            ("> " if total["unknown"] else "") + _duration(total["seconds"]),
-            f"{total['bytes'] / 1e9:.2f}",
-            f"{total['peak'] / 2**30:.2f}",
-        ]
-    )
+    lines.append(_line("all", len(places), total))
     headers = ["row", "done", "to do", "images", "students", "time", "disk, GB", "memory, GiB"]
     explained = [
         f"Time one after another on this machine ({machine_name(device)}); rows that share runs "
@@ -83,6 +61,19 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
         *([_UNTIMED + ", ".join(sorted(untimed)) + "."] if untimed else []),
     ]
     return Layout(title="plan", headers=headers, lines=lines), explained
+
+
+def _line(name: str, runs: int, needed: Mapping[str, float]) -> list[str]:
+    """What some runs need, as a line of the table."""
+    found = defaultdict(float, needed)
+    return [
+        name,
+        str(int(runs - found["to do"])),
+        *(str(int(found[key])) for key in ("to do", "images", "students")),
+        ("> " if found["unknown"] else "") + _duration(found["seconds"]),
+        f"{found['bytes'] / 1e9:.2f}",
+        f"{found['peak'] / 2**30:.2f}",
+    ]
 
 
 def _add(

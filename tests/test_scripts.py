@@ -1,10 +1,13 @@
 """Scoring and measuring sets that exist: folders made elsewhere, finished sets, what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 from PIL import Image
 
 from eval.foreign import adopt
@@ -169,3 +172,29 @@ def test_measuring_writes_numbers_a_table_and_maps(runs, tmp_path):
     folder = tmp_path / "copy/metrics-pixels-ipc2"
     assert "| random modes=kmeans |" in (folder / "metrics.md").read_text()
     assert (folder / "maps.svg").read_text().startswith("<svg")
+
+
+NO_CONNECTION = """
+from pathlib import Path
+import eval.tracking as tracking
+tracking.CONNECT_SECONDS = 2.0
+tracker = tracking.WandbTracker("p", "auto")
+with tracker.start("tables-x", "table1", {}, Path("kept")) as run:
+    run.log_table("t", ["a"], [["a number to find"]])
+"""
+
+
+def test_without_a_connection_the_record_stays_here(tmp_path):
+    """There is an account, but nobody answers."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_CONNECTION],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=os.environ | {
+            "WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "http://127.0.0.1:9",
+            "PYTHONPATH": str(ROOT), "HOME": str(tmp_path),
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "recording offline in kept/wandb" in done.stderr
+    (record,) = (tmp_path / "kept").rglob("offline-run-*/*.wandb")
+    assert b"table1" in record.read_bytes()
