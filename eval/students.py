@@ -8,7 +8,6 @@ from functools import partial
 from typing import TypeAlias
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer, alexnet, vgg11
 
@@ -65,6 +64,8 @@ def synchronised(net: nn.Module, ranks: Ranks) -> nn.Module:
             "students with batch norm cannot share batches among CPU processes (PyTorch "
             "synchronises batch norm on GPUs only): use parallel=students, or run without torchrun"
         )
+    from timm.layers import convert_sync_batchnorm  # a second to import: only where needed
+
     return convert_sync_batchnorm(net)  # timm's: it keeps activations that norms contain
 
 
