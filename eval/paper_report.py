@@ -69,7 +69,10 @@ def write_paper_report(
             for row, s in scores.items()
             if s.representativeness_mean is not None and s.diversity_mean is not None
         }
-        draw = partial(_against_key, key=sweep) if sweep else _diversity
+        draw = _diversity
+        if sweep:
+            points = {row: p for row, p in points.items() if swept_value(row) is not None}
+            draw = partial(_against_key, key=sweep)
         svg, png = draw(points, title=section.title) if len(points) > 1 else ("", b"")
         pages.append(
             {
@@ -139,6 +142,14 @@ def accuracy_pictures(
     return found
 
 
+def swept_value(row: str) -> float | None:
+    """The number that a sweep's row ends in; None for other rows beside the sweep."""
+    try:
+        return float(row.split()[-1])
+    except ValueError:
+        return None
+
+
 def _against_ipc(axis: plt.Axes, cells: Sequence[TableCell], ipcs: Sequence[int]) -> None:
     for k, row in enumerate(order_of(c.row for c in cells)):
         mine = sorted((c for c in cells if c.row == row), key=lambda c: int(c.ipc))
@@ -163,7 +174,7 @@ def _against_ipc(axis: plt.Axes, cells: Sequence[TableCell], ipcs: Sequence[int]
 
 def _by_row(axis: plt.Axes, cells: Sequence[TableCell], sweep: str | None) -> None:
     if sweep:
-        cells = [c for c in cells if c.row.split()[-1].replace(".", "").isdigit()]
+        cells = [c for c in cells if swept_value(c.row) is not None]
     places = range(len(cells))
     ours = [(k, *score) for k, c in enumerate(cells) if (score := c.score("top1_best"))]
     paper = [(k, *c.paper) for k, c in enumerate(cells) if c.paper]
@@ -204,7 +215,7 @@ def _against_key(
     points: Mapping[str, tuple[float, float]], title: str, key: str
 ) -> tuple[str, bytes]:
     """A picture of both scores in the t-SNE plane against the key that rows vary."""
-    found = sorted((float(row.split()[-1]), *point) for row, point in points.items())
+    found = sorted((swept_value(row), *point) for row, point in points.items())
     x, representative, diverse = zip(*found, strict=True)
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
     axis.plot(x, diverse, "o-", label="diversity")
