@@ -85,7 +85,8 @@ def discover_modes(
     """
     ranks = ranks or Ranks()
     folder, times = out / "modes", StageTimes(out / "times.json", keep=ranks.first)
-    shared = work.cache / "modes" / f"{_finder_digest(finder)}-k{ipc}"
+    digest = _finder_digest(finder)
+    shared = None if digest is None else work.cache / "modes" / f"{digest}-k{ipc}"
     with times.stage("check"):
         inventory = ranks.in_turn(
             lambda: take_inventory(dataset, "train", ipc, work.cache, work.workers)
@@ -97,12 +98,13 @@ def discover_modes(
     def finish(wnid: str, images: ClassImages, key: str) -> None:
         with times.stage("modes"):
             found[wnid] = running.pop(wnid).result()
-        keep(wnid, images, key, shared / f"{key}.safetensors", folder / f"{wnid}.safetensors")
+        if shared is not None:
+            keep(wnid, images, key, shared / f"{key}.safetensors")
+        keep(wnid, images, key, folder / f"{wnid}.safetensors")
 
-    def keep(wnid: str, images: ClassImages, key: str, *files: Path) -> None:
+    def keep(wnid: str, images: ClassImages, key: str, file: Path) -> None:
         nearest = [images.images[i].key for i in found[wnid].nearest]
-        for file in files:
-            save_modes(file, found[wnid], key, nearest)
+        save_modes(file, found[wnid], key, nearest)
 
     with ThreadPoolExecutor(work.workers) as pool:
         waiting: list[tuple[str, ClassImages, str]] = []
@@ -113,7 +115,7 @@ def discover_modes(
             if (modes := _saved(own, key)) is not None:
                 found[info.wnid] = modes
                 continue
-            if (modes := _saved(shared / f"{key}.safetensors", key)) is not None:
+            if shared and (modes := _saved(shared / f"{key}.safetensors", key)) is not None:
                 found[info.wnid] = modes
                 keep(info.wnid, images, key, own)
                 continue
@@ -141,10 +143,19 @@ def discover_modes(
     }
 
 
-def _finder_digest(finder: ModeFinder) -> str:
-    """Identifies what a finder finds: its class, the file that holds its code, its settings."""
+def _finder_digest(finder: ModeFinder) -> str | None:
+    """Identifies what a finder finds: its class, the file that holds its code, its settings.
+
+    None for one that cannot be told from others: a bare function, or a class typed in by hand.
+    """
     kind = type(finder)
-    code = inspect.getsource(inspect.getmodule(kind) or kind)
+    module = inspect.getmodule(kind)
+    try:
+        code = inspect.getsource(module) if module else None
+    except (OSError, TypeError):
+        code = None
+    if code is None or not hasattr(finder, "__dict__"):
+        return None
     settings = json.dumps(vars(finder), sort_keys=True, default=repr)
     text = "\n".join([kind.__qualname__, settings, code])
     return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()

@@ -7,11 +7,9 @@ key for itself, and `ipc: full` is the full real set.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -35,47 +33,17 @@ from mgd3.config import (
     student_seeds,
     values_digest,
 )
+from mgd3.paper_table import PLACES, read_table
 from mgd3.types import UserError
 
 FULL = "full"  # as an `ipc`: all real images
-_PLACES = ("dataset", "ipc", "seed")
 _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
 # Overrides that change no number.
 _NEUTRAL = (
     "tracker", "batch_size", "device", "workers", "cache", "compile", "channels_last", "parallel",
     "vae_slicing", "dataset.root", "runs", "report",
 )  # fmt: skip
-_FILTERS = ("row", *_PLACES, "student")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperTable:
-    """The `table` node of an experiment file; published values are percent, mean and std."""
-
-    caption: str
-    rows: Mapping[str, Mapping[str, Any]]  # overrides by row; `students` maps names to other ones
-    grid: Mapping[str, Sequence[Any]]  # dataset, ipc, seed
-    published: Mapping[str, Any] = field(default_factory=dict)  # row, dataset, ipc, student
-    bands: Mapping[str, Any] = field(default_factory=dict)  # the same keys: [low, high]
-    errata: Mapping[str, str] = field(default_factory=dict)  # by row; «table»: of the whole
-    claims: Sequence[Mapping[str, Any]] = ()  # {more: row, than: row, by: points, dataset, ipc}
-    mean_over_students: bool = False
-    sweep: str | None = None  # the key that rows vary, for a curve
-    measure: bool = False  # diversity and maps of the sets beside (or instead of) accuracy
-    published_diversity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key in self.grid:
-            checks.choice("a key of table.grid", key, _PLACES)
-        for key in _PLACES:
-            if not self.grid.get(key):
-                raise UserError(f"table.grid.{key} is missing; give a list")
-        for part in (self.bands, self.errata):
-            for row in part:
-                checks.choice("a row of the table", row, [*self.rows, *self.published, "table"])
-        for claim in self.claims:
-            for side in ("more", "than"):
-                checks.choice(f"table.claims.{side}", claim[side], list(self.rows))
+_FILTERS = ("row", *PLACES, "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +93,6 @@ class Experiment:
         for group in (s for s in self.students if s.startswith("cross_arch")):
             raise UserError(f"students: name the four students that {group} stands for")
         self._refuse_overrides()
-        self.protocol = base.protocol.name
         self._choices = base.hydra.runtime.choices
         self._only = _filters(only)
         self._unfit: dict[str, str] = {}
@@ -151,7 +118,7 @@ class Experiment:
     def _refuse_overrides(self) -> None:
         """An override of what the table varies would put runs into cells that are not theirs."""
         rows = self.table.rows.values()
-        varied = {*_PLACES, *(key for options in rows for key in options)}
+        varied = {*PLACES, *(key for options in rows for key in options)}
         several = len({options.get("backbone") for options in rows}) > 1
         for override in self.overrides:
             key = override.lstrip("+~").split("=")[0]
@@ -215,8 +182,8 @@ class Experiment:
     def _every_job(self) -> list[Job]:
         jobs = []
         for row, options in self.table.rows.items():
-            axes = [[options[key]] if key in options else self.table.grid[key] for key in _PLACES]
-            rest = {k: v for k, v in options.items() if k not in (*_PLACES, "students")}
+            axes = [[options[key]] if key in options else self.table.grid[key] for key in PLACES]
+            rest = {k: v for k, v in options.items() if k not in (*PLACES, "students")}
             for dataset, ipc, seed in product(*axes):
                 values = {"dataset": dataset, **rest, "ipc": ipc, "seed": seed}
                 jobs.append(
@@ -260,9 +227,9 @@ class Experiment:
         )
 
     def _values(self) -> dict[str, list[str]]:
-        grid = {key: [str(v) for v in self.table.grid[key]] for key in _PLACES}
+        grid = {key: [str(v) for v in self.table.grid[key]] for key in PLACES}
         for options in self.table.rows.values():
-            for key in _PLACES:
+            for key in PLACES:
                 if key in options and str(options[key]) not in grid[key]:
                     grid[key].append(str(options[key]))
         return {"row": list(self.table.rows), **grid, "student": self.students}
@@ -281,74 +248,6 @@ class Experiment:
     @cached_property
     def _compositions(self) -> dict[tuple[str, ...], DictConfig]:
         return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What scripts/reproduce.py and scripts/make_tables.py are asked for."""
-
-    experiment: str
-    only: list[str]
-    flags: Mapping[str, bool]  # plan, rehearsal
-    overrides: list[str]  # of run.py
-
-
-def read_request(arguments: Sequence[str], flags: Sequence[str], usage: str) -> Request:
-    """`table=1`, `figure=7` or `experiment=NAME`, `only=…` (repeatable), flags, overrides.
-
-    Prints `usage` and ends for --help; raises `UserError` for anything else.
-    """
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(usage)
-        sys.exit(0 if arguments else 1)
-    names, only, overrides = [], [], []
-    given = dict.fromkeys(flags, False)
-    for argument in arguments:
-        key, is_pair, value = argument.partition("=")
-        if not is_pair:
-            raise UserError(f"{argument!r} is not KEY=VALUE; --help shows what there is")
-        if key in ("table", "figure"):
-            names.append(_named(key, value))
-        elif key == "experiment":
-            names.append(value)
-        elif key == "only":
-            only.append(value)
-        elif key in given:
-            given[key] = checks.choice(key, value.lower(), ["true", "false"]) == "true"
-        else:
-            overrides.append(argument)
-    if len(names) != 1:
-        raise UserError(f"name one of them: table=1, figure=7; got {len(names)}")
-    return Request(experiment=names[0], only=only, flags=given, overrides=overrides)
-
-
-def paper_experiments() -> list[str]:
-    """Names of the experiment files that are tables or figures of the paper, in its order."""
-    found = [p.stem for p in Path(CONFIGS, "experiment").glob("*.yaml")]
-    matches = [m for name in found if (m := re.fullmatch(r"(table|figure)(\d+)", name))]
-    return [m[0] for m in sorted(matches, key=lambda m: (m[1] == "figure", int(m[2])))]
-
-
-def _named(kind: str, number: str) -> str:
-    numbers = [n.removeprefix(kind) for n in paper_experiments() if n.startswith(kind)]
-    return kind + checks.choice(kind, number, numbers)
-
-
-def read_table(node: Mapping[str, Any]) -> PaperTable:
-    """The `table` node, checked as far as a slip of the pen goes."""
-    known = {f.name for f in fields(PaperTable)}
-    for key in node:
-        checks.choice("a key of table", key, sorted(known))
-    for key in ("caption", "rows", "grid"):
-        if not node.get(key):
-            raise UserError(f"table.{key} is missing")
-    for row, options in node["rows"].items():
-        if not isinstance(options, dict):
-            raise UserError(f"table.rows.{row} must be a mapping, such as {{method: mgd3}}")
-    for claim in node.get("claims", ()):
-        if not {"more", "than"} <= set(claim):
-            raise UserError(f"table.claims: {claim} needs «more» and «than», each a row")
-    return PaperTable(**node)
 
 
 def _filters(only: Sequence[str]) -> dict[str, list[str]]:

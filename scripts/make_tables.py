@@ -26,8 +26,9 @@ from mgd3.assembly import build, build_space
 from mgd3.config import errors_for_people, plain, register
 from mgd3.datasets import RealDataset
 from mgd3.distilled import DistilledDataset
-from mgd3.experiments import Experiment, Located, paper_experiments, read_request
+from mgd3.experiments import Experiment, Located
 from mgd3.inventory import take_inventory
+from mgd3.requests import paper_experiments, read_request
 from mgd3.types import UserError
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def compared(experiment: Experiment) -> PaperComparison:
             asked[job.row, job.dataset, job.ipc, student] += 1
         left_out |= _other_protocols(place)
     if table.mean_over_students:
-        ours, asked = _means(ours, experiment.students), _first_of(asked)
+        ours, asked = _means(ours, experiment.students), _asked_of_means(asked)
     published = {} if experiment.rehearsal else _flat(table.published)
     bands = {} if experiment.rehearsal else _flat(table.bands)
     keys = order_of([*asked, *published])
@@ -258,7 +259,7 @@ def _means(
     return {key: list(averaged(rows, students)) for key, rows in groups.items()}
 
 
-def _first_of(asked: Mapping[tuple[str, str, str, str], int]) -> dict[Any, int]:
+def _asked_of_means(asked: Mapping[tuple[str, str, str, str], int]) -> dict[Any, int]:
     return {(row, dataset, ipc, MEAN): n for (row, dataset, ipc, _), n in asked.items()}
 
 

@@ -28,8 +28,9 @@ from mgd3.assembly import build
 from mgd3.backbones.compute import pick_device
 from mgd3.config import CONFIGS, errors_for_people, part_of_identity, register
 from mgd3.distilled import DistilledDataset
-from mgd3.experiments import Experiment, Located, paper_experiments, read_request
+from mgd3.experiments import Experiment, Located
 from mgd3.ranks import Ranks, join
+from mgd3.requests import paper_experiments, read_request
 from mgd3.types import UserError
 from scripts.make_tables import write_tables
 from scripts.plan import plan

@@ -139,7 +139,8 @@ LEVELS = {
     "mgd3.optimisation": 2, "mgd3.loss_curves": 0, "mgd3.siamese_augmentation": 1,
     "mgd3.memories": 2, "mgd3.difffit": 2,
     "mgd3.discovery": 2.5, "mgd3.finetune": 2.7, "mgd3.train_dit": 3, "mgd3.distillers": 3,
-    "mgd3.config": 4, "mgd3.assembly": 5, "mgd3.api": 3.5, "mgd3.experiments": 6,
+    "mgd3.config": 4, "mgd3.assembly": 5, "mgd3.api": 3.5,
+    "mgd3.paper_table": 4, "mgd3.requests": 5, "mgd3.experiments": 6,
 }  # fmt: skip
 
 

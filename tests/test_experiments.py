@@ -19,7 +19,9 @@ from eval.evaluation import missing_rows
 from eval.paper_tables import MEAN, PaperComparison, TableCell, averaged
 from mgd3.assembly import build, build_distiller, build_protocol
 from mgd3.config import CONFIGS, register, validate
-from mgd3.experiments import Experiment, paper_experiments, read_request, read_table
+from mgd3.experiments import Experiment
+from mgd3.paper_table import read_table
+from mgd3.requests import paper_experiments, read_request
 from mgd3.types import UserError
 
 PAPER = ROOT.parent / "shared/reference/paper_results.yaml"

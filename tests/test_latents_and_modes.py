@@ -141,3 +141,24 @@ def test_pixels_round_as_the_released_code():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_pixels(to_unit(levels)), levels)
     assert to_pixels(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def test_modes_are_shared_by_runs_of_one_finder_alone(tmp_path):
+    """A function has no class and no settings to tell it from another one: nothing is shared."""
+    calls = []
+
+    def counted(latents, num_modes):
+        calls.append(num_modes)
+        return KMEANS(latents, num_modes)
+
+    work = Work(cache=tmp_path / "cache", batch_size=8, workers=1, flip="none")
+    dataset = Digits(8)
+    for out in ("one", "two"):
+        discover_modes(dataset, PixelCodec(8), counted, 2, work, tmp_path / out)
+    assert len(calls) == 20 and not (tmp_path / "cache/modes").exists()
+    for out in ("three", "four"):
+        discover_modes(dataset, PixelCodec(8), KMEANS, 2, work, tmp_path / out)
+    (shared,) = (tmp_path / "cache/modes").iterdir()
+    assert len(list(shared.rglob("*.safetensors"))) == 10
+    ours, theirs = (tmp_path / out / "modes/3.safetensors" for out in ("three", "four"))
+    assert ours.read_bytes() == theirs.read_bytes()
