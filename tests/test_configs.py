@@ -134,6 +134,7 @@ LEVELS = {
     "mgd3.class_lists": 0.9, "mgd3.artifacts": 1, "mgd3.datasets": 1, "mgd3.batching": 1,
     "mgd3.download": 1.5,
     "mgd3.timing": 1.5, "mgd3.previews": 1.5, "mgd3.inventory": 1.5, "mgd3.distilled": 1.5,
+    "mgd3.background_writer": 2,
     "mgd3.backbones": 2, "mgd3.modes": 2, "mgd3.guidance": 2, "mgd3.samplers": 2,
     "mgd3.starts": 1.5, "mgd3.selection": 2, "mgd3.latents": 2, "mgd3.losses": 2,
     "mgd3.optimisation": 2, "mgd3.loss_curves": 0, "mgd3.siamese_augmentation": 1,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mgd3 import checks
+from mgd3.background_writer import BackgroundWriter
 from mgd3.batching import Batches, largest_batch
 from mgd3.datasets import RealDataset
 from mgd3.discovery import ClassModes, Work, discover_modes
 from mgd3.distilled import DistilledDataset, DistilledWriter
 from mgd3.finetune import NoFineTuning
 from mgd3.inventory import take_inventory
-from mgd3.pixels import center_crop, from_pil, to_pil, to_pixels
+from mgd3.pixels import center_crop, from_pil, to_pixels
 from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.progress import progress, track
 from mgd3.ranks import Ranks
@@ -163,7 +162,7 @@ class GenerativeDistiller:
         batches = Batches(size, "sampling")
         with (
             progress(f"sampling {images} images, steps", images * self._steps) as advance,
-            _BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
+            BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
         ):
             for part in mine:
                 if there.issuperset(part):
@@ -284,42 +283,6 @@ class GenerativeDistiller:
                 torch.stack([from_pil(image) for image in nearest]),
             )
         return previews
-
-
-class _BackgroundWriter:
-    """Writes one batch's files while the next is sampled; reduces them to `size` pixels."""
-
-    def __init__(self, writer: DistilledWriter, workers: int, size: int) -> None:
-        self._writer, self._size = writer, size
-        self._pool = ThreadPoolExecutor(workers)
-        self._pending: list[Future[None]] = []
-
-    def __enter__(self) -> _BackgroundWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._pool:
-            if kind is None:
-                self._wait()
-
-    def write(self, keys: list[tuple[str, int]], pixels: Tensor) -> None:
-        """Begin with a batch (B, 3, H, W) uint8, once the last one is done."""
-        self._wait()
-        self._pending = [
-            self._pool.submit(self._write, key, image)
-            for key, image in zip(keys, pixels, strict=True)
-        ]
-
-    def _write(self, key: tuple[str, int], pixels: Tensor) -> None:
-        picture, side = to_pil(pixels), (self._size, self._size)
-        if picture.size != side:
-            picture = picture.resize(side, Image.Resampling.BICUBIC)
-        self._writer.write_image(*key, picture)
-
-    def _wait(self) -> None:
-        """Raises what went wrong while writing."""
-        for file in self._pending:
-            file.result()
 
 
 class _BatchBar:
