@@ -18,16 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from eval.evaluation import Execution, RunIds, missing_rows, score
-from eval.report import write_report
-from eval.students import expand_students, find_student
-from eval.tables import terminal
-from eval.test_images import TestImages
-from mgd3.allocator import keep_freed_memory
-from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers, waiting
-from mgd3.assembly import build, build_distiller, build_protocol, claim_folder, shares_work
-from mgd3.backbones.compute import pick_device
-from mgd3.config import (
+from eval.evaluate import Execution, RunIds, missing_rows, score
+from eval.images import TestImages
+from eval.reports.run_report import write_report
+from eval.results.tables import terminal
+from eval.students.registry import expand_students, find_student
+from mgd3.config.build import build, build_distiller, build_protocol, claim_folder, shares_work
+from mgd3.config.schema import (
     CELL_KEYS,
     CONFIGS,
     DISTILLATION_KEYS,
@@ -41,11 +38,14 @@ from mgd3.config import (
     student_seeds,
     validate,
 )
-from mgd3.datasets import RealDataset
-from mgd3.distilled import DistilledDataset
-from mgd3.machine import machine_name
-from mgd3.ranks import Ranks, join
-from mgd3.types import Distiller, UserError
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
+from mgd3.distillers.parts import Distiller
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.distributed import Ranks, join
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import exclusive, nothing_left_behind, remove_leftovers, waiting
+from mgd3.runtime.machine import keep_freed_memory, machine_name
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from mgd3 import checks
-from mgd3.types import UserError
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mgd3 import checks
-from mgd3.artifacts import claim, waiting
-from mgd3.datasets import RealDataset
-from mgd3.discovery import Work
-from mgd3.distilled import DistilledDataset
+from mgd3.backbones.contract import Backbone
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
 from mgd3.distillers.generative import GenerativeDistiller
-from mgd3.modes import KMeansModes
-from mgd3.starts import NoiseStart
-from mgd3.types import Backbone, Guidance, ModeFinder, Sampler, Start
+from mgd3.distillers.parts import Sampler
+from mgd3.modes.finders import KMeansModes, ModeFinder
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Work
+from mgd3.runtime.files import claim, waiting
+from mgd3.sampling.starts import NoiseStart, Start
+from mgd3.sampling.terms import Guidance
 
 
 def distil(
@@ -71,4 +73,4 @@ def _settings(part: object) -> dict[str, Any]:
         for key, value in sorted(vars(part).items())
         if not key.startswith("_") and isinstance(value, str | int | float | bool | None)
     }
-    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **values}
+    return {"class": type(part).__qualname__, **values}

@@ -12,13 +12,13 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.fairness import fairness_layout
-from eval.results import EvalResult, ResultStore
-from eval.statistics import Metric, components_layout, differences_layout
-from eval.tables import notes
-from mgd3.artifacts import write_atomic
-from mgd3.config import errors_for_people
-from mgd3.types import UserError
+from eval.results.robustness import fairness_layout
+from eval.results.rows import EvalResult, ResultStore
+from eval.results.statistics import Metric, components_layout, differences_layout
+from eval.results.tables import notes
+from mgd3.config.schema import errors_for_people
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import write_atomic
 
 COMPONENTS = (
     "Top-1 in percent on the real test images over n students. std (n) is the papers' np.std, "

@@ -16,17 +16,14 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.evaluation import Execution, RunIds, score
-from eval.foreign import adopt
-from eval.report import distilled_sets
-from eval.students import expand_students, find_student
-from eval.tables import terminal
-from eval.test_images import TestImages
-from mgd3.allocator import keep_freed_memory
-from mgd3.artifacts import exclusive, nothing_left_behind, remove_leftovers
-from mgd3.assembly import build, build_protocol, claim_folder
-from mgd3.backbones.compute import pick_device
-from mgd3.config import (
+from eval.evaluate import Execution, RunIds, score
+from eval.external import adopt
+from eval.images import TestImages
+from eval.reports.run_report import distilled_sets
+from eval.results.tables import terminal
+from eval.students.registry import expand_students, find_student
+from mgd3.config.build import build, build_protocol, claim_folder
+from mgd3.config.schema import (
     CONFIGS,
     errors_for_people,
     part_of_identity,
@@ -37,10 +34,13 @@ from mgd3.config import (
     validate,
     values_digest,
 )
-from mgd3.datasets import RealDataset
-from mgd3.distilled import DistilledDataset
-from mgd3.ranks import join
-from mgd3.types import UserError
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.distributed import join
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import exclusive, nothing_left_behind, remove_leftovers
+from mgd3.runtime.machine import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

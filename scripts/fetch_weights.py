@@ -20,12 +20,12 @@ from hydra import compose, initialize_config_dir
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mgd3 import checks
-from mgd3.backbones.checkpoints import read_weights
-from mgd3.backbones.sources import download_path, find_file, is_url
-from mgd3.config import CONFIGS, errors_for_people, plain, register
-from mgd3.download import PARTS, fetch_repository, fetch_url
-from mgd3.types import UserError
+from mgd3.backbones.weights.checkpoints import read_weights
+from mgd3.backbones.weights.download import PARTS, fetch_repository, fetch_url
+from mgd3.backbones.weights.sources import download_path, find_file, is_url
+from mgd3.config.schema import CONFIGS, errors_for_people, plain, register
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
 
 _BACKBONES = sorted(p.stem for p in Path(CONFIGS, "backbone").glob("*.yaml"))
 

@@ -15,21 +15,21 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.measuring import Measured, measure_sets
-from eval.metrics import metrics_layout
-from eval.paper_report import Section, write_paper_report
-from eval.paper_tables import MEAN, PaperComparison, TableCell, averaged
-from eval.results import EvalResult, ResultStore, order_of
-from eval.tables import Layout
-from mgd3.artifacts import read_json, write_atomic, write_json
-from mgd3.assembly import build, build_space
-from mgd3.config import errors_for_people, plain, register
-from mgd3.datasets import RealDataset
-from mgd3.distilled import DistilledDataset
-from mgd3.experiments import Experiment, Located
-from mgd3.inventory import take_inventory
-from mgd3.requests import paper_experiments, read_request
-from mgd3.types import UserError
+from eval.metrics.measuring import Measured, measure_sets
+from eval.metrics.set_metrics import metrics_layout
+from eval.reports.comparison import MEAN, PaperComparison, TableCell, averaged
+from eval.reports.paper_report import Section, write_paper_report
+from eval.results.rows import EvalResult, ResultStore, order_of
+from eval.results.tables import Layout
+from mgd3.config.build import build, build_space
+from mgd3.config.grid import Experiment, Located
+from mgd3.config.requests import paper_experiments, read_request
+from mgd3.config.schema import errors_for_people, plain, register
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.inventory import take_inventory
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import read_json, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 

@@ -16,20 +16,18 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.features import PixelFeatures
-from eval.measuring import measure_sets
-from eval.metrics import metrics_layout
-from eval.planes import maps_picture
-from eval.redundancy import redundancy
-from eval.report import distilled_sets
-from eval.students import expand_students
-from eval.sweeps import value_of
-from eval.tables import Layout
-from eval.test_images import TestImages
-from mgd3.artifacts import nothing_left_behind, write_atomic, write_json
-from mgd3.assembly import build, build_protocol, build_space
-from mgd3.backbones.compute import pick_device
-from mgd3.config import (
+from eval.images import TestImages
+from eval.metrics.features import PixelFeatures
+from eval.metrics.measuring import measure_sets
+from eval.metrics.planes import maps_picture
+from eval.metrics.redundancy import redundancy
+from eval.metrics.set_metrics import metrics_layout
+from eval.reports.run_report import distilled_sets
+from eval.results.sweeps import value_of
+from eval.results.tables import Layout
+from eval.students.registry import expand_students
+from mgd3.config.build import build, build_protocol, build_space
+from mgd3.config.schema import (
     CONFIGS,
     errors_for_people,
     plain,
@@ -38,9 +36,13 @@ from mgd3.config import (
     validate,
     values_digest,
 )
-from mgd3.distilled import DistilledDataset, commit
-from mgd3.inventory import take_inventory
-from mgd3.types import Judge, UserError
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.inventory import take_inventory
+from mgd3.distillers.parts import FeatureExtractor
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import nothing_left_behind, write_atomic, write_json
+from mgd3.runtime.machine import commit
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def main(cfg: DictConfig) -> None:
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.workers)
-    judge: Judge = space.fit(dataset, inventory)
+    extract: FeatureExtractor = space.fit(dataset, inventory)
     test = TestImages(dataset, Path(cfg.cache), cfg.workers)
     name = "pixels" if isinstance(space, PixelFeatures) else cfg.metrics.student
     by_ipc: dict[int, list[DistilledDataset]] = defaultdict(list)
@@ -77,7 +79,7 @@ def main(cfg: DictConfig) -> None:
         methods: dict[str, list[DistilledDataset]] = defaultdict(list)
         for distilled in same_size:
             methods[names[distilled.folder]].append(distilled)
-        found = measure_sets(methods, judge, f"sets of ipc {ipc}")
+        found = measure_sets(methods, extract, f"sets of ipc {ipc}")
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]

@@ -6,17 +6,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.evaluation import missing_rows
-from eval.rates import Rates
-from eval.tables import Layout
-from mgd3.assembly import build, build_protocol
-from mgd3.backbones.compute import pick_device
-from mgd3.class_lists import read_class_list
-from mgd3.config import plain
-from mgd3.distilled import DistilledDataset
-from mgd3.experiments import FULL, Located
-from mgd3.machine import machine_name
-from mgd3.types import UserError
+from eval.evaluate import missing_rows
+from eval.reports.rates import Rates
+from eval.results.tables import Layout
+from mgd3.config.build import build, build_protocol
+from mgd3.config.grid import FULL, Located
+from mgd3.config.schema import plain
+from mgd3.data.class_lists import read_class_list
+from mgd3.data.distilled import DistilledDataset
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.machine import machine_name
 
 _OF_A_CLASS = 1300  # real images, where they cannot be counted: ImageNet's
 _UNTIMED = (

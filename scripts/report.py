@@ -10,16 +10,16 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.costs import cost_layout
-from eval.report import distilled_sets, named, write_report, write_summary
-from eval.results import read_results
-from eval.samples import overview_picture
-from eval.sweeps import rows_by, sweep_picture
-from eval.tables import markdown, terminal
-from mgd3.artifacts import write_atomic
-from mgd3.assembly import dataset_of
-from mgd3.config import errors_for_people
-from mgd3.types import UserError
+from eval.reports.run_report import distilled_sets, named, write_report, write_summary
+from eval.reports.samples import overview_picture
+from eval.results.costs import cost_layout
+from eval.results.rows import read_results
+from eval.results.sweeps import rows_by, sweep_picture
+from eval.results.tables import markdown, terminal
+from mgd3.config.build import dataset_of
+from mgd3.config.schema import errors_for_people
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import write_atomic
 
 
 def main() -> None:

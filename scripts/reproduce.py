@@ -22,16 +22,16 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from eval.evaluation import missing_rows
-from mgd3.allocator import keep_freed_memory
-from mgd3.assembly import build
-from mgd3.backbones.compute import pick_device
-from mgd3.config import CONFIGS, errors_for_people, part_of_identity, register
-from mgd3.distilled import DistilledDataset
-from mgd3.experiments import Experiment, Located
-from mgd3.ranks import Ranks, join
-from mgd3.requests import paper_experiments, read_request
-from mgd3.types import UserError
+from eval.evaluate import missing_rows
+from mgd3.config.build import build
+from mgd3.config.grid import Experiment, Located
+from mgd3.config.requests import paper_experiments, read_request
+from mgd3.config.schema import CONFIGS, errors_for_people, part_of_identity, register
+from mgd3.data.distilled import DistilledDataset
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.distributed import Ranks, join
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.machine import keep_freed_memory
 from scripts.make_tables import write_tables
 from scripts.plan import plan
 

@@ -17,12 +17,13 @@ from torchvision.utils import make_grid
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mgd3.artifacts import load_tensors, write_atomic
 from mgd3.backbones.codecs import make_codec
-from mgd3.backbones.compute import Compute
-from mgd3.config import errors_for_people
-from mgd3.pixels import to_pixels
-from mgd3.types import UserError
+from mgd3.config.schema import errors_for_people
+from mgd3.data.pixels import to_pixels
+from mgd3.runtime.compute import Compute
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import write_atomic
+from mgd3.runtime.tensors import load_tensors
 
 
 def main() -> None:

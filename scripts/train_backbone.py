@@ -16,25 +16,27 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.pictures import sheet
-from mgd3 import checks
-from mgd3.allocator import keep_freed_memory
-from mgd3.artifacts import exclusive, tensors_digest, write_atomic
-from mgd3.assembly import build
+from eval.reports.pictures import sheet
 from mgd3.backbones.codecs import make_codec
-from mgd3.backbones.compute import Compute
+from mgd3.backbones.contract import Codec
 from mgd3.backbones.dit import BareDiT
-from mgd3.backbones.dit_weights import build_network, constructor_arguments, to_original
-from mgd3.config import CONFIGS, errors_for_people, plain, register, validate
-from mgd3.datasets import RealDataset
-from mgd3.guidance import NoGuidance
-from mgd3.inventory import take_inventory
-from mgd3.latents import LatentCache
-from mgd3.loss_curves import loss_curve
-from mgd3.samplers import DDPM
-from mgd3.seeding import ImageNoise
-from mgd3.train_dit import Trainer, TrainSettings
-from mgd3.types import Codec
+from mgd3.backbones.weights.dit_weights import build_network, constructor_arguments, to_original
+from mgd3.config.build import build
+from mgd3.config.schema import CONFIGS, errors_for_people, plain, register, validate
+from mgd3.data.datasets import RealDataset
+from mgd3.data.inventory import take_inventory
+from mgd3.finetuning.from_scratch import Trainer, TrainSettings
+from mgd3.finetuning.loss_curves import loss_curve
+from mgd3.modes.latents import LatentCache
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute
+from mgd3.runtime.files import exclusive, write_atomic
+from mgd3.runtime.machine import keep_freed_memory
+from mgd3.runtime.tensors import tensors_digest
+from mgd3.sampling.guidance import NoGuidance
+from mgd3.sampling.noise import ImageNoise
+from mgd3.sampling.samplers import DDPM
+from mgd3.sampling.terms import SamplingBatch
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +64,12 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) 
     backbone = BareDiT(trainer.network, compute)
     latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
         backbone,
-        class_ids=labels,
-        guidance=NoGuidance(),
-        modes=torch.zeros(len(images), *backbone.latent_shape, device=compute.torch_device),
-        noise=ImageNoise(0, images, backbone.latent_shape),
+        SamplingBatch(
+            class_ids=labels,
+            modes=torch.zeros(len(images), *backbone.latent_shape, device=compute.torch_device),
+        ),
+        NoGuidance(),
+        ImageNoise(0, images, backbone.latent_shape),
     )
     return codec.decode(latents)
 

@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.soft_label import SoftLabel
-from eval.test_images import TestImages
-from mgd3.allocator import keep_freed_memory
-from mgd3.artifacts import nothing_left_behind
-from mgd3.assembly import build, build_protocol
-from mgd3.backbones.compute import pick_device
-from mgd3.config import CONFIGS, errors_for_people, register, validate
-from mgd3.types import UserError
+from eval.images import TestImages
+from eval.protocols.soft_label import SoftLabel
+from mgd3.config.build import build, build_protocol
+from mgd3.config.schema import CONFIGS, errors_for_people, register, validate
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import nothing_left_behind
+from mgd3.runtime.machine import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

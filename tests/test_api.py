@@ -8,10 +8,10 @@ from conftest import ROOT
 
 from mgd3.api import distil
 from mgd3.backbones.toy import Toy
-from mgd3.datasets import Digits, ImageTree
-from mgd3.guidance import ModeGuidance, NoGuidance
-from mgd3.samplers import DDPM
-from mgd3.types import UserError
+from mgd3.data.datasets import Digits, ImageTree
+from mgd3.runtime.errors import UserError
+from mgd3.sampling.guidance import ModeGuidance, NoGuidance
+from mgd3.sampling.samplers import DDPM
 
 
 def test_the_readmes_lines_distil_a_folder(tmp_path, monkeypatch):
@@ -83,5 +83,5 @@ def test_a_second_call_finds_the_images_and_other_settings_are_refused(tree, tmp
         UserError, match=r"guidance\.scale=0\.2 \(there: 0\.1\); choose another folder"
     ):
         call(ModeGuidance(0.2, 2))
-    with pytest.raises(UserError, match=r"guidance\.class=mgd3\.guidance\.NoGuidance"):
+    with pytest.raises(UserError, match=r"guidance\.class=NoGuidance"):
         call(NoGuidance())

@@ -11,19 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from support import GOLDEN
 
-from eval.nets.convnet import ConvNet
-from eval.nets.resnet import resnet_in
-from eval.nets.resnet_ap import ResNetAP
-from mgd3.backbones.checkpoints import read_weights
-from mgd3.backbones.compute import Compute
+from eval.students.convnet import ConvNet
+from eval.students.resnet import resnet_in
+from eval.students.resnet_ap import ResNetAP
 from mgd3.backbones.dit import BareDiT
-from mgd3.backbones.dit_weights import from_original
 from mgd3.backbones.ldm import LDM
-from mgd3.guidance import ModeGuidance
-from mgd3.samplers import DDIM, DDPM
+from mgd3.backbones.weights.checkpoints import read_weights
+from mgd3.backbones.weights.dit_weights import from_original
+from mgd3.runtime.compute import Compute
+from mgd3.sampling.guidance import ModeGuidance
+from mgd3.sampling.samplers import DDIM, DDPM
+from mgd3.sampling.terms import SamplingBatch
 
-GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"))
 TOLERANCE = 1e-4
 
 
@@ -75,10 +76,9 @@ def test_whole_trajectory(case):
     sampler = sampler_class(steps=int(steps), cfg_scale=cfg_scale, cfg_channels=3)
     out = sampler(
         golden_network(),
-        class_ids=g["labels"],
-        guidance=ModeGuidance(scale=scale, stop_t=int(stop_t)),
-        modes=g["modes"].float(),
-        noise=RecordedNoise(g["x_T"].float(), g.get("step_noise", torch.empty(0)).float()),
+        SamplingBatch(class_ids=g["labels"], modes=g["modes"].float()),
+        ModeGuidance(scale=scale, stop_t=int(stop_t)),
+        RecordedNoise(g["x_T"].float(), g.get("step_noise", torch.empty(0)).float()),
     )
     assert (out - g["out"]).abs().max() < TOLERANCE
 

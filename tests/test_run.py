@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import QUICK, command, run
 
-from eval.samples import overview_panels
-from mgd3.artifacts import exclusive, load_tensors
-from mgd3.distilled import DistilledDataset
-from mgd3.pixels import to_pixels
-from mgd3.previews import load_previews
+from eval.reports.samples import overview_panels
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.pixels import to_pixels
+from mgd3.data.previews import load_previews
+from mgd3.runtime.files import exclusive
+from mgd3.runtime.tensors import load_tensors
 
 SLOW_ENOUGH = ("sampler.steps=150", "batch_size=10", "student_seeds=2")
 

@@ -10,12 +10,12 @@ import pytest
 from conftest import ROOT, run
 from PIL import Image
 
-from eval.foreign import adopt
-from eval.results import read_results
-from mgd3.artifacts import read_json
-from mgd3.class_lists import ClassInfo, read_class_list
-from mgd3.datasets import Digits
-from mgd3.types import UserError
+from eval.external import adopt
+from eval.results.rows import read_results
+from mgd3.data.class_lists import ClassInfo, read_class_list
+from mgd3.data.datasets import Digits
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import read_json
 
 SHORT = (
     "dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]", "device=cpu",

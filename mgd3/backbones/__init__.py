@@ -1,1 +1,1 @@
-"""Generative networks behind one Protocol: encode, predict noise, decode."""
+"""Diffusion models behind one Protocol: encode, predict noise, decode."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd3 import checks
-from mgd3.backbones.compute import Compute, matmul_precision
-from mgd3.backbones.sources import diffusers_source, load_pretrained
-from mgd3.seeding import stream
-from mgd3.types import Codec, UserError
+from mgd3.backbones.contract import Codec
+from mgd3.backbones.weights.sources import diffusers_source, load_pretrained
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute, matmul_precision
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.seeding import stream
 
 
 class VAECodec:

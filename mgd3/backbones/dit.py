@@ -14,16 +14,17 @@ from functools import cached_property
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from mgd3 import checks
-from mgd3.backbones.checkpoints import metadata_json, read_weights
 from mgd3.backbones.codecs import make_codec
-from mgd3.backbones.compute import Compute
-from mgd3.backbones.dit_weights import as_trained, from_original, require_published_heads
+from mgd3.backbones.contract import Prediction
 from mgd3.backbones.labels import label_rows
-from mgd3.backbones.sources import diffusers_source, find_file, load_pretrained
-from mgd3.class_lists import ClassInfo
-from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
-from mgd3.types import Prediction, UserError
+from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
+from mgd3.backbones.weights.checkpoints import metadata_json, read_weights
+from mgd3.backbones.weights.dit_weights import as_trained, from_original, require_published_heads
+from mgd3.backbones.weights.sources import diffusers_source, find_file, load_pretrained
+from mgd3.data.class_lists import ClassInfo
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute
+from mgd3.runtime.errors import UserError
 
 
 class BareDiT:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mgd3.class_lists import ClassInfo
-from mgd3.types import UserError
+from mgd3.data.class_lists import ClassInfo
+from mgd3.runtime.errors import UserError
 
 
 def label_rows(

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mgd3 import checks
 from mgd3.backbones.codecs import VAECodec
-from mgd3.backbones.compute import Compute
+from mgd3.backbones.contract import Prediction
 from mgd3.backbones.labels import label_rows
-from mgd3.backbones.ldm_weights import LDMNetworks, load_ldm
-from mgd3.backbones.sources import find_file
-from mgd3.class_lists import ClassInfo
-from mgd3.schedule import NoiseSchedule
-from mgd3.types import Prediction, UserError
+from mgd3.backbones.schedule import NoiseSchedule
+from mgd3.backbones.weights.ldm_weights import LDMNetworks, load_ldm
+from mgd3.backbones.weights.sources import find_file
+from mgd3.data.class_lists import ClassInfo
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute
+from mgd3.runtime.errors import UserError
 
 
 class LDM:

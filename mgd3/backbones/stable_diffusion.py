@@ -11,14 +11,15 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from mgd3 import checks
 from mgd3.backbones.codecs import VAECodec
-from mgd3.backbones.compute import Compute
+from mgd3.backbones.contract import Prediction
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
-from mgd3.backbones.sources import diffusers_source, load_config, load_pretrained
-from mgd3.class_lists import ClassInfo
-from mgd3.schedule import NoiseSchedule
-from mgd3.types import Prediction, UserError
+from mgd3.backbones.schedule import NoiseSchedule
+from mgd3.backbones.weights.sources import diffusers_source, load_config, load_pretrained
+from mgd3.data.class_lists import ClassInfo
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute
+from mgd3.runtime.errors import UserError
 
 _SPACINGS = {"linspace": "even", "leading": "leading", "trailing": "trailing"}
 

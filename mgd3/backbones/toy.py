@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mgd3 import checks
 from mgd3.backbones.codecs import PixelCodec
-from mgd3.backbones.compute import Compute
-from mgd3.class_lists import ClassInfo
-from mgd3.schedule import NoiseSchedule, linear_alphas_cumprod
-from mgd3.types import Prediction
+from mgd3.backbones.contract import Prediction
+from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
+from mgd3.data.class_lists import ClassInfo
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute
 
 
 class Toy:

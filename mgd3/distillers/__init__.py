@@ -1,1 +1,1 @@
-"""Ways to make a distilled dataset: by generation or by selection."""
+"""What makes a distilled dataset: generation, candidate pools, real images, coresets, matching."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd3.datasets import RealDataset
-from mgd3.discovery import Work
-from mgd3.distilled import DistilledDataset
-from mgd3.distillers.copying import copy_images
-from mgd3.inventory import take_inventory
-from mgd3.timing import StageTimes
-from mgd3.types import FeatureSpace
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.inventory import take_inventory
+from mgd3.distillers.parts import FeatureSpace
+from mgd3.distillers.real_images import copy_images
+from mgd3.runtime.compute import Work
+from mgd3.runtime.timing import StageTimes
 
 
 class _Coreset:
@@ -33,9 +33,9 @@ class _Coreset:
         with times.stage("check"):
             inventory = take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
         with times.stage("features"):
-            judge = self.features.fit(dataset, inventory)
+            extract = self.features.fit(dataset, inventory)
             chosen = {
-                info.wnid: [found.images[row] for row in self.choose(judge.real(label), ipc)]
+                info.wnid: [found.images[row] for row in self.choose(extract.real(label), ipc)]
                 for label, (info, found) in enumerate(zip(dataset.classes, inventory, strict=True))
             }
         return copy_images(dataset, ipc, seed, out, provenance, chosen)

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgd3 import checks
-from mgd3.background_writer import BackgroundWriter
-from mgd3.batching import Batches, largest_batch
-from mgd3.datasets import RealDataset
-from mgd3.discovery import ClassModes, Work, discover_modes
-from mgd3.distilled import DistilledDataset, DistilledWriter
-from mgd3.finetune import NoFineTuning
-from mgd3.inventory import take_inventory
-from mgd3.pixels import center_crop, from_pil, to_pixels
-from mgd3.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
-from mgd3.progress import progress, track
-from mgd3.ranks import Ranks
-from mgd3.seeding import ImageNoise
-from mgd3.selection import FirstCandidates
-from mgd3.starts import NoiseStart
-from mgd3.timing import StageTimes
-from mgd3.types import (
-    Backbone,
-    FineTune,
-    Guidance,
-    GuidanceTerm,
-    ModeFinder,
-    Sampler,
-    Selection,
-    Start,
-    UserError,
-)
+from mgd3.backbones.contract import Backbone
+from mgd3.data.background_writer import BackgroundWriter
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset, DistilledWriter
+from mgd3.data.inventory import take_inventory
+from mgd3.data.pixels import center_crop, from_pil, to_pixels
+from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
+from mgd3.distillers.parts import FineTune, Sampler, Selection
+from mgd3.distillers.pool import FirstCandidates
+from mgd3.finetuning.tuning import NoFineTuning
+from mgd3.modes.discovery import ClassModes, discover_modes
+from mgd3.modes.finders import ModeFinder
+from mgd3.runtime import checks
+from mgd3.runtime.batching import Batches, largest_batch
+from mgd3.runtime.compute import Work
+from mgd3.runtime.distributed import Ranks
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.progress import progress, track
+from mgd3.runtime.timing import StageTimes
+from mgd3.sampling.noise import ImageNoise
+from mgd3.sampling.starts import NoiseStart, Start
+from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch, Target
 
 log = logging.getLogger(__name__)
 
+ImageKey = tuple[str, int]  # wnid and noise stream
 _DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
 
@@ -69,8 +65,11 @@ class GenerativeDistiller:
         select: Selection | None = None,
         pool: int = 1,
         ranks: Ranks | None = None,
+        on_step: Callable[[DenoiseState], None] | None = None,
     ) -> None:
         """`start` None begins in pure noise, `finetune` None takes the backbone as it is.
+
+        `on_step` sees every step of every batch.
 
         Raises `UserError` for a selection without candidates.
         """
@@ -83,6 +82,7 @@ class GenerativeDistiller:
         self.finetune = finetune or NoFineTuning()
         self.select = select or FirstCandidates()
         self.ranks = ranks or Ranks()
+        self.on_step = on_step
         self.pool = checks.integer("pool", pool, minimum=1)
         if pool == 1 and not isinstance(self.select, FirstCandidates):
             raise UserError("pool=1 leaves nothing to select; set pool=2 or more, or select=first")
@@ -143,12 +143,12 @@ class GenerativeDistiller:
     def _fill(
         self,
         writer: DistilledWriter,
-        wanted: list[tuple[str, int]],
+        wanted: list[ImageKey],
         seed: int,
         rows: Mapping[str, int],
         found: Mapping[str, ClassModes],
     ) -> None:
-        """Make this process's share of the images `wanted`, (wnid, index) each.
+        """Make this process's share of the images `wanted`.
 
         `rows` are the classes' ids by wnid.
         """
@@ -168,34 +168,27 @@ class GenerativeDistiller:
                 if there.issuperset(part):
                     advance(len(part) * self._steps)
                     continue
-                for keys, latents in self._in_batches(part, batches, seed, rows, found, advance):
-                    decoded = self._decode(latents)
-                    _require_finite(keys, decoded)
-                    files.write(keys, to_pixels(decoded))
+                for keys, latents in self._sampled(part, batches, seed, rows, found, advance):
+                    files.write(keys, self.pixels(keys, latents))
 
-    def _in_batches(
+    def _sampled(
         self,
-        keys: list[tuple[str, int]],
+        wanted: list[ImageKey],
         batches: Batches,
         seed: int,
         rows: Mapping[str, int],
         found: Mapping[str, ClassModes],
         advance: Callable[..., None],
-    ) -> Iterator[tuple[list[tuple[str, int]], Tensor]]:
-        """Samples of all `keys` at once, or of fewer at a time once memory has run out."""
-        while keys:
-            some = keys[: batches.size]
-            bar = _BatchBar(advance, len(some))
-            ids = torch.tensor([rows[wnid] for wnid, _ in some])
-            latents = batches.attempt(
-                lambda: self._sample(some, ids, found, seed, bar.step),  # noqa: B023
-                len(some),
-            )
-            if latents is None:
-                bar.step(-bar.steps)
-                continue
-            yield some, latents
-            keys = keys[len(some) :]
+    ) -> Iterator[tuple[Sequence[ImageKey], Tensor]]:
+        """Samples of all `wanted` at once, or of fewer at a time once memory has run out."""
+        for attempt in batches.attempts(wanted):
+            bar = _BatchBar(advance, len(attempt.part), self.on_step)
+            with attempt as keys:
+                latents = self.sample(keys, rows, found, seed, bar)
+            if attempt.error is None:
+                yield attempt.part, latents
+            else:
+                bar.take_back()
 
     def _choose(self, candidates: DistilledWriter, writer: DistilledWriter) -> dict[str, list[int]]:
         """Copy the selection of each class into the distilled set; positions by wnid."""
@@ -231,46 +224,49 @@ class GenerativeDistiller:
 
         return largest_batch(one_step, backbone.device)
 
-    def _sample(
+    def sample(
         self,
-        keys: list[tuple[str, int]],
-        class_ids: Tensor,
+        keys: Sequence[ImageKey],
+        rows: Mapping[str, int],
         found: Mapping[str, ClassModes],
         seed: int,
-        on_step: Callable[[], None],
+        on_step: Callable[[DenoiseState], None] | None = None,
     ) -> Tensor:
+        """Latents (B, C, h, w) of some images; `rows` are the classes' ids by wnid.
+
+        Raises `UserError` for a sample that is not finite.
+        """
         shape, device = self.backbone.latent_shape, self.backbone.device
+        targets = [_target(found[wnid], k) for wnid, k in keys] if found else []
         modes = (
-            torch.stack([(t := found[wnid].target(k)).modes.centers[t.index] for wnid, k in keys])
-            if found
+            torch.stack([t.modes.centers[t.index] for t in targets])
+            if targets
             else torch.zeros(len(keys), *shape)
         )  # (B, C, h, w)
-        latents = self.sampler(
-            self.backbone,
-            class_ids=class_ids.to(device),
-            guidance=self._guidance(keys, found),
+        batch = SamplingBatch(
+            class_ids=torch.tensor([rows[wnid] for wnid, _ in keys], device=device),
             modes=modes.to(device),
-            noise=ImageNoise(seed, keys, shape),
-            on_step=on_step,
-            start=self.start,
+            targets=targets,
+            images=keys,
         )
+        noise = ImageNoise(seed, keys, shape)
+        latents = self.sampler(self.backbone, batch, self.guidance, noise, self.start, on_step)
         _require_finite(keys, latents)
         return latents
 
-    def _guidance(
-        self, keys: list[tuple[str, int]], found: Mapping[str, ClassModes]
-    ) -> GuidanceTerm:
-        """The batch's own term."""
-        if not self.guidance.needs_modes:
-            return self.guidance
-        spreads = [modes.modes.spread.item() for modes in found.values()]
-        rows = [found[wnid].target(k) for wnid, k in keys]
-        return self.guidance.bound(rows, sum(spreads) / len(spreads))
+    def pixels(self, keys: Sequence[ImageKey], latents: Tensor) -> Tensor:
+        """Decoded images (B, 3, H, W) uint8 on the CPU; `UserError` if one is not finite."""
+        decoded = self._decode(latents)
+        _require_finite(keys, decoded)
+        return to_pixels(decoded)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) on the CPU."""
-        codec = self.backbone.codec
-        return self._decoding(lambda part: codec.decode(part).cpu(), latents)
+        done: list[Tensor] = []
+        for attempt in self._decoding.attempts(latents):
+            with attempt as part:
+                done.append(self.backbone.codec.decode(part).cpu())
+        return torch.cat(done)
 
     def _previews(self, found: Mapping[str, ClassModes]) -> dict[str, Preview]:
         """Decoded centroids and nearest real images of the first modes of the first classes."""
@@ -285,20 +281,37 @@ class GenerativeDistiller:
         return previews
 
 
+def _target(modes: ClassModes, image: int) -> Target:
+    """What the class's image (or candidate) number `image` is steered to."""
+    index = image % len(modes.modes.centers)
+    return Target(modes=modes.modes, index=index, latents=modes.latents)
+
+
 class _BatchBar:
-    """Advances a bar with a batch's steps, so that they can be taken back."""
+    """Advances a bar with a batch's steps, which can be taken back; a user's callback sees them."""
 
-    def __init__(self, advance: Callable[..., None], images: int) -> None:
-        self.steps = 0
-        self._advance, self._images = advance, images
+    def __init__(
+        self,
+        advance: Callable[..., None],
+        images: int,
+        on_step: Callable[[DenoiseState], None] | None,
+    ) -> None:
+        self._advance, self._images, self._on_step = advance, images, on_step
+        self._steps = 0
 
-    def step(self, count: int = 1) -> None:
-        """`count` more steps are done."""
-        self.steps += count
-        self._advance(count * self._images)
+    def __call__(self, state: DenoiseState) -> None:
+        """One more step."""
+        if self._on_step is not None:
+            self._on_step(state)
+        self._steps += 1
+        self._advance(self._images)
+
+    def take_back(self) -> None:
+        """The batch comes again, smaller."""
+        self._advance(-self._steps * self._images)
 
 
-def _require_finite(keys: list[tuple[str, int]], rows: Tensor) -> None:
+def _require_finite(keys: Sequence[ImageKey], rows: Tensor) -> None:
     bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
     if bad.any():
         wnid, k = keys[int(bad.nonzero()[0])]

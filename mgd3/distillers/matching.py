@@ -9,18 +9,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mgd3 import checks
-from mgd3.artifacts import CorruptFileError, load_tensors, save_tensors
-from mgd3.datasets import RealDataset, RealImage
-from mgd3.discovery import Work
-from mgd3.distilled import DistilledDataset, DistilledWriter
-from mgd3.inventory import take_inventory
-from mgd3.pixels import to_pil
-from mgd3.progress import progress
-from mgd3.seeding import stream
-from mgd3.siamese_augmentation import SiameseAugmentation
-from mgd3.timing import StageTimes
-from mgd3.types import UserError
+from mgd3.data.datasets import RealDataset, RealImage
+from mgd3.data.distilled import DistilledDataset, DistilledWriter
+from mgd3.data.inventory import take_inventory
+from mgd3.data.pixels import to_pil
+from mgd3.distillers.siamese_augmentation import SiameseAugmentation
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Work
+from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.progress import progress
+from mgd3.runtime.seeding import stream
+from mgd3.runtime.tensors import load_tensors, save_tensors
+from mgd3.runtime.timing import StageTimes
 
 _EMBED_BATCH = 256
 

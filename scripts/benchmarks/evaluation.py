@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.measure import Report, apart, default_device, synchronise
-from eval.augment import (
+from eval.images import student_pixels
+from eval.protocols.augmentation import (
     MEAN,
     STD,
     Augmentation,
@@ -27,12 +28,11 @@ from eval.augment import (
     lighting_shift,
     shuffle_patches,
 )
-from eval.hard_label import HardTargets
-from eval.soft_label import Answers, SoftTargets, soft_loss
-from eval.students import make_student
-from eval.test_images import student_pixels
-from eval.training import Cosine, Recipe, Steps, StudentTraining
-from mgd3.allocator import keep_freed_memory
+from eval.protocols.hard_label import HardTargets
+from eval.protocols.soft_label import Answers, SoftTargets, soft_loss
+from eval.protocols.training import Cosine, Recipe, Steps, StudentTraining
+from eval.students.registry import make_student
+from mgd3.runtime.machine import keep_freed_memory
 
 PHOTOGRAPHS, SIZE = 100, 224
 SOFT_BATCH = 50  # RDED's at 10 images per class

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mgd3.distilled import commit
+from mgd3.runtime.machine import commit
 
 Job = tuple[Any, ...]  # a function of this package, and its arguments
 

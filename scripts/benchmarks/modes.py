@@ -16,11 +16,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.measure import Report, apart
-from mgd3.artifacts import load_tensors
-from mgd3.assembly import build
-from mgd3.config import CONFIGS, register
-from mgd3.discovery import cluster
-from mgd3.types import UserError
+from mgd3.config.build import build
+from mgd3.config.schema import CONFIGS, register
+from mgd3.modes.discovery import cluster
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.tensors import load_tensors
 
 SHAPE = (4, 32, 32)
 FINDERS = (

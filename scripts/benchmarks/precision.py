@@ -14,13 +14,14 @@ import torch
 
 from benchmarks.measure import Report, apart, default_device
 from benchmarks.sampling import random_dit
-from mgd3.backbones.checkpoints import read_weights
-from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit import BareDiT, DiT
-from mgd3.backbones.dit_weights import from_original
-from mgd3.guidance import ModeGuidance
-from mgd3.samplers import DDPM
-from mgd3.seeding import ImageNoise
+from mgd3.backbones.weights.checkpoints import read_weights
+from mgd3.backbones.weights.dit_weights import from_original
+from mgd3.runtime.compute import Compute
+from mgd3.sampling.guidance import ModeGuidance
+from mgd3.sampling.noise import ImageNoise
+from mgd3.sampling.samplers import DDPM
+from mgd3.sampling.terms import SamplingBatch
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden/dit_mode_guidance.pt"
 
@@ -32,7 +33,7 @@ def latents(network: str, images: int, steps: int, compute: Compute) -> np.ndarr
         tensors, _ = read_weights("weights", _GOLDEN)
         backbone = BareDiT(compute.place(from_original(tensors, num_heads=4)), compute)
     elif network == "dit_digits":
-        path = "mgd3/weights/dit_digits.safetensors"
+        path = "mgd3/backbones/weights/dit_digits.safetensors"
         backbone = DiT(path, None, image_size=8, compute=compute)
     else:
         backbone = random_dit(network, compute)
@@ -40,10 +41,12 @@ def latents(network: str, images: int, steps: int, compute: Compute) -> np.ndarr
     return (
         DDPM(steps=steps, cfg_scale=4.0, cfg_channels=3)(
             backbone,
-            class_ids=torch.tensor([k % 10 for k in range(images)], device=backbone.device),
-            guidance=ModeGuidance(scale=0.1, stop_t=steps // 2),
-            modes=torch.zeros(images, *backbone.latent_shape, device=backbone.device),
-            noise=ImageNoise(0, keys, backbone.latent_shape),
+            SamplingBatch(
+                class_ids=torch.tensor([k % 10 for k in range(images)], device=backbone.device),
+                modes=torch.zeros(images, *backbone.latent_shape, device=backbone.device),
+            ),
+            ModeGuidance(scale=0.1, stop_t=steps // 2),
+            ImageNoise(0, keys, backbone.latent_shape),
         )
         .cpu()
         .numpy()

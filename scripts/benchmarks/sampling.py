@@ -7,13 +7,14 @@ import time
 import torch
 
 from benchmarks.measure import Report, default_device, synchronise
-from mgd3.allocator import keep_freed_memory
-from mgd3.backbones.compute import Compute
 from mgd3.backbones.dit import BareDiT, DiT
-from mgd3.backbones.dit_weights import build_network
-from mgd3.guidance import ModeGuidance
-from mgd3.samplers import DDPM
-from mgd3.seeding import ImageNoise
+from mgd3.backbones.weights.dit_weights import build_network
+from mgd3.runtime.compute import Compute
+from mgd3.runtime.machine import keep_freed_memory
+from mgd3.sampling.guidance import ModeGuidance
+from mgd3.sampling.noise import ImageNoise
+from mgd3.sampling.samplers import DDPM
+from mgd3.sampling.terms import SamplingBatch
 
 SIZES = {"DiT-S/2": (384, 12, 6), "DiT-XL/2": (1152, 28, 16)}  # width, depth, heads
 
@@ -42,10 +43,12 @@ def sample(backbone: BareDiT | DiT, images: int, batch: int, steps: int) -> floa
         keys = [(str(k % 10), k) for k in range(first, min(first + batch, images))]
         sampler(
             backbone,
-            class_ids=torch.tensor([k % 10 for _, k in keys], device=backbone.device),
-            guidance=ModeGuidance(scale=0.1, stop_t=steps // 2),
-            modes=torch.zeros(len(keys), *backbone.latent_shape, device=backbone.device),
-            noise=ImageNoise(0, keys, backbone.latent_shape),
+            SamplingBatch(
+                class_ids=torch.tensor([k % 10 for _, k in keys], device=backbone.device),
+                modes=torch.zeros(len(keys), *backbone.latent_shape, device=backbone.device),
+            ),
+            ModeGuidance(scale=0.1, stop_t=steps // 2),
+            ImageNoise(0, keys, backbone.latent_shape),
         )
     synchronise(backbone.device)
     return (time.perf_counter() - start) / images

@@ -1,0 +1,214 @@
+"""Evaluation of one distilled dataset: every student and seed, one result row each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from eval.images import TestImages, training_images
+from eval.protocols.training import History, Objective, Recipe, StudentTraining, Teacher
+from eval.reports.run_report import write_summary
+from eval.reports.samples import image_strips
+from eval.results.rows import EvalResult, ResultStore
+from eval.results.tables import layout, markdown
+from eval.students.registry import make_student, synchronised
+from eval.tracking import Run
+from mgd3.data.distilled import DistilledDataset
+from mgd3.runtime import checks
+from mgd3.runtime.distributed import Ranks
+from mgd3.runtime.files import write_atomic
+from mgd3.runtime.machine import commit, machine_name
+from mgd3.runtime.progress import progress
+
+log = logging.getLogger(__name__)
+
+
+class EvalProtocol(Protocol):
+    """Trains and tests one student."""
+
+    name: str
+    image_size: int  # pixels that students see
+    stored_size: int  # pixels of training images before augmentation
+    test_resize: int  # shorter side of test images before the centre crop to image_size
+    image_weights: str  # «none», or «mass»: by the share of real images that each stands for
+
+    def recipe(self, ipc: int, num_classes: int, student: str) -> Recipe:
+        """How one student is trained; `UserError` for a set that the protocol has no rule for."""
+
+    def prepare(self, test: TestImages, device: torch.device) -> Teacher | None:
+        """Load or train what the students learn from; called once, before all of them."""
+
+    def objective(self, pixels: Tensor, weights: Tensor | None) -> Objective:
+        """One student's loss on pixels (N, 3, H, W); `weights` (N,) multiplies each image's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how students run; none of it changes a result by more than rounding."""
+
+    device: torch.device
+    channels_last: bool = False  # memory layout of convolutions
+    compile: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
+    parallel: str = "students"  # what processes share: the students, or each student's «batches»
+
+    def __post_init__(self) -> None:
+        checks.choice("parallel", self.parallel, ["students", "batches"])
+
+    @property
+    def trainers(self) -> Ranks:
+        """The processes that train one student together."""
+        return self.ranks if self.parallel == "batches" else Ranks()
+
+    def share(self, students: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Those of the students that this process has a part in."""
+        alone = self.parallel == "students"
+        return [s for i, s in enumerate(students) if not alone or self.ranks.mine(i)]
+
+
+@dataclass(frozen=True)
+class RunIds:
+    """Identities that every result row carries."""
+
+    run: str
+    cell: str  # without the seeds
+
+
+def missing_rows(folder: Path, students: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those (student, seed) that `folder` holds no row of."""
+    store = ResultStore(folder / "results.jsonl")
+    return [(student, seed) for student, seed in students if not store.has(student, seed)]
+
+
+def score(
+    distilled: DistilledDataset,
+    test: TestImages,
+    protocol: EvalProtocol,
+    students: Sequence[tuple[str, int]],
+    folder: Path,
+    ids: RunIds,
+    start: Callable[[], Run],
+    execution: Execution,
+) -> list[EvalResult]:
+    """Rows of one set in `folder`: those that are there, and those of the missing (student, seed).
+
+    `start` begins a tracker's record, if there is anything to train.
+    """
+    store, ranks = ResultStore(folder / "results.jsonl"), execution.ranks
+    pending = missing_rows(folder, students)
+    if pending and (others := {r.commit for r in store.rows()} - {commit()}):
+        log.warning("%s also holds rows of %s: the table will say so", folder, ", ".join(others))
+    ranks.wait()  # all have read what is there
+    of_its_own = execution.parallel == "students" and bool(execution.share(pending))
+    if pending and not (ranks.first or of_its_own):
+        evaluate_students(distilled, test, protocol, pending, store, ids, None, execution)
+        ranks.wait()
+    elif pending:
+        with start() as record:
+            evaluate_students(distilled, test, protocol, pending, store, ids, record, execution)
+            ranks.wait()
+            if ranks.first:
+                record.log_images("distilled", image_strips(distilled))
+                table = layout(store.rows())
+                record.log_table(f"accuracy: {table.title}", table.headers, table.lines)
+    ranks.wait()
+    rows = store.rows()
+    if not ranks.first:
+        return rows
+    write_summary(folder / "summary.json", rows)
+    write_atomic(folder / "table.md", markdown(rows).encode())
+    return rows
+
+
+def evaluate_students(
+    distilled: DistilledDataset,
+    test: TestImages,
+    protocol: EvalProtocol,
+    students: Sequence[tuple[str, int]],
+    store: ResultStore,
+    ids: RunIds,
+    tracker: Run | None,
+    execution: Execution,
+) -> None:
+    """Train and test this process's share of (student, seed); append each one's row to `store`.
+
+    `tracker` None is for a process that another one writes for.
+    """
+    manifest, ranks = distilled.manifest, execution.trainers
+    num_classes, device = len(distilled.classes), execution.device
+    teacher = execution.ranks.in_turn(lambda: protocol.prepare(test, device))
+    pixels, labels = training_images(distilled, protocol.stored_size, device, test.cache)
+    real = test.on(protocol.image_size, device, protocol.test_resize)
+    weights = None
+    if protocol.image_weights == "mass":
+        weights = torch.tensor(distilled.mass_weights(), device=device)
+    for student, seed in execution.share(students):
+        checkpoint = store.path.parent / f".{student.replace('/', '-')}-{seed}.checkpoint"
+        recipe = protocol.recipe(distilled.ipc, num_classes, student)
+        net = make_student(student, num_classes, protocol.image_size, seed).to(device)
+        if execution.channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        training = StudentTraining(
+            synchronised(net, ranks),
+            recipe,
+            protocol.objective(pixels, weights),
+            seed,
+            checkpoint,
+            execution.compile,
+            ranks,
+        )
+        with progress(f"training {student}, seed {seed}", recipe.epochs) as advance:
+            advance(training.epoch)
+            on_epoch = _observer(f"{student}/seed{seed}/top1", advance, tracker)
+            history = training.fit(pixels, labels, real, on_epoch)
+        if not ranks.first:
+            continue
+        store.append(
+            EvalResult(
+                dataset=manifest["dataset"],
+                ipc=distilled.ipc,
+                method=manifest["method"],
+                protocol=protocol.name,
+                student=student,
+                distill_seed=manifest["seed"],
+                student_seed=seed,
+                top1_last=history.top1_last,
+                top1_best=history.top1_best,
+                tests=len(history.tested),
+                test_images=len(real[1]),
+                epochs=recipe.epochs,
+                train_seconds=round(history.train_seconds, 2),
+                test_seconds=round(history.test_seconds, 2),
+                run_id=ids.run,
+                cell_id=ids.cell,
+                commit=commit(),
+                dataset_note=test.dataset.note or manifest["dataset_note"],
+                teacher=teacher.name if teacher else None,
+                teacher_top1=teacher.top1 if teacher else None,
+                machine=machine_name(device, ranks.world),
+            )
+        )
+        checkpoint.unlink(missing_ok=True)  # only now: the row is on disk
+
+
+def _observer(
+    key: str, advance: Callable[..., None], tracker: Run | None
+) -> Callable[[History], None]:
+    """Moves the bar after every epoch, and records a test when there was one."""
+
+    def on_epoch(history: History) -> None:
+        if not history.tested:
+            advance(1)
+            return
+        epoch, top1 = history.tested[-1]
+        advance(1, note=f"top-1 {top1:.1f} %")
+        if tracker and history.just_tested:
+            tracker.log({"epoch": epoch, key: top1})
+
+    return on_epoch

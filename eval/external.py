@@ -1,0 +1,102 @@
+"""A folder of images that was made elsewhere, taken in as a distilled dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mgd3.data.class_lists import ClassInfo
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import MANIFEST, DistilledDataset
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import write_json
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+_WAYS: tuple[Callable[[ClassInfo], str], ...] = (
+    lambda c: c.wnid,
+    lambda c: str(c.imagenet_id),
+    lambda c: c.name,
+    lambda c: c.name.split(",")[0],
+)
+
+
+def adopt(
+    folder: Path,
+    dataset: RealDataset,
+    method: str,
+    runs: Path,
+    dataset_config: Mapping[str, Any],
+) -> DistilledDataset:
+    """A set below `runs` whose manifest lists the images of `folder`/<class>/* where they lie.
+
+    Classes are named by wnid, ImageNet index, or name. `method` is what tables call the set,
+    `dataset_config` the configuration that makes `dataset` again.
+    Raises `UserError` if a class has no folder or no image, a folder no class, or a file cannot
+    be read.
+    """
+    entries: list[dict[str, Any]] = []
+    for info, place in zip(dataset.classes, _class_folders(folder, dataset), strict=True):
+        files = sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES)
+        if not files:
+            raise UserError(f"{place} holds no image; every class needs one")
+        for index, file in enumerate(files):
+            _require_readable(file)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            entries.append(
+                {"file": str(file.resolve()), "wnid": info.wnid, "index": index, "sha256": digest}
+            )
+    content = "".join(entry["wnid"] + entry["sha256"] for entry in entries)
+    digest = hashlib.blake2s(content.encode(), digest_size=4).hexdigest()
+    out = runs / "evaluated" / dataset.name / f"{method}-{digest}"
+    manifest = {
+        "dataset": dataset.name,
+        "dataset_note": dataset.note,
+        "ipc": max(sum(e["wnid"] == c.wnid for e in entries) for c in dataset.classes),
+        "seed": 0,
+        "method": method,
+        "config": {"method": {"name": method}, "images": digest, "dataset": dataset_config},
+        "classes": [asdict(c) for c in dataset.classes],
+        "images": entries,
+    }
+    write_json(out / MANIFEST, manifest)
+    return DistilledDataset(out)
+
+
+def _class_folders(folder: Path, dataset: RealDataset) -> list[Path]:
+    """One folder per class, in label order."""
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    if not root.is_dir():
+        raise UserError(f"images={folder} is not a folder")
+    places = [f for f in sorted(root.iterdir()) if f.is_dir() and not f.name.startswith(".")]
+    folders = {_plain(f.name): f for f in places}
+    for name_of in _WAYS:
+        names = [_plain(name_of(c)) for c in dataset.classes]
+        # crane is a bird and a machine: a name that two classes share tells neither
+        if len(places) == len(set(names)) == len(names) and set(names) == set(folders):
+            return [folders[name] for name in names]
+    first = dataset.classes[0]
+    index = "" if first.imagenet_id is None else f", index {first.imagenet_id}"
+    raise UserError(
+        f"images={folder} has the class folders {', '.join(list(folders)[:5])} ({len(folders)}), "
+        f"which are not the {len(dataset.classes)} classes of dataset={dataset.name} by wnid, "
+        f"ImageNet index or name; the first class is {first.wnid}{index}, {first.name}"
+    )
+
+
+def _plain(name: str) -> str:
+    """A name as folders may spell it: «English springer» is english_springer, 00217 is 217."""
+    name = name.lower().replace(" ", "_").replace("-", "_")
+    return name.lstrip("0") or "0" if name.isdigit() else name
+
+
+def _require_readable(file: Path) -> None:
+    try:
+        with Image.open(file) as image:
+            image.convert("RGB")  # decodes it all: half a JPEG passes Pillow's verify()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{file} is not a readable image; replace or remove it") from error

@@ -1,0 +1,126 @@
+"""Images as students see them: real test images, and a distilled set's training images."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+
+from mgd3.data.datasets import RealDataset, RealImage
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.inventory import take_inventory
+from mgd3.data.pixels import from_pil
+from mgd3.runtime.batching import free_bytes
+from mgd3.runtime.files import waiting, writing
+from mgd3.runtime.progress import track
+
+
+def student_pixels(image: Image.Image, size: int, resized: int | None = None) -> Tensor:
+    """Shorter side to `resized` (None: `size`), centre crop: (3, size, size) uint8."""
+    image = resize(image, [resized or size], InterpolationMode.BILINEAR)
+    return from_pil(center_crop(image, [size, size]))
+
+
+def read_pixels(images: Sequence[RealImage], size: int, workers: int) -> Iterator[Tensor]:
+    """`student_pixels` of each image, decoded by `workers` threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(lambda image: student_pixels(image.decode(), size), images)
+
+
+class TestImages:
+    """The «val» split of a real dataset; the label is the class's position in the dataset."""
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, dataset: RealDataset, cache: Path, workers: int) -> None:
+        self.dataset, self.cache, self.workers = dataset, cache, workers
+        self._stored: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def on(
+        self, size: int, device: torch.device, resized: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (N, 3, size, size) uint8 and labels (N,) on `device`; decoded on first use.
+
+        `resized` is the shorter side before the centre crop, None the crop's own.
+        """
+        key = size, resized or size, device
+        if key not in self._stored:
+            self._stored[key] = self._read(*key)
+        return self._stored[key]
+
+    def check(self) -> None:
+        """Raise `UserError` now rather than after hours of sampling if an image does not decode."""
+        take_inventory(self.dataset, "val", 1, self.cache, self.workers)
+
+    def _read(self, size: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        inventory = take_inventory(self.dataset, "val", 1, self.cache, self.workers)
+        images = [(i, label) for label, found in enumerate(inventory) for i in found.images]
+        with ThreadPoolExecutor(self.workers) as pool:
+            decoded = pool.map(lambda pair: student_pixels(pair[0].decode(), size, resized), images)
+            pixels = torch.stack(list(track(decoded, "reading test images", len(images))))
+        return pixels.to(device), torch.tensor([label for _, label in images], device=device)
+
+
+log = logging.getLogger(__name__)
+_SHARE = 0.25  # of the device's free memory that pixels may take
+
+
+def training_images(
+    distilled: DistilledDataset,
+    size: int,
+    device: torch.device,
+    cache: Path,
+    limit: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A distilled set's pixels (N, 3, size, size) uint8 and labels (N,) on `device`.
+
+    Pixels stay in a file as `held_or_mapped` says.
+    """
+    entries = distilled.manifest["images"]
+    by_wnid = {c.wnid: label for label, c in enumerate(distilled.classes)}
+    labels = torch.tensor([by_wnid[entry["wnid"]] for entry in entries], device=device)
+    images = (student_pixels(image, size) for image, _ in distilled.images())
+    digests = [entry["sha256"] for entry in entries]
+    shape = (len(entries), 3, size, size)
+    return held_or_mapped(images, shape, digests, device, cache, limit), labels
+
+
+def held_or_mapped(
+    images: Iterable[Tensor],
+    shape: tuple[int, ...],
+    digests: Sequence[str],
+    device: torch.device,
+    cache: Path,
+    limit: int | None = None,
+) -> Tensor:
+    """All `images` (3, H, W) uint8 as one tensor of `shape` on `device`.
+
+    More than `limit` bytes (None: a quarter of what is free) stay on the CPU, in a file of `cache`
+    that is mapped: the operating system keeps as much of it in memory as there is room.
+    `digests` identify the images.
+    """
+    count = torch.Size(shape).numel()
+    counted = track(images, "reading training images", shape[0])
+    if count <= (int(_SHARE * free_bytes(device)) if limit is None else limit):
+        return torch.stack(list(counted)).to(device)
+    name = hashlib.blake2s(f"{shape}{list(digests)}".encode(), digest_size=8).hexdigest()
+    path = cache / "pixels" / f"{name}.uint8"
+    with waiting(path.parent):
+        if not path.is_file():
+            log.info("the training images stay on disk: %s", path)
+            part = path.with_suffix(".part")
+            with writing(part), part.open("wb") as file:
+                for image in counted:
+                    file.write(image.numpy().tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    return torch.from_file(str(path), shared=True, size=count, dtype=torch.uint8).view(shape)

@@ -1,0 +1,1 @@
+"""What distilled images look like beside real ones, in a feature space."""

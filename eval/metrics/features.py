@@ -1,0 +1,142 @@
+"""Features of students: what coresets, selections and distribution matching measure with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from eval.images import read_pixels, student_pixels
+from eval.protocols.augmentation import MEAN, STD, normalise
+from eval.protocols.teachers import FullSetNetwork
+from eval.students.registry import find_student, make_student
+from mgd3.data.datasets import RealDataset, RealImage
+from mgd3.data.inventory import ClassImages
+from mgd3.runtime import checks
+
+_BATCH = 64
+
+
+class StudentFeatures:
+    """The input of a classifier, under the test transform, of a network trained on the full set."""
+
+    def __init__(
+        self,
+        student: str,
+        epochs: int,
+        seed: int,
+        weights: str | None,
+        recipe: Mapping[str, Any],
+        device: torch.device,
+        cache: Path,
+        workers: int,
+    ) -> None:
+        self.student = FullSetNetwork(
+            "features", student, epochs, seed, weights, recipe, device, cache, workers
+        )
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> TrainedStudent:
+        """The student of these classes, trained on `inventory` now unless the cache has it.
+
+        Raises `UserError` for weights of another network or of other classes.
+        """
+        own = self.student
+        return TrainedStudent(
+            own.network(dataset, inventory), own.image_size, own.device, own.workers, inventory
+        )
+
+
+class PixelFeatures:
+    """Pixels in [0, 1] under the test transform: no network, no training."""
+
+    def __init__(self, image_size: int, workers: int) -> None:
+        self.image_size = checks.integer("metrics.image_size", image_size, minimum=1)
+        self.workers = workers
+        self.inventory: Sequence[ClassImages] = ()
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> PixelFeatures:
+        """Itself, knowing the real images."""
+        self.inventory = inventory
+        return self
+
+    def real(self, label: int) -> Tensor:
+        """Pixels (N, 3 H W) of a class's real images, in their order."""
+        images = self.inventory[label].images
+        pixels = torch.stack(list(read_pixels(images, self.image_size, self.workers)))
+        return pixels.flatten(1) / 255
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3 H W), and no logits (B, 0)."""
+        pixels = torch.stack([student_pixels(i, self.image_size) for i in images])
+        return pixels.flatten(1) / 255, torch.empty(len(images), 0)
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student that knows its classes, and the images that it was trained on."""
+
+    net: nn.Module
+    image_size: int
+    device: torch.device
+    workers: int
+    inventory: Sequence[ClassImages]
+
+    def real(self, label: int) -> Tensor:
+        """Features (N, D) of a class's real images, in their order."""
+        images = self.inventory[label].images
+        return self._of(torch.stack(list(read_pixels(images, self.image_size, self.workers))))[0]
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, classes), on the CPU."""
+        return self._of(torch.stack([student_pixels(i, self.image_size) for i in images]))
+
+    def _of(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [normalise(part.to(self.device) / 255) for part in pixels.split(_BATCH)]
+        features, logits = zip(*(features_and_logits(self.net, p) for p in parts), strict=True)
+        return torch.cat(features), torch.cat(logits)
+
+
+@torch.inference_mode()
+def features_and_logits(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a network's last linear layer sees of normalised images (B, 3, H, W), and says: CPU."""
+    *_, classifier = (module for module in net.modules() if isinstance(module, nn.Linear))
+    seen: list[Tensor] = []
+    handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = net(images)
+    finally:
+        handle.remove()
+    return seen[0].flatten(1).float().cpu(), logits.float().cpu()
+
+
+class RandomStudents:
+    """Students with fresh weights as embeddings: distribution matching looks through them."""
+
+    def __init__(self, student: str, image_size: int, device: torch.device, workers: int) -> None:
+        self.student = student
+        self.image_size = checks.integer("features.image_size", image_size, minimum=4)
+        find_student(student, self.image_size)
+        self.device, self.workers = device, workers
+
+    def read(self, images: Sequence[RealImage]) -> Tensor:
+        """Normalised images (N, 3, H, W) under the test transform, on the CPU."""
+        pixels = torch.stack(list(read_pixels(images, self.image_size, self.workers)))
+        return normalise(pixels / 255)
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Normalised images as pixels, (N, 3, H, W) uint8."""
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        return ((inputs.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def network(self, seed: int, num_classes: int) -> Callable[[Tensor], Tensor]:
+        """Normalised images (B, 3, H, W) to what the classifier would see, (B, D)."""
+        net = make_student(self.student, num_classes, self.image_size, seed).to(self.device)
+        net.requires_grad_(False)
+        *_, last = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear))
+        net.set_submodule(last[0], nn.Identity())
+        return lambda images: net(images).flatten(1)

@@ -1,0 +1,49 @@
+"""Several methods' sets measured against one real dataset, in one feature space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.metrics.planes import Plane, TsneScores, pca_plane, tsne_plane, tsne_scores
+from eval.metrics.set_metrics import SetMetrics, measure
+from mgd3.data.distilled import DistilledDataset
+from mgd3.distillers.parts import FeatureExtractor
+from mgd3.runtime.progress import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All methods by name; planes and scores in them are of each method's first set."""
+
+    metrics: Mapping[str, Sequence[SetMetrics]]  # of every set
+    planes: Mapping[str, Plane]
+    scores: Mapping[str, TsneScores]
+
+
+def measure_sets(
+    sets: Mapping[str, Sequence[DistilledDataset]], extract: FeatureExtractor, what: str
+) -> Measured:
+    """Measure sets of one size; `what` they are stands beside the progress bar."""
+    pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
+    num_classes = len(pairs[0][1].classes)
+    real = [extract.real(label) for label in range(num_classes)]
+    metrics: dict[str, list[SetMetrics]] = {name: [] for name in sets}
+    first: dict[str, list[Tensor]] = {}
+    for name, distilled in track(pairs, f"measuring {what}", len(pairs)):
+        features = _features_by_class(distilled, extract)
+        metrics[name].append(measure(real, features))
+        first.setdefault(name, features)
+    planes = {"t-SNE": tsne_plane(real, first), "PCA": pca_plane(real, first)}
+    return Measured(metrics=metrics, planes=planes, scores=tsne_scores(planes["t-SNE"]))
+
+
+def _features_by_class(distilled: DistilledDataset, extract: FeatureExtractor) -> list[Tensor]:
+    """Features (K, D) of each class's images, in label order."""
+    rows: list[list[Tensor]] = [[] for _ in distilled.classes]
+    for image, label in distilled.images():
+        rows[label].append(extract([image])[0][0])
+    return [torch.stack(features) for features in rows]

@@ -1,0 +1,181 @@
+"""Maps of real and distilled images: t-SNE and PCA planes, the paper's scores in them, pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from eval.metrics.distances import checked, gaps, reaches
+from eval.reports.samples import MOST_CLASSES
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+
+_PERPLEXITY = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Two coordinates of every image, in a map that all methods share."""
+
+    real: list[Tensor]  # (N, 2) by class
+    made: dict[str, list[Tensor]]  # by method: (K, 2) by class
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsneScores:
+    """One method's class scores (as in the paper's Table 9) and dataset scores (Figure 9).
+
+    In [0, 1], higher is better. None: a class of one image, or nothing to scale against.
+    """
+
+    diversity: list[float | None]  # by class
+    representativeness: list[float | None]  # by class
+    diversity_mean: float | None  # over samples
+    representativeness_mean: float | None  # over samples
+
+
+def tsne_plane(
+    real: Sequence[Tensor],
+    made: Mapping[str, Sequence[Tensor]],
+    most_real: int | None = 500,
+    seed: int = 42,
+) -> Plane:
+    """One t-SNE of real images and all methods', with the released script's settings.
+
+    PCA to 50 dimensions goes before. Of each class's real images a seeded choice of `most_real` is
+    taken (None: all; 3000 points take 15 s on one core), and only these are in the plane.
+    Distances in it depend on the seed and on every method that is in it: trust `measure` instead.
+    Raises `UserError` for 30 images or fewer (the perplexity) and as `measure` does.
+    """
+    real = checked(real, "real features", like=real)
+    if most_real is not None:
+        checks.integer("most_real", most_real, minimum=1)
+        draw = torch.Generator().manual_seed(seed)
+        real = [r[torch.randperm(len(r), generator=draw)[:most_real]] for r in real]
+
+    def fitted(_: np.ndarray, everything: np.ndarray) -> np.ndarray:
+        if len(everything) <= _PERPLEXITY:
+            raise UserError(
+                f"t-SNE with perplexity {_PERPLEXITY} needs more than {_PERPLEXITY} images, these "
+                f"are {len(everything)}; add real images (most_real={most_real})"
+            )
+        # of made images as well: directions in which only they differ must not vanish
+        reduced = PCA(min(50, *everything.shape), random_state=seed).fit_transform(everything)
+        settings = {"perplexity": _PERPLEXITY, "init": "pca", "learning_rate": "auto"}
+        return TSNE(2, **settings, random_state=seed).fit_transform(reduced)
+
+    return _plane(fitted, real, made)
+
+
+def pca_plane(real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]]) -> Plane:
+    """The real images' first two principal components, whatever methods are compared."""
+    return _plane(
+        lambda r, everything: PCA(2, random_state=0).fit(r).transform(everything), real, made
+    )
+
+
+def tsne_scores(plane: Plane, neighbors: int = 50) -> dict[str, TsneScores]:
+    """Diversity and representativeness by method as the paper plots them (section 5.2).
+
+    Both as in `measure`, in the plane; class scores are scaled so that the least of all methods and
+    classes is 0 and the largest 1, and representativeness is 1 minus that. The paper does not
+    describe its scaling; a 0.00 and a 1.00 in its Table 9 suggest this one.
+    """
+    checks.integer("neighbors", neighbors, minimum=1)
+    apart = {m: [gaps(p) for p in points] for m, points in plane.made.items()}
+    near = {  # 1 minus a scaled distance is the scaled distance with its sign turned
+        m: [-reaches(p, r, neighbors) for p, r in zip(points, plane.real, strict=True)]
+        for m, points in plane.made.items()
+    }
+    diverse, close = _scale(apart.values()), _scale(near.values())
+    return {
+        m: TsneScores(
+            diversity=[diverse(of_class) for of_class in apart[m]],
+            representativeness=[close(of_class) for of_class in near[m]],
+            diversity_mean=diverse(torch.cat(apart[m])),
+            representativeness_mean=close(torch.cat(near[m])),
+        )
+        for m in plane.made
+    }
+
+
+def maps_picture(planes: Mapping[str, Plane]) -> str:
+    """An SVG: a row of panels per plane, by its title, and a column per method.
+
+    Real images are faint dots, the method's are crosses; one colour for each class, of which the
+    first ten are drawn.
+    """
+    methods = list(next(iter(planes.values())).made)
+    with plt.rc_context({"svg.hashsalt": "maps"}):  # the same planes give the same bytes
+        figure, rows = plt.subplots(
+            len(planes),
+            len(methods),
+            figsize=(4 * len(methods), 4 * len(planes)),
+            squeeze=False,
+            layout="constrained",
+            sharex="row",
+            sharey="row",
+        )
+        for panels, (title, plane) in zip(rows, planes.items(), strict=True):
+            panels[0].set_ylabel(title)
+            for panel, top, method in zip(panels, rows[0], methods, strict=True):
+                _draw(panel, plane.real, plane.made[method])
+                panel.set(xticks=[], yticks=[])
+                top.set_title(method)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
+        plt.close(figure)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _plane(
+    fitted: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    real: Sequence[Tensor],
+    made: Mapping[str, Sequence[Tensor]],
+) -> Plane:
+    """The coordinates that `fitted` finds from the real features for real and made, (N + K, 2)."""
+    if not made:
+        raise UserError("a map of images needs a method; give its features by its name")
+    real = checked(real, "real features", like=real)
+    made = {m: checked(rows, f"features of {m}", like=real) for m, rows in made.items()}
+    if real[0].shape[1] < 2:
+        raise UserError("a plane needs features of 2 numbers or more per image, these have 1")
+    sets = [*real, *(rows for by_class in made.values() for rows in by_class)]
+    points = fitted(torch.cat(real).numpy(), torch.cat(sets).numpy())
+    parts = iter(torch.from_numpy(points).double().split([len(rows) for rows in sets]))
+    return Plane(
+        real=[next(parts) for _ in real],
+        made={m: [next(parts) for _ in by_class] for m, by_class in made.items()},
+    )
+
+
+def _scale(samples: Iterable[Sequence[Tensor]]) -> Callable[[Tensor], float | None]:
+    """The mean of some samples on a scale from the least class mean to the largest, 0 to 1."""
+    means = [of_class.mean() for by_class in samples for of_class in by_class if len(of_class)]
+    low, high = (min(means), max(means)) if means else (0.0, 0.0)
+
+    def scaled(some: Tensor) -> float | None:
+        return ((some.mean() - low) / (high - low)).item() if len(some) and high > low else None
+
+    return scaled
+
+
+def _draw(panel: plt.Axes, real: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    for label, (dots, crosses) in enumerate(zip(real[:MOST_CLASSES], made, strict=False)):
+        colour = plt.get_cmap("tab10")(label)
+        # as pixels: thousands of dots in every panel would make megabytes of paths
+        panel.scatter(*dots.T, color=colour, s=6, alpha=0.25, linewidths=0, rasterized=True)
+        panel.scatter(
+            *crosses.T, color=colour, s=34, marker="X", edgecolors="black", linewidths=0.6, zorder=2
+        )

@@ -1,0 +1,48 @@
+"""How much of one increment of a set another already teaches (LGD, Chan-Santiago 2026)."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from eval.evaluate import EvalProtocol
+from eval.images import TestImages, student_pixels, training_images
+from eval.protocols.training import StudentTraining
+from eval.students.registry import make_student
+from mgd3.data.distilled import DistilledDataset
+from mgd3.runtime.progress import progress
+
+
+def redundancy(
+    first: DistilledDataset,
+    second: DistilledDataset,
+    protocol: EvalProtocol,
+    student: str,
+    test: TestImages,
+    device: torch.device,
+) -> float:
+    """Top-1 in percent on the second set's images of a student trained on the first alone.
+
+    High: the second adds little. Two seeds of one method are such increments.
+    """
+    num_classes = len(first.classes)
+    protocol.prepare(test, device)
+    pixels, labels = training_images(first, protocol.stored_size, device, test.cache)
+    size, resized = protocol.image_size, protocol.test_resize
+    others = [(student_pixels(i, size, resized), label) for i, label in second.images()]
+    theirs = torch.stack([p for p, _ in others]).to(device)
+    recipe = protocol.recipe(first.ipc, num_classes, student)
+    recipe = replace(recipe, tests=(recipe.epochs,))
+    net = make_student(student, num_classes, size, seed=0).to(device)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress(f"redundancy of {first.manifest['method']}, epochs", recipe.epochs) as advance,
+    ):
+        training = StudentTraining(
+            net, recipe, protocol.objective(pixels, None), 0, Path(folder) / "checkpoint"
+        )
+        known = theirs, torch.tensor([label for _, label in others], device=device)
+        return training.fit(pixels, labels, known, lambda _: advance(1)).top1_last

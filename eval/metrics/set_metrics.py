@@ -1,0 +1,211 @@
+"""How a distilled set compares with the real one in a feature space.
+
+Features are one (images, D) tensor per class, in label order: (N, D) real, (K, D) made. Distances
+are Euclidean, in the features' unit.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from eval.metrics.distances import checked, gaps, reaches
+from eval.metrics.planes import TsneScores
+from eval.results.tables import Layout
+from mgd3.runtime import checks
+
+_ROWS = 1024  # of a matrix of distances or kernel values held at once
+_ROUNDING = 1e-6  # of a norm; distances by matrix products are off by some 1e-8 of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetMetrics:
+    """One distilled set in one feature space.
+
+    The last six are of all classes pooled and, but for `mmd`, depend on how many images there are
+    (a few made ones cannot cover many real ones, nor show their covariance): compare sets of one
+    size with the same real images.
+    """
+
+    num_real: int
+    num_made: int
+    diversity: list[float | None]  # by class; None for a class of one image
+    representativeness: list[float]  # by class; a distance, so lower is more representative
+    diversity_mean: float | None  # over samples, those alone in their class left out
+    representativeness_mean: float  # over samples
+    pairwise: float | None  # mean distance of a class's pairs, mean over classes that have pairs
+    precision: float  # share of the made inside the real images' balls
+    recall: float  # share of the real inside the made images' balls
+    density: float  # real balls around a made image, per k; may exceed 1
+    coverage: float  # share of the real whose ball holds a made image
+    frechet: float  # squared, as FID is
+    mmd: float  # squared and unbiased, so it may fall below 0
+
+
+def measure(
+    real: Sequence[Tensor], made: Sequence[Tensor], neighbors: int = 50, k: int = 5
+) -> SetMetrics:
+    """All metrics of one set; features are compared as they are, not normalised.
+
+    Diversity of a sample: distance to the nearest other made sample of its class.
+    Representativeness: mean distance to the `neighbors` nearest real samples of its class (the
+    paper's section 5.2 leaves the class open), to all of them in a smaller class. Precision to
+    coverage: balls that reach to the `k`-th nearest neighbour, or to the last where there are
+    fewer. Raises `UserError` for features that cannot be compared.
+    """
+    checks.integer("neighbors", neighbors, minimum=1)
+    checks.integer("k", k, minimum=1)
+    real = checked(real, "real features", like=real)
+    made = checked(made, "made features", like=real)
+    nearest = [gaps(m) for m in made]
+    reached = [reaches(m, r, neighbors) for m, r in zip(made, real, strict=True)]
+    pairs = [torch.pdist(m).mean().item() for m in made if len(m) > 1]
+    all_real, all_made = torch.cat(real), torch.cat(made)
+    precision, recall, density, coverage = _balls(all_real, all_made, k)
+    return SetMetrics(
+        num_real=len(all_real),
+        num_made=len(all_made),
+        diversity=[_mean(g) for g in nearest],
+        representativeness=[r.mean().item() for r in reached],
+        diversity_mean=_mean(torch.cat(nearest)),
+        representativeness_mean=torch.cat(reached).mean().item(),
+        pairwise=statistics.fmean(pairs) if pairs else None,
+        precision=precision,
+        recall=recall,
+        density=density,
+        coverage=coverage,
+        frechet=_frechet(all_real, all_made),
+        mmd=_mmd(all_real, all_made),
+    )
+
+
+_COLUMNS = {
+    "diversity_mean": "diversity ↑",
+    "representativeness_mean": "distance to real ↓",
+    "pairwise": "pairwise distance ↑",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "density": "density ↑",
+    "coverage": "coverage ↑",
+    "frechet": "Fréchet ↓",
+    "mmd": "MMD² ↓",
+}
+
+
+def metrics_layout(
+    measured: Mapping[str, Sequence[SetMetrics]],
+    space: str,
+    tsne: Mapping[str, TsneScores] | None = None,
+) -> Layout:
+    """A line per method: mean ± population deviation over its n sets, an arrow towards better.
+
+    `space` names the features' network; `tsne`, where given, adds the dataset scores of these
+    methods' planes. A cell is empty where a set has no such value.
+    """
+    headers = ["method", "images", "n", *_COLUMNS.values()]
+    lines = [
+        [
+            method,
+            ", ".join(map(str, sorted({s.num_made for s in sets}))),
+            str(len(sets)),
+            *(_cell([getattr(s, name) for s in sets]) for name in _COLUMNS),
+        ]
+        for method, sets in measured.items()
+    ]
+    if tsne is not None:
+        headers += ["t-SNE diversity ↑", "t-SNE representativeness ↑"]
+        for line in lines:
+            scores = tsne.get(line[0])
+            means = (scores.diversity_mean, scores.representativeness_mean) if scores else ()
+            line += [_cell([value]) for value in means or (None, None)]
+    return Layout(title=f"sets in the feature space of {space}", headers=headers, lines=lines)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return ""
+    spread = f" ± {statistics.pstdev(known):.2g}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.4g}{spread}"
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
+
+
+def _balls(real: Tensor, made: Tensor, k: int) -> tuple[float, float, float, float]:
+    """Precision, recall (arXiv 1904.06991), density, coverage (arXiv 2002.09797).
+
+    A point on a ball's surface is inside, as in the first paper; the second's released code leaves
+    it out, which shows only where made images are real ones.
+    """
+    center = real.mean(dim=0)
+    real, made = real - center, made - center  # rounding grows with the norms
+    k_real, k_made = min(k, len(real) - 1), min(k, len(made) - 1)
+    real_radii, made_radii = _radii(real, k_real), _radii(made, k_made)  # (N,), (K,)
+    balls = torch.zeros(len(made), dtype=torch.int64)  # real ones around each made image
+    covered = recalled = 0
+    for rows, radii in zip(real.split(_ROWS), real_radii.split(_ROWS), strict=True):
+        distances = torch.cdist(rows, made)  # (rows, K)
+        inside = distances <= radii[:, None]
+        balls += inside.sum(dim=0)
+        covered += int(inside.any(dim=1).sum())
+        recalled += int((distances <= made_radii).any(dim=1).sum())
+    return (
+        (balls > 0).double().mean().item(),
+        recalled / len(real),
+        balls.double().mean().item() / k_real,
+        covered / len(real),
+    )
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Distance of each of (N, D) to its k-th nearest other, (N,), and what rounding may add."""
+    distances, _ = NearestNeighbors(n_neighbors=k).fit(points.numpy()).kneighbors()
+    radii = torch.from_numpy(distances[:, -1])
+    return radii + _ROUNDING * (radii + points.norm(dim=1))
+
+
+def _frechet(real: Tensor, made: Tensor) -> float:
+    """|m - m'|² + tr(C + C' - 2 (C C')^½) of the sample means and covariances (arXiv 1706.08500).
+
+    With C = AᵀA and C' = BᵀB the last trace is the sum of the singular values of A Bᵀ: exact for
+    covariances of few images too, whose product has no reliable matrix root.
+    """
+    shift = (real.mean(dim=0) - made.mean(dim=0)).square().sum()
+    a, b = (_root(x) for x in (real, made))
+    common = torch.linalg.matrix_norm(a @ b.T, "nuc")
+    distance = shift + a.square().sum() + b.square().sum() - 2 * common
+    return max(0.0, distance.item())  # rounding takes equal sets below 0
+
+
+def _root(points: Tensor) -> Tensor:
+    """A, (at most D, D), whose AᵀA is the covariance of (N, D)."""
+    centered = (points - points.mean(dim=0)) / (len(points) - 1) ** 0.5
+    return torch.linalg.qr(centered, mode="r").R
+
+
+def _mmd(real: Tensor, made: Tensor) -> float:
+    """Unbiased MMD² under the kernel of KID (arXiv 1801.01401).
+
+    Of whole sets, where KID is the mean over random subsets: the same expectation, less noise.
+    """
+    cross = _kernel_sum(real, made) / (len(real) * len(made))
+    return _within(real) + _within(made) - 2 * cross
+
+
+def _kernel_sum(some: Tensor, others: Tensor) -> float:
+    """Sum of (x·y / D + 1)³ over all pairs."""
+    parts = (rows @ others.T / others.shape[1] + 1 for rows in some.split(_ROWS))
+    return sum(part.pow(3).sum().item() for part in parts)
+
+
+def _within(points: Tensor) -> float:
+    """Mean kernel of two different points."""
+    own = (points.square().sum(dim=1) / points.shape[1] + 1).pow(3).sum().item()
+    return (_kernel_sum(points, points) - own) / (len(points) * (len(points) - 1))

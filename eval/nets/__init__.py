@@ -1,1 +1,0 @@
-"""Student networks of the field that no library keeps."""

@@ -1,0 +1,1 @@
+"""How a student is trained and tested: hard labels, soft labels, teachers."""

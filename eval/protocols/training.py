@@ -1,0 +1,291 @@
+"""Training one student from scratch on a small set that stays on the device."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from eval.protocols.augmentation import normalise
+from mgd3.runtime.distributed import Ranks
+from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.tensors import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINT_SECONDS = 120.0
+_TEST_BATCH = 64  # ConvNet-6 at 224 px holds 50 MB an image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """A learning rate that is multiplied by gamma after each milestone, in epochs."""
+
+    milestones: tuple[int, ...]
+    gamma: float
+
+    def factor(self, epoch: int) -> float:
+        """Of the base rate in epoch 0, 1, ..."""
+        return self.gamma ** sum(epoch >= m for m in self.milestones)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """0.5 (1 + cos(pi e / period)): to zero over one period of epochs."""
+
+    period: float
+
+    def factor(self, epoch: int) -> float:
+        """Of the base rate in epoch 0, 1, ..."""
+        return 0.5 * (1 + math.cos(math.pi * epoch / self.period))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One student's optimisation; durations are in epochs."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str  # sgd (with momentum) or adamw
+    lr: float
+    momentum: float
+    weight_decay: float
+    decay: str  # all, or weights: only what has more than one dimension and «weight» in its name
+    schedule: Steps | Cosine
+    tests: tuple[int, ...]  # finished epochs after which the student is tested
+    precision: str  # float32 or bfloat16 (autocast)
+
+    def make_optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of a student's parameters."""
+        named = dict(student.named_parameters())
+        decayed = [n for n, p in named.items() if self.decay == "all" or _is_weight(n, p)]
+        groups = [
+            {"params": [named[n] for n in decayed], "weight_decay": self.weight_decay},
+            {"params": [p for n, p in named.items() if n not in decayed], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A network whose answers a protocol's students learn."""
+
+    name: str
+    top1: float  # percent of the real test images
+    network: nn.Module  # in eval mode; normalised images to logits
+
+
+class Objective(Protocol):
+    """What a student learns from a batch."""
+
+    def begin(self, student_seed: int, epoch: int) -> Generator:
+        """An epoch begins: where all its random numbers come from."""
+
+    def __call__(
+        self,
+        predict: Callable[[Tensor], Tensor],
+        pixels: Tensor,
+        target: Tensor,
+        rows: Tensor,
+        draw: Generator,
+        mine: slice,
+    ) -> Tensor:
+        """The mean loss of the images `mine` of a batch, all of which is augmented.
+
+        Pixels (B, 3, H, W) uint8, labels (B,), positions in the set (B,); `predict` takes
+        normalised images to float32 logits.
+        """
+
+
+@dataclass
+class History:
+    """Test accuracies of one student in percent, by epoch."""
+
+    tested: list[tuple[int, float]] = field(default_factory=list)
+    train_seconds: float = 0.0
+    test_seconds: float = 0.0
+    just_tested: bool = False  # did the epoch that ended last end with a test?
+
+    @property
+    def top1_last(self) -> float:
+        """After the last epoch."""
+        return self.tested[-1][1]
+
+    @property
+    def top1_best(self) -> float:
+        """The best of all tests: model selection on the test set, as the papers report."""
+        return max(top1 for _, top1 in self.tested)
+
+
+class StudentTraining:
+    """A student, its optimiser and its history; goes on from a checkpoint of its own.
+
+    Each epoch draws everything from a stream of its own, so that a killed training gives the same
+    student as one that ran through.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        recipe: Recipe,
+        objective: Objective,
+        seed: int,
+        checkpoint: Path,
+        compiled: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """`compiled` runs the student through torch.compile: a minute at first, faster then.
+
+        `ranks` shares every batch among processes, whose checkpoint the first one writes.
+        """
+        self.ranks = ranks or Ranks()
+        self.student = student
+        self._forward = torch.compile(student) if compiled else student
+        self.recipe = recipe
+        self.objective = objective
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self.epoch = 0  # finished epochs
+        self.history = History()
+        self.optimizer = recipe.make_optimizer(student)
+        if checkpoint.is_file():
+            self._restore()
+
+    def fit(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        test: tuple[Tensor, Tensor],
+        on_epoch: Callable[[History], None],
+    ) -> History:
+        """Train on pixels (N, 3, H, W) uint8, labels (N,); test on the same kind of pair."""
+        recipe, saved = self.recipe, time.monotonic()
+        while self.epoch < recipe.epochs:
+            start = time.monotonic()
+            self.one_epoch(pixels, labels)
+            self.epoch += 1
+            self.history.train_seconds += time.monotonic() - start
+            due = self.epoch in recipe.tests
+            self.history.just_tested = due
+            if due:
+                start = time.monotonic()
+                self.history.tested.append((self.epoch, self.accuracy(*test)))
+                self.history.test_seconds += time.monotonic() - start
+            on_epoch(self.history)
+            if self.ranks.first and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        return self.history
+
+    def accuracy(self, pixels: Tensor, labels: Tensor) -> float:
+        """Top-1 in percent on pixels (N, 3, H, W) uint8 that are already cropped."""
+        self.student.eval()
+        mine, part = self.ranks.share(len(pixels))
+        top1 = accuracy(self._predict, pixels[mine], labels[mine])
+        if self.ranks.world == 1:
+            return top1
+        right = torch.tensor(top1 / 100 * part * len(pixels), device=labels.device).round()
+        return 100 * float(self.ranks.sum(right)) / len(pixels)
+
+    def one_epoch(self, pixels: Tensor, labels: Tensor) -> None:
+        """One pass over pixels (N, 3, H, W) uint8 in an order of this epoch's own."""
+        recipe = self.recipe
+        draw = self.objective.begin(self.seed, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * recipe.schedule.factor(self.epoch)
+        self.student.train()
+        with _dropout_stream(draw.initial_seed() + self.ranks.rank, labels.device):
+            total = self._batches(pixels, labels, draw)
+        if not total.isfinite():
+            raise UserError(
+                f"the student's loss is not finite in epoch {self.epoch}; lower protocol.lr "
+                f"(now {recipe.lr})"
+            )
+
+    def _batches(self, pixels: Tensor, labels: Tensor, draw: Generator) -> Tensor:
+        """Every batch of an epoch; the sum of their losses."""
+        device = labels.device  # pixels may be in a file, that is on the CPU
+        total = torch.zeros((), device=device)
+        for rows in torch.randperm(len(pixels), generator=draw).split(self.recipe.batch_size):
+            batch, rows = pixels[rows.to(pixels.device)].to(device), rows.to(device)
+            mine, part = self.ranks.share(len(rows))
+            loss = self.objective(self._predict, batch, labels[rows], rows, draw, mine) * part
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.ranks.sum_gradients(self.student.parameters())
+            self.optimizer.step()
+            total += loss.detach()
+        return self.ranks.sum(total)
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Float32 logits of normalised images."""
+        enabled = self.recipe.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+            return self._forward(images).float()
+
+    def _state(self) -> dict[str, Tensor]:
+        """Live tensors: weights and buffers, and what the optimiser remembers of each."""
+        state = {f"student.{k}": v for k, v in self.student.state_dict().items()}
+        for name, parameter in self.student.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    state[f"optimizer.{key}.{name}"] = value
+        return state
+
+    def _save(self) -> None:
+        tested = torch.tensor(self.history.tested, dtype=torch.float64).view(-1, 2)
+        seconds = torch.tensor([self.history.train_seconds, self.history.test_seconds])
+        extra = {"epoch": torch.tensor(self.epoch), "tested": tested, "seconds": seconds}
+        save_tensors(self.checkpoint, self._state() | extra, {})
+
+    def _restore(self) -> None:
+        try:
+            state = load_tensors(self.checkpoint)
+        except CorruptFileError as error:
+            log.warning("%s; training this student from the start", error)
+            return
+        self.epoch = int(state["epoch"])
+        self.history.tested = [(int(e), top1) for e, top1 in state["tested"].tolist()]
+        self.history.train_seconds, self.history.test_seconds = state["seconds"].tolist()
+        self.student.load_state_dict(
+            {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
+        )
+        parameters = dict(self.student.named_parameters())
+        for full_name, value in state.items():
+            if full_name.startswith("optimizer."):
+                _, key, name = full_name.split(".", 2)
+                device = "cpu" if key == "step" else parameters[name].device
+                self.optimizer.state[parameters[name]][key] = value.to(device)
+
+
+@contextmanager
+def _dropout_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout can only draw from the global generators: they are this epoch's own inside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.inference_mode()
+def accuracy(predict: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor) -> float:
+    """Top-1 in percent of a network in eval mode on pixels (N, 3, H, W) uint8, already cropped."""
+    correct = 0
+    for images, target in zip(pixels.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
+        logits = predict(normalise(images.float() / 255))
+        correct += int((logits.argmax(dim=1) == target).sum())
+    return 100 * correct / len(labels)
+
+
+def _is_weight(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() > 1 and "weight" in name

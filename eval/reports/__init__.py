@@ -1,0 +1,1 @@
+"""Pages and pictures: one run, one table of a paper."""

@@ -1,0 +1,63 @@
+"""A 2-D picture of real and distilled images for reports: t-SNE of small pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eval.images import student_pixels
+from eval.metrics.planes import Plane, maps_picture, tsne_plane
+from eval.reports.samples import MOST_CLASSES
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
+
+_SIDE = 16  # pixels of the features' images
+_MOST_REAL = 60  # per class
+_FEWEST = 40  # images in all, below which a map shows nothing
+
+
+def embedding_picture(dataset: RealDataset, sets: Mapping[str, DistilledDataset]) -> str:
+    """An SVG: one panel per method, real images as dots, that method's as crosses.
+
+    Its distances are not to be measured. Empty for sets too small to show.
+    """
+    planes = embedding_planes(dataset, sets)
+    return maps_picture(planes) if planes else ""
+
+
+def embedding_planes(
+    dataset: RealDataset, sets: Mapping[str, DistilledDataset]
+) -> dict[str, Plane]:
+    """One t-SNE fit of real and all methods' images shrunk to 16 px, of at most ten classes.
+
+    Empty for sets too small to show.
+    """
+    classes = range(min(len(dataset.classes), MOST_CLASSES))
+    real = [_real(dataset, label) for label in classes]
+    made: dict[str, list[Tensor]] = {}
+    for method, distilled in sets.items():
+        by_class: list[list[Tensor]] = [[] for _ in classes]
+        for image, label in distilled.images():
+            if label < len(by_class):
+                by_class[label].append(_small(image))
+        made[method] = [torch.stack(rows) for rows in by_class]
+    if not sets or sum(map(len, real)) < _FEWEST:
+        return {}
+    return {"t-SNE of pixels": tsne_plane(real, made, most_real=None)}
+
+
+def _real(dataset: RealDataset, label: int) -> Tensor:
+    rows = []
+    for image in dataset.images("train", label)[:_MOST_REAL]:
+        try:
+            rows.append(_small(image.decode()))
+        except (OSError, SyntaxError):  # a damaged file that dataset.skip_broken left out
+            continue
+    return torch.stack(rows)
+
+
+def _small(image: Image.Image) -> Tensor:
+    return student_pixels(image, _SIDE).float().flatten() / 255

@@ -1,0 +1,33 @@
+"""Image sheets, as bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from mgd3.data.pixels import to_pil, to_pixels
+
+
+def png(pixels: Tensor) -> bytes:
+    """Pixels (3, H, W) uint8 as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    to_pil(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sheet(images: Tensor, columns: int) -> bytes:
+    """Images (B, 3, H, W) in [-1, 1], in rows of `columns`, as a PNG file's bytes."""
+    return png(make_grid(to_pixels(images), nrow=columns, padding=2, pad_value=255))
+
+
+def data_uri(pixels: Tensor) -> str:
+    """An image (3, H, W) uint8 for an HTML page: PNG, or JPEG for photographs' sizes."""
+    data, kind = png(pixels), "png"
+    if pixels.shape[-2] > 40:
+        buffer, kind = io.BytesIO(), "jpeg"
+        to_pil(pixels).save(buffer, "JPEG", quality=88)
+        data = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,127 @@
+"""How fast this machine is: from what finished runs recorded, else from one batch tried now."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from eval.evaluate import EvalProtocol
+from eval.results.rows import ResultStore
+from eval.students.registry import make_student
+from mgd3.data.distilled import MANIFEST
+from mgd3.runtime.batching import peak_bytes, ran_out_of_memory
+from mgd3.runtime.files import read_json
+from mgd3.runtime.machine import machine_name
+from mgd3.runtime.timing import StageTimes
+
+_ONCE = ("check", "encode", "finetune")  # stages that later runs find done
+_PHOTOGRAPH = 1.7  # bytes of a PNG per pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One training batch, forward and backward."""
+
+    seconds: float  # per image
+    bytes: int  # at its peak, for the whole batch
+
+
+@dataclass
+class Rates:
+    """Rates of one machine, from the runs below `runs`."""
+
+    runs: Path
+    device: torch.device
+    _steps: dict[tuple, Step] = field(default_factory=dict)
+
+    def training(
+        self, student: str, protocol: EvalProtocol, num_classes: int, batch: int
+    ) -> tuple[float, int, bool]:
+        """Seconds per image and epoch, peak bytes, and whether finished runs say so.
+
+        Tried now, it is one batch of noise, without augmentation, tests or a teacher.
+        """
+        few = batch if self.device.type == "cuda" else min(batch, 8)  # a CPU's rate is the same
+        step = self._tried(student, protocol.image_size, num_classes, few)
+        peak = step.bytes * batch // few
+        recorded = self._recorded[1].get((student, protocol.name, protocol.image_size))
+        if recorded:
+            return statistics.median(recorded), peak, True
+        return step.seconds, peak, False
+
+    def distilling(self, method: str, backbone: dict[str, Any]) -> float | None:
+        """Seconds per image, without what is done once for all runs; None: never done here."""
+        found = self._recorded[0].get((method, str(backbone.get("weights")), _side(backbone)))
+        return statistics.median(found) if found else None
+
+    def image_bytes(self, dataset: str, backbone: dict[str, Any]) -> float:
+        """Of one PNG: as finished sets of the dataset have, else as photographs do."""
+        found = self._recorded[2].get(dataset)
+        return statistics.fmean(found) if found else _PHOTOGRAPH * _side(backbone) ** 2
+
+    @cached_property
+    def _recorded(self) -> tuple[dict, dict, dict]:
+        """Seconds per image by method and backbone; by student and protocol; bytes by dataset."""
+        distilling: dict[tuple, list[float]] = defaultdict(list)
+        training: dict[tuple, list[float]] = defaultdict(list)
+        sizes: dict[str, list[float]] = defaultdict(list)
+        here = machine_name(self.device)
+        for path in self.runs.rglob(MANIFEST):
+            manifest = read_json(path)
+            count = len(manifest["images"])
+            rows = [
+                (row, results.parent)
+                for results in path.parent.glob("*/results.jsonl")
+                for row in ResultStore(results).rows()
+                if row.machine == here
+            ]
+            for row, folder in rows:
+                size = read_json(folder / "protocol.json")["protocol"]["image_size"]
+                spent = (row.train_seconds + row.test_seconds) / (row.epochs * count)
+                training[row.student, row.protocol, size].append(spent)
+            first = path.parent / manifest["images"][0]["file"]
+            if first.is_file():
+                sizes[manifest["dataset"]].append(first.stat().st_size)
+            if manifest.get("machine") == here and "backbone" in manifest["config"]:
+                backbone = manifest["config"]["backbone"]
+                stages = StageTimes(path.parent / "times.json").read()
+                spent = sum(s for stage, s in stages.items() if stage not in _ONCE)
+                key = manifest["method"], str(backbone.get("weights")), _side(backbone)
+                distilling[key].append(spent / count)
+        return distilling, training, sizes
+
+    def _tried(self, student: str, size: int, num_classes: int, batch: int) -> Step:
+        key = student, size, num_classes, batch
+        if key not in self._steps:
+            net = make_student(student, num_classes, size, seed=0).to(self.device)
+            images = torch.randn(batch, 3, size, size, device=self.device)
+            labels = torch.arange(batch, device=self.device) % num_classes
+
+            def step() -> None:
+                F.cross_entropy(net(images), labels).backward()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+
+            try:
+                peak = peak_bytes(step)
+                start = time.monotonic()
+                step()
+            except (RuntimeError, MemoryError) as error:
+                if batch == 1 or not ran_out_of_memory(error):
+                    raise
+                return self._tried(student, size, num_classes, batch // 2)
+            self._steps[key] = Step(seconds=(time.monotonic() - start) / batch, bytes=peak)
+        return self._steps[key]
+
+
+def _side(backbone: dict[str, Any]) -> int:
+    """Pixels of the images that a backbone's runs write."""
+    return int(backbone.get("output_size") or backbone["image_size"])

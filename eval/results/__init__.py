@@ -1,0 +1,1 @@
+"""Result rows and every view of them: tables, statistics, scores, sweeps, costs."""

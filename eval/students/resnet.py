@@ -1,0 +1,46 @@
+"""ResNets of torchvision's topology, with the field's stems by image size."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from eval.students.norm import initialise_convolutions, instance_norm
+
+BLOCKS: dict[int, tuple[type, list[int]]] = {
+    10: (BasicBlock, [1, 1, 1, 1]),
+    18: (BasicBlock, [2, 2, 2, 2]),
+    34: (BasicBlock, [3, 4, 6, 3]),
+    50: (Bottleneck, [3, 4, 6, 3]),
+    101: (Bottleneck, [3, 4, 23, 3]),
+}
+
+
+def resnet_in(depth: int, num_classes: int, image_size: int) -> nn.Module:
+    """ResNet-`depth` with instance norm, as the hard-label protocol trains it."""
+    block, layers = BLOCKS[depth]
+    net = ResNet(block, layers, num_classes=num_classes, norm_layer=instance_norm)
+    _fit_stem(net, image_size)
+    initialise_convolutions(net)
+    return net
+
+
+def resnet_bn(depth: int, num_classes: int, image_size: int) -> nn.Module:
+    """ResNet-`depth` with batch norm, as the soft-label protocol trains it.
+
+    Above 128 px it is torchvision's, initialisation included.
+    """
+    block, layers = BLOCKS[depth]
+    net = ResNet(block, layers, num_classes=num_classes)
+    if _fit_stem(net, image_size):
+        initialise_convolutions(net.conv1)  # torchvision's own distribution for convolutions
+    return net
+
+
+def _fit_stem(net: nn.Module, image_size: int) -> bool:
+    """Stem 3x3 up to 64 px, 3x3 and 2x2 max pooling up to 128, else the usual; was it changed?"""
+    if image_size > 128:
+        return False
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    net.maxpool = nn.Identity() if image_size <= 64 else nn.MaxPool2d(2)
+    return True

@@ -1,0 +1,69 @@
+"""What samplers and mode discovery need of a diffusion model and its codec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mgd3.backbones.schedule import NoiseSchedule
+from mgd3.data.class_lists import ClassInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A backbone's output for noisy latents."""
+
+    eps: Tensor  # (B, C, h, w) predicted noise
+    variance: Tensor | None = None  # (B, C, h, w) in [-1, 1], between the two log-variance bounds
+
+
+class Codec(Protocol):
+    """Pixels to latents and back; heavy weights load on first use."""
+
+    image_size: int  # pixels that the network works on
+    output_size: int  # pixels of the files that are written
+    samples_latents: bool  # whether an image's latent depends on its key
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent, along one side."""
+
+    @property
+    def id(self) -> str:
+        """Identifies everything that latents depend on; part of the latent cache's key."""
+
+    def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
+        """Images (B, 3, H, W) to latents (B, C, h, w); a key names its image's random stream."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
+
+
+class Backbone(Protocol):
+    """A diffusion model and its codec; heavy weights load on first use."""
+
+    codec: Codec
+    device: torch.device
+    precision: str  # in which it computes; weights and predictions are float32
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The training noise, and which of its timesteps samplers visit."""
+
+    @property
+    def null_class(self) -> int:
+        """The row that stands for «no class» in classifier-free guidance."""
+
+    def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
+        """Rows of the conditioning table; raises `UserError` for a class it cannot have."""
+
+    def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
+        """Noise (and variance) of x_t (B, C, h, w) at training timesteps t (B,)."""

@@ -1,0 +1,181 @@
+"""Finding pre-trained weights: a hub id, a local diffusers folder, an https address or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+
+from mgd3.backbones.weights.checkpoints import first_line, refuse_tensors
+from mgd3.runtime.errors import UserError
+
+_WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
+_PROJECT = Path(__file__).resolve().parents[3]
+
+
+def download_path(url: str) -> Path:
+    """Where `scripts/fetch_weights.py` puts an https address, and where a run looks for it.
+
+    Raises `UserError` for an address that names no file.
+    """
+    address = urlparse(url)
+    name = Path(address.path.lstrip("/"))
+    if not name.name or ".." in name.parts:
+        raise UserError(f"{url} does not name a file")
+    if address.query:  # another query is another file
+        digest = hashlib.blake2s(address.query.encode(), digest_size=4).hexdigest()
+        name = name.with_name(f"{digest}-{name.name}")
+    folder = Path(os.environ.get("MGD3_WEIGHTS") or _PROJECT / "weights").expanduser()
+    return folder / address.netloc.replace(":", "_") / name
+
+
+def is_url(value: str) -> bool:
+    """An address on the web?"""
+    return value.startswith(("https://", "http://"))
+
+
+def missing(key: str, value: str, reason: str) -> UserError:
+    """What is missing, from where, the command that fetches it, and the key for a local copy."""
+    origin = value if is_url(value) else f"the Hugging Face hub's {value}"
+    return UserError(
+        f"{key}={value}: these weights are not on this machine ({reason}). They come from "
+        f"{origin}; with a network: python scripts/fetch_weights.py {value}. Without one, copy "
+        f"them here from a machine that has them and set {key}=PATH"
+    )
+
+
+def find_file(key: str, value: str) -> Path | None:
+    """The weight file that `value` names: a path, below the project's if need be, or an address.
+
+    None: it is no file (a hub id or a folder). Raises `UserError` for an address that has not been
+    fetched.
+    """
+    if is_url(value):
+        path = download_path(value)
+        if not path.is_file():
+            raise missing(key, value, f"{path} does not exist")
+        return path
+    path = Path(value).expanduser()
+    return next((p for p in (path, _PROJECT / path) if p.is_file()), None)
+
+
+def diffusers_source(key: str, value: object) -> str:
+    """`value` if it names a local diffusers folder or looks like a hub id, else `UserError`."""
+    source = os.path.expanduser(str(value))
+    if Path(source).is_dir():
+        return source
+    looks_like_a_file = source.startswith((".", "/")) or Path(source).suffix in _WEIGHT_SUFFIXES
+    if source.count("/") == 1 and not looks_like_a_file:
+        return source
+    raise UserError(
+        f"{key}={value} does not exist; allowed: a hub id such as org/name, a local folder in "
+        "diffusers' format (config.json beside *.safetensors), or one weight file "
+        f"({', '.join(sorted(_WEIGHT_SUFFIXES))}) where the backbone has such a form"
+    )
+
+
+def load_pretrained(
+    key: str, source: str, subfolder: str, model: Any = None, alone: bool = True
+) -> Any:
+    """A model of diffusers (or `model`, of transformers), float32, complete, never unpickled code.
+
+    A pipeline keeps it in `subfolder`; with `alone`, the folder or repository may also be the
+    model's own.
+    """
+    is_folder = Path(source).is_dir()
+    inside = "" if alone and _is_a_model(source) else subfolder
+    options: dict[str, Any] = {"subfolder": inside} if inside else {}
+    if is_folder and _only_half_precision(Path(source) / inside):
+        options["variant"] = "fp16"
+    if model is None:
+        model = _diffusers_class(key, source, inside)
+        options["low_cpu_mem_usage"] = False  # needs another package, for a saving of seconds
+    try:
+        network, report = model.from_pretrained(
+            source,
+            torch_dtype=torch.float32,
+            local_files_only=is_folder or not hub_reachable(),
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        if is_folder:
+            raise UserError(
+                f"{key}={source}: the weights in {subfolder}/ could not be loaded "
+                f"({first_line(error)}); the folder may be incomplete: copy or fetch it again"
+            ) from error
+        raise missing(key, source, first_line(error)) from error
+    refuse_tensors(f"{key}={source}", report["missing_keys"], report["unexpected_keys"], [])
+    return network
+
+
+def _is_a_model(source: str) -> bool:
+    """Is the folder or repository one model's own, rather than a pipeline's?"""
+    if Path(source).is_dir():
+        return (Path(source) / "config.json").is_file()
+    try:
+        load_config("", source, "", "config.json")
+    except UserError:
+        return False
+    return True
+
+
+def _diffusers_class(key: str, source: str, subfolder: str) -> Any:
+    """The class that a model's configuration names."""
+    import diffusers  # a second of import time, and `method=random` needs none of it
+
+    diffusers.utils.logging.set_verbosity_error()  # it warns of its own older configurations
+    name = load_config(key, source, subfolder, "config.json").get("_class_name")
+    model = getattr(diffusers, str(name), None)
+    if not hasattr(model, "from_pretrained"):
+        raise UserError(f"{key}={source}: {subfolder}/config.json names no model ({name!r})")
+    return model
+
+
+def load_config(key: str, source: str, subfolder: str, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline, from the folder or the hub."""
+    path = Path(source) / subfolder / name
+    if not Path(source).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            path = Path(
+                hf_hub_download(
+                    source, name, subfolder=subfolder or None, local_files_only=not hub_reachable()
+                )
+            )
+        except (OSError, HfHubHTTPError) as error:
+            raise missing(key, source, first_line(error)) from error
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={source}: {subfolder}/{name} is missing or no JSON") from error
+
+
+def hub_reachable() -> bool:
+    """Spares a machine without a network the hub client's half minute of retries."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    from huggingface_hub.constants import ENDPOINT
+
+    address = urlparse(ENDPOINT)
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return False
+    return True
+
+
+def _only_half_precision(folder: Path) -> bool:
+    names = [f.name for f in folder.glob("*.safetensors")]
+    return bool(names) and all(".fp16" in name for name in names)

@@ -1,0 +1,59 @@
+"""The `table` node of an experiment file: what a table of the paper compares and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+
+PLACES = ("dataset", "ipc", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """The `table` node of an experiment file; published values are percent, mean and std."""
+
+    caption: str
+    rows: Mapping[str, Mapping[str, Any]]  # overrides by row; `students` maps names to other ones
+    grid: Mapping[str, Sequence[Any]]  # dataset, ipc, seed
+    published: Mapping[str, Any] = field(default_factory=dict)  # row, dataset, ipc, student
+    bands: Mapping[str, Any] = field(default_factory=dict)  # the same keys: [low, high]
+    errata: Mapping[str, str] = field(default_factory=dict)  # by row; «table»: of the whole
+    claims: Sequence[Mapping[str, Any]] = ()  # {more: row, than: row, by: points, dataset, ipc}
+    mean_over_students: bool = False
+    sweep: str | None = None  # the key that rows vary, for a curve
+    measure: bool = False  # diversity and maps of the sets beside (or instead of) accuracy
+    published_diversity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in self.grid:
+            checks.choice("a key of table.grid", key, PLACES)
+        for key in PLACES:
+            if not self.grid.get(key):
+                raise UserError(f"table.grid.{key} is missing; give a list")
+        for part in (self.bands, self.errata):
+            for row in part:
+                checks.choice("a row of the table", row, [*self.rows, *self.published, "table"])
+        for claim in self.claims:
+            for side in ("more", "than"):
+                checks.choice(f"table.claims.{side}", claim[side], list(self.rows))
+
+
+def read_table(node: Mapping[str, Any]) -> PaperTable:
+    """The `table` node, checked as far as a slip of the pen goes."""
+    known = {f.name for f in fields(PaperTable)}
+    for key in node:
+        checks.choice("a key of table", key, sorted(known))
+    for key in ("caption", "rows", "grid"):
+        if not node.get(key):
+            raise UserError(f"table.{key} is missing")
+    for row, options in node["rows"].items():
+        if not isinstance(options, dict):
+            raise UserError(f"table.rows.{row} must be a mapping, such as {{method: mgd3}}")
+    for claim in node.get("claims", ()):
+        if not {"more", "than"} <= set(claim):
+            raise UserError(f"table.claims: {claim} needs «more» and «than», each a row")
+    return PaperTable(**node)

@@ -1,0 +1,1 @@
+"""Real images and their classes; the distilled dataset, a folder."""

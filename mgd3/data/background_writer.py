@@ -1,0 +1,47 @@
+"""Image files of one batch, written while the next batch is made."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from PIL import Image
+from torch import Tensor
+
+from mgd3.data.distilled import DistilledWriter
+from mgd3.data.pixels import to_pil
+
+
+class BackgroundWriter:
+    """Writes one batch's files while the next is sampled; reduces them to `size` pixels."""
+
+    def __init__(self, writer: DistilledWriter, workers: int, size: int) -> None:
+        self._writer, self._size = writer, size
+        self._pool = ThreadPoolExecutor(workers)
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._pool:
+            if kind is None:
+                self._wait()
+
+    def write(self, keys: list[tuple[str, int]], pixels: Tensor) -> None:
+        """Begin with a batch (B, 3, H, W) uint8, once the last one is done."""
+        self._wait()
+        self._pending = [
+            self._pool.submit(self._write, key, image)
+            for key, image in zip(keys, pixels, strict=True)
+        ]
+
+    def _write(self, key: tuple[str, int], pixels: Tensor) -> None:
+        picture, side = to_pil(pixels), (self._size, self._size)
+        if picture.size != side:
+            picture = picture.resize(side, Image.Resampling.BICUBIC)
+        self._writer.write_image(*key, picture)
+
+    def _wait(self) -> None:
+        """Raises what went wrong while writing."""
+        for file in self._pending:
+            file.result()

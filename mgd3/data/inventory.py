@@ -1,0 +1,117 @@
+"""A look at every real image before any work: does it decode, and what is its content?"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgd3.data.class_lists import ClassInfo
+from mgd3.data.datasets import RealDataset, RealImage
+from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.files import read_json, write_json
+from mgd3.runtime.progress import progress
+
+log = logging.getLogger(__name__)
+
+_BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The usable images of one class and a digest of each one's content."""
+
+    images: tuple[RealImage, ...]
+    digests: tuple[str, ...]
+
+
+def take_inventory(
+    dataset: RealDataset, split: str, minimum: int, cache: Path, workers: int
+) -> list[ClassImages]:
+    """Decode and hash every image of a split once; results are remembered by size and time.
+
+    Returns one entry per class, in label order. Raises `UserError` if a file does not decode
+    (unless `dataset.skip_broken`) or a class has fewer than `minimum` usable images.
+    """
+    listing = [dataset.images(split, label) for label in range(len(dataset.classes))]
+    found: dict[str, str] = {}
+    total = sum(map(len, listing))
+    with (
+        progress(f"checking {total} {split} images", total) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for info, images in zip(dataset.classes, listing, strict=True):
+            memory = _memory(dataset, split, info, cache)
+            found |= _examine(images, memory, pool)
+            advance(len(images))
+    broken = [key for key, digest in found.items() if digest == _BROKEN]
+    if broken:
+        message = (
+            f"{len(broken)} of {len(found)} {split} images of dataset={dataset.name} cannot be "
+            f"decoded: {', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}"
+        )
+        if not dataset.skip_broken:
+            raise UserError(
+                f"{message}. Replace or remove them, or set dataset.skip_broken=true to leave "
+                "them out"
+            )
+        log.warning("%s; left out (dataset.skip_broken=true)", message)
+    usable = []
+    for info, images in zip(dataset.classes, listing, strict=True):
+        kept = tuple(i for i in images if found[i.key] != _BROKEN)
+        if len(kept) < minimum:
+            raise UserError(
+                f"class {info.wnid} ({info.name}) of dataset={dataset.name} has {len(kept)} usable "
+                f"{split} images, fewer than the {minimum} needed; lower ipc or add images"
+            )
+        usable.append(ClassImages(kept, tuple(found[i.key] for i in kept)))
+    return usable
+
+
+def _memory(dataset: RealDataset, split: str, info: ClassInfo, cache: Path) -> Path | None:
+    """Where a class's digests are remembered; None for images that are in memory anyway."""
+    if dataset.location is None:
+        return None
+    place = hashlib.blake2s(str(dataset.location).encode(), digest_size=6).hexdigest()
+    return cache / "inventory" / place / split / f"{info.wnid}.json"
+
+
+def _examine(
+    images: Sequence[RealImage], memory: Path | None, pool: ThreadPoolExecutor
+) -> dict[str, str]:
+    """Content digest (or `_BROKEN`) by key; only new or changed files are read."""
+    known: dict[str, list] = {}
+    if memory is not None and memory.is_file():
+        try:
+            known = read_json(memory)
+        except CorruptFileError as error:
+            log.warning("%s; looking at every image again", error)
+    stamps = {i.key: _stamp(i) for i in images}
+    unchanged = {k: d for k, (stamp, d) in known.items() if stamps.get(k) == stamp}
+    fresh = [i for i in images if i.key not in unchanged]
+    found = unchanged | dict(zip((i.key for i in fresh), pool.map(_digest, fresh), strict=True))
+    whole = {k: [stamps[k], d] for k, d in found.items() if d != _BROKEN}  # broken: look again
+    if fresh and memory is not None:
+        write_json(memory, whole)
+    return found
+
+
+def _stamp(image: RealImage) -> list[int] | None:
+    try:
+        return list(image.stamp())
+    except OSError:  # a dangling link, say: `_digest` finds it broken
+        return None
+
+
+def _digest(image: RealImage) -> str:
+    try:
+        content = image.content()
+        image.decode()
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's plugins raise anything for a damaged file
+        return _BROKEN
+    return hashlib.blake2s(content, digest_size=16).hexdigest()

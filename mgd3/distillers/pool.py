@@ -1,0 +1,111 @@
+"""Which of m x IPC candidates a class keeps: one for each mode, so that every mode stays covered.
+
+Candidate c belongs to mode c % IPC and draws from noise stream c; candidates below IPC are the
+images of a run without a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mgd3.data.datasets import RealDataset
+from mgd3.data.inventory import ClassImages
+from mgd3.distillers.parts import FeatureExtractor, FeatureSpace
+from mgd3.runtime.errors import UserError
+
+
+class FirstCandidates:
+    """The first of each mode: what a run without a pool makes."""
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> None:
+        """Nothing to learn."""
+
+    def __call__(self, candidates: Sequence[Image.Image], label: int, ipc: int) -> list[int]:
+        """0 .. ipc - 1."""
+        return list(range(ipc))
+
+
+class _Measured:
+    """Choices by a network trained on the full real set."""
+
+    def __init__(self, features: FeatureSpace | None) -> None:
+        if features is None:
+            raise UserError(
+                "select: this selection measures in a feature space; add features=student"
+            )
+        self._features = features
+        self.extract: FeatureExtractor | None = None
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> None:
+        """Train the network, unless the cache has it."""
+        self.extract = self._features.fit(dataset, inventory)
+
+    def __call__(self, candidates: Sequence[Image.Image], label: int, ipc: int) -> list[int]:
+        """One candidate for each mode."""
+        assert self.extract is not None, "fit first"
+        features, logits = self.extract(candidates)
+        return self.choose(features.double(), logits.double(), label, ipc)
+
+    def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
+        """By features (m ipc, D) and logits (m ipc, classes)."""
+        raise NotImplementedError
+
+
+class TeacherCorrect(_Measured):
+    """The first of each mode that the teacher takes for its class (after CaO2's selection).
+
+    Where it takes none, the one that it finds most probable.
+    """
+
+    def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
+        """By features (m ipc, D) and logits (m ipc, classes)."""
+        right = (logits.argmax(dim=1) == label).view(-1, ipc)  # (m, ipc)
+        probable = logits.softmax(dim=1)[:, label].view(-1, ipc)
+        rows = torch.where(right.any(dim=0), right.int().argmax(dim=0), probable.argmax(dim=0))
+        return (rows * ipc + torch.arange(ipc)).tolist()
+
+
+class Diverse(_Measured):
+    """Mode by mode the candidate farthest from all that are chosen; the first mode's first one."""
+
+    def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
+        """By features (m ipc, D) and logits (m ipc, classes)."""
+        chosen = [0]
+        for k in range(1, ipc):
+            gaps = torch.cdist(features[k::ipc], features[chosen]).amin(dim=1)  # (m,)
+            chosen.append(int(gaps.argmax()) * ipc + k)
+        return chosen
+
+
+class Moments(_Measured):
+    """The set whose features have the real class's mean and deviation (after D3HR).
+
+    Minimises ||mean - mean_real||^2 + ||std - std_real||^2 over the features, exchanging one
+    candidate at a time from the first set on until no exchange helps.
+    """
+
+    def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
+        """By features (m ipc, D) and logits (m ipc, classes)."""
+        assert self.extract is not None, "fit first"
+        real = self.extract.real(label).double()
+        mean, std = real.mean(dim=0), real.std(dim=0, correction=0)
+
+        def misfit(rows: list[int]) -> float:
+            mine = features[rows]
+            gap = mine.mean(dim=0) - mean, mine.std(dim=0, correction=0) - std
+            return (gap[0].square().sum() + gap[1].square().sum()).item()
+
+        chosen, best = list(range(ipc)), misfit(list(range(ipc)))
+        improved = True
+        while improved:
+            improved = False
+            for k in range(ipc):
+                for row in range(k, len(features), ipc):
+                    trial = [*chosen[:k], row, *chosen[k + 1 :]]
+                    if (value := misfit(trial)) < best:
+                        chosen, best, improved = trial, value, True
+        return chosen

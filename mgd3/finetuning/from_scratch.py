@@ -1,0 +1,122 @@
+"""Training a small diffusion transformer from scratch on encoded real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import Tensor
+
+from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
+from mgd3.backbones.weights.dit_weights import constructor_arguments
+from mgd3.finetuning.averaged_training import AveragedTraining
+from mgd3.finetuning.losses import add_noise, diffusion_loss
+from mgd3.runtime import checks
+from mgd3.runtime.progress import progress
+from mgd3.runtime.seeding import stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Optimisation of a backbone; durations are in steps."""
+
+    steps: int
+    batch_size: int
+    lr: float  # peak; linear warm-up, then cosine to 0
+    warmup_steps: int
+    weight_decay: float
+    ema_decay: float
+    label_dropout: float  # share of rows trained without their class, for classifier-free guidance
+    precision: str  # float32 or bfloat16 (autocast)
+    seed: int
+    checkpoint_steps: int
+
+    def __post_init__(self) -> None:
+        checks.integer("train.steps", self.steps, minimum=1)
+        checks.integer("train.batch_size", self.batch_size, minimum=1)
+        checks.number("train.lr", self.lr, minimum=0)
+        checks.number("train.ema_decay", self.ema_decay, minimum=0, maximum=1)
+        checks.number("train.label_dropout", self.label_dropout, minimum=0, maximum=1)
+        checks.choice("train.precision", self.precision, ["float32", "bfloat16"])
+        checks.integer("train.checkpoint_steps", self.checkpoint_steps, minimum=1)
+
+    def lr_factor(self, step: int) -> float:
+        """Multiplies `lr` at this step."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return warm * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / self.steps))))
+
+
+class Trainer:
+    """Network, its exponential moving average and its optimiser; goes on from a checkpoint.
+
+    Step s draws everything from the stream of (seed, s), so a killed training ends with the same
+    weights as one that ran through.
+    """
+
+    def __init__(
+        self,
+        network: DiTTransformer2DModel,
+        settings: TrainSettings,
+        checkpoint: Path,
+        data: str,
+    ) -> None:
+        """`data` identifies what is trained on; a checkpoint of other data is refused."""
+        self.network = network.eval()  # diffusers' own label dropout differs from block to block
+        self.settings = settings
+        self.state = AveragedTraining(
+            dict(network.named_parameters()),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            ema_decay=settings.ema_decay,
+            checkpoint=checkpoint,
+            made_from={
+                "settings": json.dumps(asdict(settings), sort_keys=True),
+                "network": constructor_arguments(network),
+                "data": data,
+            },
+            lr_key="train.lr",
+        )
+        self._schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(1000)
+
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+        return self.state.step
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every finished step."""
+        return self.state.losses
+
+    def train(
+        self, latents: Tensor, class_ids: Tensor, on_checkpoint: Callable[[Trainer], None]
+    ) -> None:
+        """Train on latents (N, C, h, w) of class_ids (N,) up to `settings.steps`."""
+        settings = self.settings
+        with progress("training the backbone", settings.steps) as advance:
+            advance(self.step)
+            while self.step < settings.steps:
+                self.state.learn(self._loss(latents, class_ids), settings.lr_factor(self.step))
+                advance(1, note=f"loss {self.state.recent_loss:.4f}")
+                if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
+                    with self.state.averaged():
+                        on_checkpoint(self)  # first: a checkpoint says that its export is done
+                    self.state.save()
+
+    def _loss(self, latents: Tensor, class_ids: Tensor) -> Tensor:
+        settings, device = self.settings, latents.device
+        draw = stream("train", settings.seed, self.step)
+        rows = torch.randint(len(latents), (settings.batch_size,), generator=draw)
+        t = torch.randint(1000, (settings.batch_size,), generator=draw).to(device)
+        dropped = torch.rand(settings.batch_size, generator=draw) < settings.label_dropout
+        x0, labels = latents[rows], class_ids[rows].clone()
+        eps = torch.randn(x0.shape, generator=draw).to(device)
+        labels[dropped] = self.network.config.num_embeds_ada_norm
+        x_t = add_noise(x0, eps, t, self._schedule)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            out = self.network(x_t, timestep=t, class_labels=labels).sample
+        return diffusion_loss(out.float(), x0, x_t, eps, t, self._schedule).mean()

@@ -1,0 +1,248 @@
+"""Fine-tuning a DiT on the real latents before it generates (Minimax, self-adaptive memory).
+
+Loss = diffusion loss + representativeness * L_r + diversity * L_d, with x0_hat the clean estimate
+at a random timestep (Gu et al. 2024, eq. 6 and 8; Li et al. 2025). Both weights zero is the plain
+loss that the paper's ImageWoof rows need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mgd3.backbones.contract import Backbone
+from mgd3.backbones.dit import DiT
+from mgd3.data.class_lists import ClassInfo
+from mgd3.data.datasets import RealDataset
+from mgd3.data.inventory import ClassImages, take_inventory
+from mgd3.finetuning.averaged_training import AveragedTraining
+from mgd3.finetuning.difffit import DiffFit
+from mgd3.finetuning.loss_curves import loss_curve
+from mgd3.finetuning.losses import add_noise, diffusion_loss
+from mgd3.finetuning.memories import POLICIES, LatentMemory, diversity_loss, representativeness_loss
+from mgd3.modes.latents import LatentCache
+from mgd3.runtime import checks
+from mgd3.runtime.cache import cached
+from mgd3.runtime.compute import Work
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import write_atomic
+from mgd3.runtime.progress import progress
+from mgd3.runtime.seeding import stream
+from mgd3.runtime.tensors import load_tensors, tensors_digest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some classes and the weights that generate them; None are the backbone's own."""
+
+    classes: Sequence[ClassInfo]
+    weights: Path | None
+
+    @contextmanager
+    def applied(self, backbone: Backbone) -> Iterator[None]:
+        """The backbone has these weights inside this block."""
+        if self.weights is None:
+            yield
+            return
+        assert isinstance(backbone, DiT)
+        network = backbone.bare.network
+        tensors = load_tensors(self.weights)
+        own = {k: v for k, v in network.state_dict().items() if k in tensors}
+        before = {k: v.clone() for k, v in own.items()}
+        _copy(network, tensors)
+        try:
+            yield
+        finally:
+            _copy(network, before)
+
+
+class NoFineTuning:
+    """The backbone as it is."""
+
+    def __call__(self, backbone: Backbone, dataset: RealDataset, work: Work) -> list[Phase]:
+        """All classes at once."""
+        return [Phase(dataset.classes, None)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """DiffFit on the classes' latents, once per cache; at most `classes_per_phase` at a time.
+
+    Step s draws everything from the stream of (seed, s), and checkpoints hold the memories, so a
+    killed fine-tuning ends with the same weights as one that ran through.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    ema_decay: float
+    label_dropout: float
+    representativeness: float  # weight of L_r
+    diversity: float  # weight of L_d
+    memory_size: int
+    memory_policy: str
+    classes_per_phase: int
+    precision: str
+    gradient_checkpointing: bool
+    checkpoint_steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size", "memory_size", "classes_per_phase", "checkpoint_steps"):
+            checks.integer(f"finetune.{key}", getattr(self, key), minimum=1)
+        for key in ("lr", "weight_decay", "representativeness", "diversity"):
+            checks.number(f"finetune.{key}", getattr(self, key), minimum=0)
+        for key in ("ema_decay", "label_dropout"):
+            checks.number(f"finetune.{key}", getattr(self, key), minimum=0, maximum=1)
+        checks.choice("finetune.memory_policy", self.memory_policy, POLICIES)
+        checks.choice("finetune.precision", self.precision, ["float32", "bfloat16"])
+        checks.flag("finetune.gradient_checkpointing", self.gradient_checkpointing)
+        checks.integer("finetune.seed", self.seed, minimum=0)
+
+    def __call__(self, backbone: Backbone, dataset: RealDataset, work: Work) -> list[Phase]:
+        """The phases of a dataset, each with its weights, trained now unless the cache has them."""
+        if not isinstance(backbone, DiT):
+            raise UserError(
+                f"finetune: {type(backbone).__name__} cannot be fine-tuned, only a DiT; "
+                "set finetune=none"
+            )
+        if backbone.bare.learned_variance is False:
+            raise UserError("finetune: this DiT predicts no variance; set finetune=none")
+        inventory = take_inventory(dataset, "train", 1, work.cache, work.workers)
+        cache = LatentCache(work.cache / "latents", backbone.codec, work.flip)
+        network = tensors_digest(backbone.bare.network.state_dict())
+        rows = backbone.class_ids(dataset.classes)
+        phases = []
+        for start in range(0, len(dataset.classes), self.classes_per_phase):
+            part = slice(start, start + self.classes_per_phase)
+            classes = dataset.classes[part]
+            keys = [cache.key(c, i) for c, i in zip(classes, inventory[part], strict=True)]
+            made_from = {
+                "settings": json.dumps(asdict(self), sort_keys=True),
+                "network": network,
+                "latents": "\n".join(keys),
+            }
+            digest = hashlib.blake2s(json.dumps(made_from).encode(), digest_size=8).hexdigest()
+            path = work.cache / "finetuned" / f"{digest}.safetensors"
+            pairs = list(zip(classes, inventory[part], strict=True))
+            tune = partial(self._tune, backbone, cache, pairs, rows[part], path, made_from)
+            cached(path, made_from, tune)
+            phases.append(Phase(classes, path))
+        return phases
+
+    def _tune(
+        self,
+        backbone: DiT,
+        cache: LatentCache,
+        classes: Sequence[tuple[ClassInfo, ClassImages]],
+        rows: Sequence[int],
+        path: Path,
+        made_from: dict[str, str],
+    ) -> dict[str, Tensor]:
+        """Train on the latents of some classes, whose conditioning rows are `rows`."""
+        latents = [cache.latents(info, images) for info, images in classes]
+        labels = [torch.full((len(z),), row) for z, row in zip(latents, rows, strict=True)]
+        return self._train(backbone, torch.cat(latents), torch.cat(labels), path, made_from)
+
+    def _train(
+        self, backbone: DiT, latents: Tensor, labels: Tensor, path: Path, made_from: dict[str, str]
+    ) -> dict[str, Tensor]:
+        """The averaged tensors that differ from the network's own, scales folded in."""
+        network, device = backbone.bare.network, backbone.device
+        before = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        fit = DiffFit(network)
+        state = AveragedTraining(
+            fit.parameters(),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            ema_decay=self.ema_decay,
+            checkpoint=path.with_suffix(".checkpoint"),
+            made_from=made_from,
+            lr_key="finetune.lr",
+            warm_average=False,
+        )
+        real, generated = (LatentMemory(self.memory_size, self.memory_policy) for _ in range(2))
+        real.restore("real", state.extra, device)
+        generated.restore("generated", state.extra, device)
+        per_epoch = max(1, len(latents) // self.batch_size)
+        steps = self.epochs * per_epoch
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        try:
+            with fit.training(), progress("fine-tuning, steps", steps) as advance:
+                advance(state.step)
+                while state.step < steps:
+                    epoch, k = divmod(state.step, per_epoch)
+                    order = torch.randperm(
+                        len(latents), generator=stream("finetune", self.seed, "epoch", epoch)
+                    )
+                    batch = order[k * self.batch_size : (k + 1) * self.batch_size]
+                    x0, y = latents[batch].to(device), labels[batch].to(device)
+                    state.learn(self._loss(backbone, x0, y, state.step, real, generated))
+                    advance(1, note=f"loss {state.recent_loss:.4f}")
+                    if state.step % self.checkpoint_steps == 0 and state.step < steps:
+                        state.extra = real.state("real") | generated.state("generated")
+                        state.save()
+            with state.averaged():
+                fit.fold()
+                after = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        finally:
+            network.disable_gradient_checkpointing()
+            _copy(network, before)
+        write_atomic(path.with_suffix(".loss.png"), loss_curve(state.losses))
+        log.info("fine-tuned weights: %s, loss curve beside them", path)
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        return {k: v for k, v in after.items() if not torch.equal(v, before[k])}
+
+    def _loss(
+        self,
+        backbone: DiT,
+        x0: Tensor,
+        labels: Tensor,
+        step: int,
+        real: LatentMemory,
+        generated: LatentMemory,
+    ) -> Tensor:
+        """Of latents x0 (B, C, h, w) of `labels` (B,); the memories are extended afterwards."""
+        draw = stream("finetune", self.seed, step)
+        t = torch.randint(1000, (len(x0),), generator=draw)
+        dropped = torch.rand(len(x0), generator=draw) < self.label_dropout
+        eps = torch.randn(x0.shape, generator=draw).to(x0)
+        t, shown = t.to(x0.device), labels.clone()
+        shown[dropped.to(labels.device)] = backbone.null_class
+        schedule = backbone.schedule.respaced(len(backbone.schedule.alphas_cumprod))
+        x_t = add_noise(x0, eps, t, schedule)
+        network = backbone.bare.network
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            out = network(x_t, timestep=t, class_labels=shown, return_dict=False)[0]
+        out = out.float()
+        loss = diffusion_loss(out, x0, x_t, eps, t, schedule).mean()
+        if not self.representativeness and not self.diversity:
+            return loss
+        abar = schedule.abar.to(x0)[t].view(-1, 1, 1, 1)
+        x0_hat = x_t / abar.sqrt() - (1 / abar - 1).sqrt() * out[:, : x0.shape[1]]
+        loss = loss + self.representativeness * representativeness_loss(x0_hat, labels, real)
+        loss = loss + self.diversity * diversity_loss(x0_hat, labels, generated)
+        for c in labels.unique().tolist():
+            real.extend(c, x0[labels == c])
+            generated.extend(c, x0_hat[labels == c])
+        return loss
+
+
+@torch.no_grad()
+def _copy(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = network.state_dict()
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

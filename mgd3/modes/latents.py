@@ -1,0 +1,87 @@
+"""Real latents of one class at a time, encoded once and remembered by content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mgd3.backbones.contract import Codec
+from mgd3.data.class_lists import ClassInfo
+from mgd3.data.datasets import RealImage
+from mgd3.data.inventory import ClassImages
+from mgd3.data.pixels import center_crop, from_pil, to_unit
+from mgd3.runtime.batching import Batches
+from mgd3.runtime.cache import cached
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.progress import progress
+from mgd3.runtime.seeding import stream
+
+log = logging.getLogger(__name__)
+
+# Fixed, because a network rounds differently in another batch and k-means may then differ too.
+_CHUNK = 16
+
+
+class LatentCache:
+    """Encodes class by class; never more than one class's latents and one batch of pixels held.
+
+    `flip`: «none», «all», or «random» as in the released loader (p = 0.5, each image's stream).
+    Files lie in `folder`/<codec>/<wnid>-<digest>.safetensors; the digest covers the images'
+    contents and order, so a changed image or option gets another file.
+    """
+
+    def __init__(self, folder: Path, codec: Codec, flip: str) -> None:
+        self.folder = folder
+        self.codec = codec
+        self.flip = flip
+        self._batches = Batches(_CHUNK, "encoding")
+
+    def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
+        """All latents of a class, (N, C, h, w) float32, in the images' order."""
+        path = self.folder / f"{self.key(info, images)}.safetensors"
+
+        def make() -> dict[str, Tensor]:
+            return {"latents": torch.cat(list(self._encode(info, images)))}
+
+        return cached(path, {"wnid": info.wnid}, make)["latents"]
+
+    def key(self, info: ClassInfo, images: ClassImages) -> str:
+        """Identifies these latents: codec, images in their order, flip."""
+        content = [self.flip, *images.digests]
+        if self.flip == "random" or self.codec.samples_latents:  # drawn from the images' names
+            content += [image.key for image in images.images]
+        digest = hashlib.blake2s("\n".join(content).encode(), digest_size=10).hexdigest()
+        return f"{self.codec.id}/{info.wnid}-{digest}"
+
+    def _encode(self, info: ClassInfo, images: ClassImages) -> Iterator[Tensor]:
+        with progress(f"encoding {info.wnid} {info.name[:24]}", len(images.images)) as advance:
+            for start in range(0, len(images.images), _CHUNK):
+                batch = images.images[start : start + _CHUNK]
+                for attempt in self._batches.attempts(batch):
+                    with attempt as part:
+                        latents = self._of(part)
+                        advance(len(part))
+                    if attempt.error is None:
+                        yield latents
+
+    def _of(self, images: Sequence[RealImage]) -> Tensor:
+        """Latents (B, C, h, w) of some images; `UserError` naming one that is not finite."""
+        pixels = torch.stack([self._pixels(image) for image in images])
+        latents = self.codec.encode(to_unit(pixels), [image.key for image in images]).cpu()
+        bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)
+        if bad.any():
+            key = images[int(bad.nonzero()[0])].key
+            raise UserError(f"the latent of {key} is not finite; its file or the VAE is bad")
+        return latents
+
+    def _pixels(self, image: RealImage) -> Tensor:
+        pixels = from_pil(center_crop(image.decode(), self.codec.image_size))
+        if self.flip == "none":
+            return pixels
+        mirrored = self.flip == "all" or torch.rand((), generator=stream("flip", image.key)) < 0.5
+        return pixels.flip(-1) if mirrored else pixels

@@ -1,0 +1,52 @@
+"""Checks of values that a user sets: each failure names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+from mgd3.runtime.errors import UserError
+
+
+def number(
+    key: str, value: object, minimum: float | None = None, maximum: float | None = None
+) -> float:
+    """`value` as a finite float within [minimum, maximum], else `UserError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{key}={value!r} is not a number; {_allowed(minimum, maximum)}")
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        raise UserError(f"{key}={value} is out of range; {_allowed(minimum, maximum)}")
+    return float(value)
+
+
+def integer(key: str, value: object, minimum: int | None = None, maximum: int | None = None) -> int:
+    """`value` as an int within [minimum, maximum], else `UserError`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{key}={value!r} is not an integer; {_allowed(minimum, maximum)}")
+    return int(number(key, value, minimum, maximum))
+
+
+def flag(key: str, value: object) -> bool:
+    """`value` if it is true or false, else `UserError`."""
+    if not isinstance(value, bool):
+        raise UserError(f"{key}={value!r} must be true or false")
+    return value
+
+
+def choice(key: str, value: object, options: Iterable[str]) -> str:
+    """`value` if it is one of `options`, else `UserError` with the closest one."""
+    options = list(options)
+    if value not in options:
+        close = difflib.get_close_matches(str(value), options, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"{key}={value!r} is unknown.{hint} Allowed: {', '.join(options)}")
+    return str(value)
+
+
+def _allowed(minimum: float | None, maximum: float | None) -> str:
+    if minimum is None and maximum is None:
+        return "allowed: any number"
+    if maximum is None:
+        return f"allowed: >= {minimum}"
+    return f"allowed: {minimum}..{maximum}" if minimum is not None else f"allowed: <= {maximum}"

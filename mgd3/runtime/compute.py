@@ -1,0 +1,118 @@
+"""How a backbone's networks run: device, precision, compilation, memory layout."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=nn.Module)
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU if there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device={device} is not available here; allowed: auto, cpu, cuda"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Options of the denoiser and the decoder; weights and latents are float32 in any case.
+
+    Real images are always encoded in float32, because all runs share their latents.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"  # or tf32 (GPU only), bfloat16, float16: the last two by autocast
+    compile: bool = False  # torch.compile: a minute at first, faster afterwards
+    channels_last: bool = False  # memory layout of convolutions
+    vae_slicing: bool = False  # encode and decode one image at a time
+    torch_device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        checks.choice("precision", self.precision, ["float32", "tf32", *_AUTOCAST])
+        for key in ("compile", "channels_last", "vae_slicing"):
+            checks.flag(key, getattr(self, key))
+        compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
+        if self.compile and not any(shutil.which(c) for c in compilers if c):
+            raise UserError(
+                "compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named by CXX; "
+                "install one, or leave compile=false"
+            )
+        object.__setattr__(self, "torch_device", pick_device(self.device))
+        if self.precision == "tf32" and self.torch_device.type == "cpu":
+            log.warning("precision=tf32 is float32 on a CPU")
+
+    def place(self, network: Network) -> Network:
+        """`network` on the device, frozen, in the chosen layout."""
+        if self.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        return network.to(self.torch_device).eval().requires_grad_(False)
+
+    def compiled(self, network: Network) -> Network:
+        """`network` compiled, if that was asked for; it shares the weights."""
+        return cast(Network, torch.compile(network)) if self.compile else network
+
+    def layout(self, images: Tensor) -> Tensor:
+        """Images or latents (B, C, H, W) on the device, in the chosen layout."""
+        images = images.to(self.torch_device)
+        return images.to(memory_format=torch.channels_last) if self.channels_last else images
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The chosen precision, inside the block only."""
+        with matmul_precision("high" if self.precision == "tf32" else "highest"):
+            if self.precision not in _AUTOCAST:
+                yield
+                return
+            with torch.autocast(self.torch_device.type, dtype=_AUTOCAST[self.precision]):
+                yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How work is done; nothing here changes a result but `flip`."""
+
+    cache: Path  # latents and inventories, shared by all runs
+    batch_size: int | str  # images sampled at once, or «auto»
+    workers: int  # threads that decode files
+    flip: str  # «none», or «random» as in the released loader
+
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto":
+            checks.integer("batch_size (or auto)", self.batch_size, minimum=1)
+        checks.integer("workers", self.workers, minimum=1)
+        checks.choice("flip", self.flip, ["none", "random"])
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """float32 products as they are («highest») or on TF32 units («high»), inside the block only."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision == "high"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

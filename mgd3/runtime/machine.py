@@ -1,0 +1,71 @@
+"""What did the work: machine and commit that stand beside numbers; memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_LARGEST = 2**31 - 1
+
+
+def machine_name(device: torch.device, processes: int = 1) -> str:
+    """The GPU, or the processor and how many of its cores one of the processes may use."""
+    name = _name(device)
+    return f"{processes} x {name}" if processes > 1 else name
+
+
+@cache
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    process = psutil.Process()
+    cores = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count()
+    return f"{cores} cores of {model}"
+
+
+def commit() -> str:
+    """The project's git commit, with «-dirty» if files differ from it; «unknown» without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--short=12", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse large blocks instead of unmapping them; elsewhere this does nothing.
+
+    A training step on the CPU allocates and frees the same few hundred megabytes again and again;
+    by default each block is mapped anew, and the kernel zeroes it page by page
+    (scripts/benchmark.py measures what that costs). Results do not change.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_M_TRIM_THRESHOLD, _LARGEST)

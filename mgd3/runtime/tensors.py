@@ -1,0 +1,64 @@
+"""Tensors on disk: safetensors with a checksum, the same bytes for the same content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mgd3.runtime.errors import CorruptFileError
+from mgd3.runtime.files import write_atomic
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Safetensors with a checksum of its tensors in the metadata, atomically."""
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    data = save(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)})
+    write_atomic(path, _with_sorted_metadata(data))
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """The same file with its metadata in order; safetensors' own order differs every time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= size, "the same characters in another order"
+    return data[:8] + text.ljust(size) + data[8 + size :]
+
+
+def load_tensors(path: Path, made_from: dict[str, str] | None = None) -> dict[str, Tensor]:
+    """Tensors written by `save_tensors`; `CorruptFileError` if a byte of them has changed.
+
+    `made_from` holds metadata that the file must carry: it is of other input otherwise.
+    """
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+        header_size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CorruptFileError(f"{path} is not a whole safetensors file") from error
+    if metadata.get("blake2s") != tensors_digest(tensors):
+        raise CorruptFileError(f"{path} does not match its checksum")
+    for key, value in (made_from or {}).items():
+        if metadata.get(key) != value:
+            raise CorruptFileError(f"{path} was made from other {key}")
+    return tensors
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Digest of names, shapes and bytes."""
+    digest = hashlib.blake2s()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.numel():  # its bytes, not copied: pixels may be a mapped file of gigabytes
+            content: Any = tensor.cpu().contiguous().numpy().reshape(-1)
+            digest.update(memoryview(content).cast("B"))
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""Reverse processes: DDPM as in the released code, DDIM as in the paper's Algorithm 1.
+
+A step takes x_t (B, C, h, w) to x_{t-1}; `_Sampler` walks the respaced steps. Rows belong to any
+classes: nothing is shared between them but the matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mgd3.backbones.contract import Backbone, Prediction
+from mgd3.backbones.schedule import SamplingSchedule
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+from mgd3.sampling.starts import NoiseStart, Start
+from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch
+
+
+def classifier_free(
+    backbone: Backbone,
+    x_t: Tensor,
+    t: Tensor,
+    class_ids: Tensor,
+    cfg_scale: float,
+    cfg_channels: int,
+) -> Prediction:
+    """eps_null + cfg_scale (eps_cond - eps_null) on the first `cfg_channels` channels.
+
+    The other channels and the variance stay conditional, DiT's `forward_with_cfg`. Both halves
+    see the same x_t and go through the network in one batch of 2B.
+    """
+    if cfg_scale == 1:
+        return backbone.predict(x_t, t, class_ids)
+    null = torch.full_like(class_ids, backbone.null_class)
+    both = backbone.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([class_ids, null]))
+    cond, uncond = both.eps.chunk(2)  # (B, C, h, w) each
+    guided = uncond + cfg_scale * (cond - uncond)
+    eps = torch.cat([guided[:, :cfg_channels], cond[:, cfg_channels:]], dim=1)
+    variance = None if both.variance is None else both.variance.chunk(2)[0]
+    return Prediction(eps=eps, variance=variance)
+
+
+class NoiseSource(Protocol):
+    """Where a batch's random numbers come from; drawn strictly in order."""
+
+    def initial(self) -> Tensor:
+        """x_T, (B, C, h, w)."""
+
+    def step(self) -> Tensor:
+        """The next reverse step's z, (B, C, h, w)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseStep:
+    """Everything that x_{t-1} is made of; tensors are (B, C, h, w)."""
+
+    schedule: SamplingSchedule
+    state: DenoiseState
+    prediction: Prediction
+    g_t: Tensor
+
+
+class _Sampler:
+    """The walk that every sampler shares; a subclass gives one step."""
+
+    def __init__(self, steps: int, cfg_scale: float, cfg_channels: int) -> None:
+        self.steps = checks.integer("sampler.steps", steps, minimum=2, maximum=1000)
+        self.cfg_scale = checks.number("sampler.cfg_scale", cfg_scale, minimum=0)
+        self.cfg_channels = checks.integer("sampler.cfg_channels", cfg_channels, minimum=1)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        backbone: Backbone,
+        batch: SamplingBatch,
+        guidance: Guidance,
+        noise: NoiseSource,
+        start: Start | None = None,
+        on_step: Callable[[DenoiseState], None] | None = None,
+    ) -> Tensor:
+        """Latents (B, C, h, w) of a batch, each row steered as `guidance` says.
+
+        `start` None begins in pure noise; `on_step` sees every state before its step is taken.
+        """
+        start, term = start or NoiseStart(), guidance.bind(batch)
+        schedule = backbone.schedule.respaced(self.steps)
+        x_t = start.initial(schedule, batch.modes, noise.initial().to(batch.modes))
+        for step in reversed(range(start.steps(self.steps))):
+            t = torch.full_like(batch.class_ids, schedule.timesteps[step])
+            prediction = classifier_free(
+                backbone, x_t, t, batch.class_ids, self.cfg_scale, self.cfg_channels
+            )
+            x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
+            state = DenoiseState(
+                step=step, num_steps=self.steps, x_t=x_t, x0_hat=x0_hat, images=batch.images
+            )
+            if on_step is not None:
+                on_step(state)
+            now = ReverseStep(
+                schedule=schedule, state=state, prediction=prediction, g_t=term(state)
+            )
+            x_t = self.previous(now, noise)
+        return x_t
+
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        raise NotImplementedError
+
+
+class DDPM(_Sampler):
+    """x_{t-1} = mu_t + sigma_t g_t + sigma_t z, no noise at the last step.
+
+    g_t shifts the posterior mean by the *sampled* sigma, as the released code does; eq. 6 as
+    printed would push away from the mode. `variance`: the network's own («learned», DiT) or the
+    posterior's lower bound («fixed», for networks that predict none).
+    """
+
+    def __init__(
+        self, steps: int, cfg_scale: float, cfg_channels: int, variance: str = "learned"
+    ) -> None:
+        super().__init__(steps, cfg_scale, cfg_channels)
+        self.variance = checks.choice("sampler.variance", variance, ["learned", "fixed"])
+
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        learned = now.prediction.variance if self.variance == "learned" else None
+        if self.variance == "learned" and learned is None:
+            raise UserError(
+                "sampler.variance=learned needs a backbone that predicts its variance; "
+                "this one does not: set sampler.variance=fixed"
+            )
+        sigma = (0.5 * now.schedule.log_variance(learned, now.state.step)).exp().to(now.state.x_t)
+        c_x0, c_xt = (
+            now.schedule.x0_coefficient[now.state.step],
+            now.schedule.x_t_coefficient[now.state.step],
+        )
+        mean = c_x0.item() * now.state.x0_hat + c_xt.item() * now.state.x_t
+        if now.state.step == 0:
+            return mean + sigma * now.g_t
+        return mean + sigma * (now.g_t + noise.step().to(now.state.x_t))
+
+
+class DDIM(_Sampler):
+    """The paper's Algorithm 1, eta 0: eps_hat = eps - sqrt(1 - abar_t) g_t in both places."""
+
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        abar = now.schedule.abar[now.state.step].item()
+        abar_prev = (
+            now.schedule.abar_prev[now.state.step].item()
+            if now.state.step
+            else now.schedule.final_abar
+        )
+        eps_hat = now.prediction.eps - (1 - abar) ** 0.5 * now.g_t
+        x0_steered = now.schedule.predict_x0(now.state.x_t, eps_hat, now.state.step)
+        return abar_prev**0.5 * x0_steered + (1 - abar_prev) ** 0.5 * eps_hat

@@ -1,0 +1,324 @@
+"""Downloads against real servers on this machine: dropped, truncated, altered, offline."""
+
+import hashlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from conftest import run
+from networks import compvis_tensors, small_stable_diffusion
+from support import GOLDEN
+
+from mgd3.backbones.stable_diffusion import StableDiffusion
+from mgd3.backbones.weights.download import HubFile, fetch_url, needed_files, sha256_of
+from mgd3.backbones.weights.sources import download_path
+from mgd3.data.class_lists import ClassInfo
+from mgd3.runtime.errors import UserError
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+class Server:
+    """Serves `files` by path; `stop_after` bytes it hangs up, `times` times."""
+
+    def __init__(self, files, stop_after=None, times=0, ranges=True):
+        self.files, self.stop_after, self.times, self.ranges = files, stop_after, times, ranges
+        self.requested, self.busy, self.weak = [], 0, False
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                server.answer(self, with_body=True)
+
+            def do_HEAD(self):
+                server.answer(self, with_body=False)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+    def answer(self, request, with_body):
+        path = request.path.split("?")[0]
+        body = self.files.get(path)
+        if body is None or self.busy:
+            request.send_response(503 if body else 404)
+            self.busy = max(0, self.busy - 1)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        accepted = ("Sat, 21 Nov 2026 10:00:00 GMT", None if self.weak else etag)
+        asked = request.headers.get("Range")
+        self.requested.append((path, asked))
+        start = 0
+        if asked and self.ranges and request.headers.get("If-Range") in accepted:
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        request.send_header("Content-Length", str(len(body) - start))
+        request.send_header("ETag", f"W/{etag}" if self.weak else etag)
+        request.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
+        request.send_header("X-Repo-Commit", "0" * 40)
+        request.end_headers()
+        if not with_body:
+            return
+        if self.times and self.stop_after is not None:
+            self.times -= 1
+            request.wfile.write(body[start : start + self.stop_after])
+            request.wfile.flush()
+            request.close_connection = True
+            return
+        request.wfile.write(body[start:])
+
+
+def test_a_dropped_connection_goes_on_where_it_stopped(tmp_path):
+    with Server({"/w.bin": CONTENT}, stop_after=300_000, times=3) as server:
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+        assert [asked for _, asked in server.requested] == [
+            None, "bytes=300000-", "bytes=600000-", "bytes=900000-",
+        ]  # fmt: skip
+    assert (tmp_path / "w.bin").read_bytes() == CONTENT
+    assert sorted(f.name for f in tmp_path.iterdir()) == [".lock", "w.bin"]
+
+
+def test_a_second_process_goes_on_too_and_a_changed_file_starts_again(tmp_path):
+    with Server({"/w.bin": CONTENT}, stop_after=1000, times=1) as server:
+        part = tmp_path / ".w.bin.part"
+        part.write_bytes(CONTENT[:5000])
+        version = f'"{hashlib.sha256(CONTENT).hexdigest()}"'
+        (tmp_path / ".w.bin.part.json").write_text(json.dumps({"version": version}))
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+        assert server.requested[0][1] == "bytes=5000-"
+    (tmp_path / "w.bin").unlink()
+    with Server({"/w.bin": CONTENT[::-1]}) as server:
+        part.write_bytes(CONTENT[:5000])
+        (tmp_path / ".w.bin.part.json").write_text(json.dumps({"version": version}))
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+    assert (tmp_path / "w.bin").read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_without_ranges_starts_again(tmp_path):
+    with Server({"/w.bin": CONTENT}, stop_after=1000, times=2, ranges=False) as server:
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+    assert (tmp_path / "w.bin").read_bytes() == CONTENT
+
+
+def test_a_busy_server_is_asked_again_and_a_weak_validator_resumes_by_date(tmp_path):
+    with Server({"/w.bin": CONTENT}, stop_after=300_000, times=1) as server:
+        server.busy, server.weak = 3, True
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
+        assert [asked for _, asked in server.requested] == [None, "bytes=300000-"]
+    assert (tmp_path / "w.bin").read_bytes() == CONTENT
+
+
+def test_two_processes_that_want_one_file_fetch_it_once(tmp_path):
+    with Server({"/w.bin": CONTENT}) as server, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin"), range(4)))
+        assert len(server.requested) == 1
+
+
+@pytest.mark.parametrize("url", ["https://h/../../x.pt", "https://h", "https://h/"])
+def test_an_address_that_names_no_file_is_refused(url):
+    with pytest.raises(UserError, match="does not name a file"):
+        download_path(url)
+    assert download_path("https://h/uc?id=1") != download_path("https://h/uc?id=2")
+
+
+def test_a_hub_that_does_not_answer_is_one_message(tmp_path):
+    done = run(
+        tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_HUB_OFFLINE=None,
+        HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "org/sd could not be fetched from the hub" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_always_hangs_up_is_an_error_and_keeps_the_rest(tmp_path):
+    with (
+        Server({"/w.bin": CONTENT}, stop_after=0, times=99) as server,
+        pytest.raises(UserError, match=r"5 attempts in a row failed at 0\.0 MB"),
+    ):
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
+    assert not (tmp_path / "w.bin").exists()
+
+
+def test_a_checksum_is_kept_or_the_file_thrown_away(tmp_path):
+    right, wrong = hashlib.sha256(CONTENT).hexdigest(), "0" * 64
+    with Server({"/w.bin": CONTENT}) as server:
+        fetch_url(f"{server.url}/w.bin#sha256={right}", tmp_path / "right.bin")
+        assert sha256_of(tmp_path / "right.bin") == right
+        with pytest.raises(UserError, match="does not have the SHA-256 0000"):
+            fetch_url(f"{server.url}/w.bin#sha256={wrong}", tmp_path / "wrong.bin")
+        with pytest.raises(UserError, match="the server answers 404"):
+            fetch_url(f"{server.url}/none", tmp_path / "none.bin")
+        with pytest.raises(UserError, match=r"right\.bin is there but does not have the SHA-256"):
+            fetch_url(f"{server.url}/w.bin#sha256={wrong}", tmp_path / "right.bin")
+    assert not list(tmp_path.glob("*wrong*"))
+
+
+def checkpoint_server(tmp_path, cut=0, **options):
+    torch.save({"state_dict": compvis_tensors()}, tmp_path / "made.ckpt")
+    body = (tmp_path / "made.ckpt").read_bytes()
+    return Server({"/cin/model.ckpt": body[: len(body) - cut]}, **options)
+
+
+def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
+    weights = {"MGD3_WEIGHTS": str(tmp_path / "weights")}
+    with checkpoint_server(tmp_path, stop_after=200_000, times=1) as server:
+        url = f"{server.url}/cin/model.ckpt"
+        options = (
+            "backbone=ldm_cin256", f"backbone.weights={url}", "backbone.image_size=64",
+            "dataset=folder", f"dataset.root={tree}", "tracker=none",
+        )  # fmt: skip
+        before = run(tmp_path, *options, **weights)
+        assert before.returncode == 1
+        assert f"python scripts/fetch_weights.py {url}" in before.stderr
+        assert "backbone.weights=PATH" in before.stderr and "Traceback" not in before.stderr
+        done = run(tmp_path, "ldm_cin256", options[1], script="scripts/fetch_weights.py", **weights)
+        assert done.returncode == 0, done.stderr
+        assert (
+            str(tmp_path / f"weights/{server.url[7:].replace(':', '_')}/cin/model.ckpt")
+            in done.stdout
+        )
+        count = len(server.requested)
+        again = run(tmp_path, url, script="scripts/fetch_weights.py", **weights)
+        assert again.returncode == 0 and len(server.requested) == count
+    after = run(tmp_path, *options, **weights)
+    assert "first 10 classes and does not know the class 'cat'" in after.stderr  # it was read
+
+
+def test_a_truncated_file_is_refused_and_not_kept(tmp_path):
+    with checkpoint_server(tmp_path, cut=50_000) as server:
+        done = run(
+            tmp_path, f"{server.url}/cin/model.ckpt", script="scripts/fetch_weights.py",
+            MGD3_WEIGHTS=str(tmp_path / "weights"),
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "not a readable weight file" in done.stderr and "Traceback" not in done.stderr
+    assert [f.name for f in (tmp_path / "weights").rglob("*") if f.is_file()] == [".lock"]
+
+
+def hub(folder, repository, corrupt=()):
+    """The part of the hub's interface that its client uses, over a folder."""
+    files, siblings = {}, []
+    for path in sorted(f for f in folder.rglob("*") if f.is_file()):
+        name, body = str(path.relative_to(folder)), path.read_bytes()
+        entry = {"rfilename": name, "size": len(body)}
+        if path.suffix == ".safetensors":
+            digest = hashlib.sha256(body).hexdigest()
+            entry["lfs"] = {"sha256": digest, "size": len(body), "pointerSize": 100}
+        siblings.append(entry)
+        if name in corrupt:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        files[f"/{repository}/resolve/main/{name}"] = body
+        files[f"/{repository}/resolve/{'0' * 40}/{name}"] = body
+    info = {"id": repository, "sha": "0" * 40, "siblings": siblings, "tags": [], "private": False}
+    files[f"/api/models/{repository}"] = json.dumps(info).encode()
+    return Server(files)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "pipeline"
+    small_stable_diffusion(folder)
+    (folder / "unet/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not wanted")
+    (folder / "v1-5-pruned.safetensors").write_bytes(b"not wanted")
+    return folder
+
+
+def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path):
+    home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": None}
+    with hub(pipeline, "org/sd") as server:
+        done = run(
+            tmp_path, "sd15", "backbone.weights=org/sd", script="scripts/fetch_weights.py",
+            HF_ENDPOINT=server.url, **home,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        fetched = {path for path, _ in server.requested}
+    assert not any("fp16" in path or "pruned" in path for path in fetched)
+    snapshot = done.stdout.split("org/sd: ")[1].strip()
+    backbone = StableDiffusion(snapshot, 64, 64)
+    assert backbone.class_ids([ClassInfo("cat", "cat")]) == [1]
+    assert backbone.latent_shape == (4, 8, 8)
+    offline = run(
+        tmp_path, "backbone=sd15", "backbone.weights=org/sd", "backbone.image_size=64",
+        "backbone.output_size=8", "sampler.steps=2", "guidance.stop_t=1", "ipc=1", "tracker=none",
+        "report=false", "batch_size=10", "students=[convnet2_w8]",
+        "protocol.epochs_by_ipc=[[null,2]]", "dataset.student_size=8",
+        **home | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert offline.returncode == 0, offline.stderr[-1500:]
+    assert len(list(tmp_path.rglob("images/*/*.png"))) == 10
+
+
+def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path):
+    name = "unet/diffusion_pytorch_model.safetensors"
+    with hub(pipeline, "org/sd", corrupt=[name]) as server:
+        done = run(
+            tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_ENDPOINT=server.url,
+            HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE=None,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{name} arrived with another size or SHA-256" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_offline_every_missing_weight_has_one_message(tmp_path):
+    done = run(
+        tmp_path, "dataset=digits", "backbone=sd15", "tracker=none",
+        HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"),
+    )  # fmt: skip
+    source = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert done.returncode == 1
+    for part in ("hub's " + source, f"python scripts/fetch_weights.py {source}", "weights=PATH"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
+    fetching = run(tmp_path, source, script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1")
+    assert fetching.returncode == 1 and "HF_HUB_OFFLINE is set" in fetching.stderr
+
+
+def test_an_unknown_backbone_lists_the_known(tmp_path):
+    done = run(tmp_path, "dit_xl2", script="scripts/fetch_weights.py")
+    assert done.returncode == 1
+    assert "BACKBONE='dit_xl2' is unknown. Did you mean dit_xl2_" in done.stderr
+    done = run(tmp_path, "toy", script="scripts/fetch_weights.py")
+    assert done.returncode == 0 and "backbone=toy needs no weights" in done.stdout
+
+
+def test_what_is_fetched_of_a_repository():
+    names = [
+        "README.md", "model_index.json", "transformer/config.json",
+        "transformer/diffusion_pytorch_model.bin", "vae/config.json",
+        "vae/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    files = [HubFile(name, 1, None) for name in names]
+    assert [f.name for f in needed_files(files, ["transformer"])] == names[1:4]
+    assert [f.name for f in needed_files(files, ["vae"])] == [names[1], names[4], names[6]]
+    alone = [HubFile(n, 1, None) for n in ("config.json", "diffusion_pytorch_model.safetensors")]
+    assert needed_files(alone, ["vae"]) == alone
+
+
+def test_the_golden_file_is_read_by_its_path(tmp_path):
+    done = run(
+        tmp_path, "dit_xl2_256", f"backbone.weights={GOLDEN / 'dit_mode_guidance.pt'}",
+        f"backbone.vae={tmp_path}", script="scripts/fetch_weights.py",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert str(GOLDEN / "dit_mode_guidance.pt") in done.stdout

@@ -1,0 +1,434 @@
+"""The paper's tables as grids: cells compose, published values are the paper's, runs are found."""
+
+import csv
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, run
+from support import cell, row
+
+from eval.evaluate import missing_rows
+from eval.reports.comparison import MEAN, PaperComparison, averaged
+from mgd3.config.build import build, build_distiller, build_protocol
+from mgd3.config.grid import Experiment
+from mgd3.config.paper import read_table
+from mgd3.config.requests import paper_experiments, read_request
+from mgd3.config.schema import CONFIGS, register, validate
+from mgd3.runtime.errors import UserError
+
+PAPER = ROOT.parent / "shared/reference/paper_results.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _schemas():
+    register()
+
+
+def test_all_tables_and_figures_are_there():
+    assert paper_experiments() == [
+        *(f"table{n}" for n in range(1, 11)),
+        *(f"figure{n}" for n in range(4, 12)),
+    ]
+
+
+@pytest.mark.parametrize("name", paper_experiments())
+def test_every_cell_composes(name):
+    """At the paper's size, and in rehearsal, where a run of every row can be built."""
+    paper = Experiment(name, ["dataset.root=x"])
+    for place in paper.located:
+        validate(place.cfg)
+        assert place.cfg.dataset.name == place.job.dataset
+        assert place.job.ipc == "full" or place.cfg.ipc == int(place.job.ipc)
+        assert place.cfg.seed == place.job.seed
+    assert len({place.folder for place in paper.located}) == len(paper.jobs)
+
+    rehearsal = Experiment(name, rehearsal=True)
+    assert {j.row for j in rehearsal.jobs} == {j.row for j in paper.jobs}
+    built = {}
+    for place in rehearsal.located:
+        assert place.cfg.dataset.name == "digits"
+        built.setdefault(place.job.row, place)
+    for place in built.values():
+        build_distiller(place.cfg)
+        dataset, protocol = build(place.cfg, "dataset"), build_protocol(place.cfg)
+        for student, _ in place.wanted:
+            protocol.recipe(place.cfg.ipc, len(dataset.classes), student)
+
+
+@pytest.mark.parametrize("name", paper_experiments())
+def test_files_open_with_their_claim(name):
+    text = Path(CONFIGS, "experiment", f"{name}.yaml").read_text()
+    head = text.split("defaults:")[0]
+    number = re.sub("[a-z]", "", name)
+    assert re.search(rf"(Table|Figure) {number}: ", head)
+    for word in ("scripts/reproduce.py", "rehearsal=true", "# Cost", "RTX A5000", "# Open: "):
+        assert word in head, word
+
+
+STUDENTS = {
+    "ConvNet-6": {"convnet6"}, "ResNetAP-10": {"resnetap10"},
+    "ResNet-18": {"resnet18", "resnet18_bn"}, "ResNet-50": {"resnet50_bn"},
+    "ResNet-101": {"resnet101_bn"}, "mean4arch": {MEAN},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="the digest of the papers' numbers is not here")
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7, 8, 10])
+def test_published_values_are_the_papers(number):
+    """As multisets: every printed cell of a table stands in its file, and nothing else does."""
+    paper = yaml.safe_load(PAPER.read_text())["mgd3"][f"table{number}"]
+    rows = paper["results"] | paper.get("corrected", {})
+    if extra := paper.get("minimax_extra_column"):
+        rows = rows | extra
+    printed = sorted(
+        (dataset.lower().replace("-", ""), str(ipc), v["mean"], v["std"] or 0)
+        for by_dataset in rows.values()
+        for dataset, by_ipc in by_dataset.items()
+        for ipc, by_net in by_ipc.items()
+        for net, v in by_net.items()
+        if v and net in STUDENTS
+    )
+    table = Experiment(f"table{number}", ["dataset.root=x"]).table
+    ours = sorted(
+        (dataset.replace("_", ""), str(ipc), mean, std or 0)
+        for by_dataset in table.published.values()
+        for dataset, by_ipc in by_dataset.items()
+        for ipc, by_student in by_ipc.items()
+        for mean, std in by_student.values()
+    )
+    assert ours == printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table=11"], r"table='11' is unknown.*Allowed: 1, 2, 3"),
+        (["figure=3"], r"figure='3' is unknown.*Allowed: 4, 5"),
+        (["table=1", "figure=7"], "name one of them"),
+        (["1"], "'1' is not KEY=VALUE"),
+        (["table=1", "plan=maybe"], "plan='maybe' is unknown"),
+    ],
+)
+def test_requests_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        read_request(arguments, ("plan",), "usage")
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        (
+            ["ipc=7"],
+            r"only=ipc=7: table1 has no such ipc; there are row=Random, .*ipc=10, 20, 50, full",
+        ),
+        (["method=mgd3"], "'method' is unknown.*Allowed: row, dataset, ipc, seed, student"),
+        (["ipc"], "give values, such as only=ipc=10,20"),
+        (["student=convnet6"], "only=student=convnet6: table1 has no such student"),
+        (["row=FullDataset", "ipc=10"], "only=row=FullDataset only=ipc=10 leaves no run of table1"),
+    ],
+)
+def test_empty_filters_say_what_there_is(only, message):
+    with pytest.raises(UserError, match=message):
+        Experiment("table1", only=only)
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("table1", "ipc=10"),
+        ("table1", "seed=1"),
+        ("table1", "dataset=imagewoof"),
+        ("table1", "backbone=dit_xl2_512"),
+        ("table1", "backbone.weights=mine.pt"),
+        ("figure7", "guidance.stop_t=20"),
+        ("figure7", "guidance=none"),
+        ("table10", "protocol=hard_label"),
+    ],
+)
+def test_what_a_table_varies_cannot_be_overridden(name, override):
+    """It would put one run into several cells, beside numbers that are not its own."""
+    with pytest.raises(UserError, match=rf"{override}: {name} varies .* only=KEY=VALUE"):
+        Experiment(name, [override])
+
+
+def test_other_overrides_make_another_table():
+    plain, bfloat16, tracked = (
+        Experiment("table5", overrides).variant
+        for overrides in ([], ["precision=bfloat16"], ["tracker=none", "batch_size=8"])
+    )
+    assert plain == tracked == "table5"
+    assert re.fullmatch(r"table5-[0-9a-f]{8}", bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": None}, "table.rows is missing"),
+        ({"rows": {"plain": None}}, "table.rows.plain must be a mapping"),
+        ({"claims": [{"more": "a"}]}, "needs «more» and «than»"),
+        ({"colums": 1}, "'colums' is unknown"),
+        ({"grid": {"dataset": ["digits"]}}, "table.grid.ipc is missing"),
+    ],
+)
+def test_slips_in_a_table_of_ones_own_are_named(change, message):
+    whole = {
+        "caption": "c",
+        "rows": {"a": {"method": "mgd3"}},
+        "grid": {"dataset": ["digits"], "ipc": [1], "seed": [0]},
+    }
+    with pytest.raises(UserError, match=message):
+        read_table(whole | change)
+
+
+def test_filters_keep_what_they_name():
+    found = Experiment("table1", only=["row=DiT,DiT+MGD3", "ipc=10", "seed=0,2"]).jobs
+    assert {(j.row, j.dataset, j.ipc, j.seed) for j in found} == set(
+        product(["DiT", "DiT+MGD3"], ["imagenette", "imageidc"], ["10"], [0, 2])
+    )
+
+
+def test_an_experiment_of_ours_is_not_a_table():
+    with pytest.raises(UserError, match="demo is not a table or figure of the paper"):
+        Experiment("demo")
+
+
+def test_tables_share_their_runs():
+    """Table 5's MGD3 sets and students are Table 1's: the same folders."""
+    one, five = (
+        {
+            (p.job.seed): p.folder
+            for p in Experiment(name, only=[f"row={row}", "ipc=10"]).located
+            if p.job.dataset == "imagenette"
+        }
+        for name, row in (("table1", "DiT+MGD3"), ("table5", "+ stop guidance"))
+    )
+    assert one == five and len(one) == 3
+
+
+def test_a_table_keeps_ours_and_the_papers_apart():
+    cells = [
+        cell("A", [60, 62, 64], paper=(66.4, 2.4), band=(61.5, 68.8)),
+        cell("A", [], paper=(71.2, None), ipc="20"),
+        cell("B", [50, 50], paper=(55.0, 1.0), band=(54, 56)),
+        cell("B", [], ipc="full"),
+        cell("C", [], paper=(1.0, 0.1), asked=0),
+    ]
+    table = PaperComparison(title="T", cells=cells, errata={"B": "a slip", "table": "of all"})
+    assert table.matrix().headers == ["method", "ipc 10", "ipc 20", "ipc full"]
+    assert table.matrix().lines == [
+        ["A", "**62.0 ± 1.6** (3) / *66.4 ± 2.4*", "*71.2*", ""],
+        ["B [1]", "**50.0 ± 0.0** (2) / *55.0 ± 1.0*", "", ""],
+        ["C", "*1.0 ± 0.1*", "", ""],
+    ]
+    details = [
+        dict(zip(table.details().headers, line, strict=True)) for line in table.details().lines
+    ]
+    assert [(d["n"], d["best - paper"], d["band"], d["last"]) for d in details] == [
+        ("3", "-4.4", "inside 61.5 to 68.8", "61.0 ± 1.6"),
+        ("2 of 3", "-5.0", "outside 54 to 56", "49.0 ± 0.0"),
+    ]
+    notes = table.remarks_and_notes()
+    assert "[1] a slip" in notes and "of all" in notes
+    assert any("1 cells have fewer students than asked for" in n for n in notes)
+    records = list(csv.DictReader(io.StringIO(table.csv())))
+    assert [(r["ours_best_mean"], r["paper_mean"]) for r in records[:2]] == [
+        ("62.0", "66.4"),
+        ("", "71.2"),
+    ]
+    latex = table.latex()
+    assert r"\textbf{62.0 $\pm$ 1.6} (3) / \textit{66.4 $\pm$ 2.4}" in latex
+    assert latex.count("&") == 3 * 4 and r"\bottomrule" in latex
+
+
+def test_what_does_not_belong_together_is_flagged():
+    mixed = [cell("A", [60], commit="one"), cell("B", [50], commit="two", protocol="another")]
+    one_row = [cell("A", [60]), cell("A", [60], ipc="20", protocol="another")]
+    assert "Warning: several protocols stand in one row: p, another" in " ".join(
+        PaperComparison(title="T", cells=one_row).remarks_and_notes()
+    )
+    notes = " ".join(PaperComparison(title="T", cells=mixed).remarks_and_notes())
+    assert "Warning: several protocols" not in notes, "rows may have their own"
+    assert "Warning: rows of 2 commits stand here: one, two" in notes
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "by", "verdict"),
+    [
+        ([60, 61, 62], [50, 51, 52], 3, "holds"),
+        ([60, 61, 62], [59, 60, 61], 3, "does not hold"),
+        ([60, 61, 62], [40, 75, 60], 0, "not established"),
+        ([60], [50], 0, "needs more seeds"),
+    ],
+)
+def test_orderings(ours, theirs, by, verdict):
+    claims = [{"more": "A", "than": "B", "by": by}, {"more": "A", "than": "B", "ipc": 50}]
+    table = PaperComparison(title="T", cells=[cell("A", ours), cell("B", theirs)], claims=claims)
+    (line,) = table.orderings().lines
+    assert line[-1] == verdict
+
+
+def test_means_of_students_need_all_of_them():
+    rows = [
+        row(student=s, seed=seed, best=best, last=best)
+        for s, seed, best in (("a", 0, 10), ("b", 0, 30), ("a", 1, 50))
+    ]
+    (only,) = averaged(rows, ["a", "b"])
+    assert (only.student, only.top1_best, only.distill_seed) == (MEAN, 20, 0)
+
+
+def reproduce(cwd, *arguments, **environment):
+    return run(cwd, *arguments, script="scripts/reproduce.py", **environment)
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """Tables 5, 6, 7 and 1 on digits, in one folder, seed 0; of Table 1 the first IPC."""
+    cwd = tmp_path_factory.mktemp("rehearsed")
+    for number in (5, 6, 7, 1):
+        only = ["only=seed=0", *(["only=ipc=10,full"] if number == 1 else [])]
+        done = reproduce(cwd, f"table={number}", "rehearsal=true", *only)
+        assert done.returncode == 0, done.stderr
+    return cwd
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "rows"), [(1, 11), (5, 6), (6, 10), (7, 9)])
+def test_tables_are_rehearsed_to_the_end(rehearsed, number, rows):
+    folder = rehearsed / f"runs/rehearsal/tables/table{number}"
+    records = list(csv.DictReader((folder / "table.csv").open()))
+    experiment = Experiment(f"table{number}", rehearsal=True)
+    assert {r["method"] for r in records} == set(experiment.table.rows)
+    assert len({r["method"] for r in records}) == rows
+    for r in records:
+        assert (r["n"] == "0") == (number == 1 and r["ipc"] in ("20", "50"))
+        assert r["n"] == "0" or 5 < float(r["ours_best_mean"]) <= 100
+        assert not r["paper_mean"], "a rehearsal compares with nothing"
+    page = (folder / "table.md").read_text()
+    assert "Nothing here compares with the paper" in page
+    html = (folder / "report.html").read_text()
+    assert 'src="http' not in html and "<svg" in html and html.count("data:image/") >= rows * 10
+
+
+def test_finished_cells_never_run_again(rehearsed):
+    """And their tables go to Weights & Biases, here without an account or a connection."""
+    rows = {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")}
+    environment = {"HOME": str(rehearsed), "WANDB_API_KEY": None, "WANDB_MODE": None}
+    again = reproduce(
+        rehearsed, "table=5", "rehearsal=true", "only=seed=0", "tracker=wandb", **environment
+    )
+    assert again.returncode == 0 and "0 to do" in again.stdout
+    assert {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")} == rows
+    (record,) = (rehearsed / "runs/rehearsal/tables/table5").rglob("offline-run-*/*.wandb")
+    content = record.read_bytes()
+    assert b"table5" in content and b"diversity, imagenette, ipc 10" in content
+
+
+def test_a_plan_starts_nothing(rehearsed):
+    before = sorted(rehearsed.rglob("*"))
+    plan = reproduce(rehearsed, "table=5", "rehearsal=true", "plan=true")
+    assert plan.returncode == 0, plan.stderr
+    assert sorted(rehearsed.rglob("*")) == before
+    last = re.search(r"all +(\d+) +(\d+) +(\d+) +(\d+) +([\d.]+ s)", plan.stdout)
+    assert last, plan.stdout
+    assert last.groups()[:4] == ("6", "5", "100", "15")  # seed 1 of five rows
+
+
+def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path):
+    for part in ("runs", "cache"):
+        run_dir = rehearsed / part
+        if run_dir.is_dir():
+            shutil.copytree(run_dir, tmp_path / part)
+    (results,) = (
+        p / "results.jsonl"
+        for p in [
+            place.folder
+            for place in Experiment("table5", only=["row=DiT", "seed=0"], rehearsal=True).located
+        ]
+    )
+    path = tmp_path / results
+    text = path.read_text()
+    path.write_text(text[: len(text) - 20])  # the last student's line is cut short
+    made = run(tmp_path, "table=5", "rehearsal=true", script="scripts/make_tables.py")
+    assert made.returncode == 0, made.stderr
+    records = csv.DictReader((tmp_path / "runs/rehearsal/tables/table5/table.csv").open())
+    counted = {(r["method"], r["student"]): (r["n"], r["asked"]) for r in records}
+    assert counted["DiT", "resnet18"] == ("0", "2")
+    assert counted["DiT", "convnet6"] == ("1", "2")
+    places = Experiment("table5", only=["seed=0"], rehearsal=True).located
+    pending = [p for p in places if missing_rows(tmp_path / p.folder, list(p.wanted))]
+    assert [(p.job.row, p.job.seed) for p in pending] == [("DiT", 0)]
+
+
+def test_images_that_are_not_there_are_named_once(tmp_path):
+    refused = reproduce(tmp_path, "table=1", IMAGENET_DIR=None)
+    assert refused.returncode == 1
+    assert refused.stderr.count("dataset.root is not set") == 2, "once for each dataset"
+    assert len(refused.stderr.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.yaml")) and not (tmp_path / "runs").exists()
+
+
+def test_a_failed_cell_leaves_the_others(tmp_path):
+    """λ = 1e9 is no number for any sample that is guided; the others do not feel it."""
+    done = reproduce(
+        tmp_path, "table=5", "rehearsal=true", "only=seed=0", "guidance.scale=1e9",
+        "only=row=+ stop guidance,Random (seeded)",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "is not finite" in done.stderr
+    assert re.search(r"\+ stop guidance, imagenette, ipc 10, seed 0 \(.*run\.log\)", done.stderr)
+    assert "1 of 2 runs of table5 are missing" in done.stderr
+    (log,) = tmp_path.glob("runs/rehearsal/digits/mgd3/*/*/*/run.log")
+    assert "failed: the sample of class 0" in log.read_text()
+    assert len(list(tmp_path.rglob("results.jsonl"))) == 1
+    (page,) = tmp_path.glob("runs/rehearsal/tables/table5-*/table.md")  # not the plain table's
+    table = page.read_text()
+    assert "Run with guidance.scale=1e9" in table
+    assert "Row DiT cannot be run so: guidance.scale is not a key" in table
+
+
+LAUNCH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from mgd3.config.schema import register
+from mgd3.config.grid import Experiment
+from scripts.reproduce import launch
+register()
+sys.executable = sys.argv[2]
+pending = Experiment("table5", only=["seed=0", "row=DiT,Random (seeded)"], rehearsal=True).located
+print(launch(pending, ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]))
+"""
+
+
+def launched(cwd, python):
+    """What went wrong with two runs that Hydra's launcher starts with `python`."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(ROOT), str(python)],
+        cwd=cwd, capture_output=True, text=True, timeout=240,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # here scripts.reproduce is no main program
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_jobs_go_where_the_launcher_sends_them(tmp_path):
+    assert launched(tmp_path, sys.executable).endswith("{}\n")
+    assert len(list(tmp_path.rglob("results.jsonl"))) == 2
+    assert len(list(tmp_path.rglob("*_result.pkl"))) == 2, "each in a process of its own"
+
+
+def test_a_node_without_the_packages_is_named(tmp_path):
+    """The launcher's processes start a Python that has nothing installed."""
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    said = launched(tmp_path, bare / "bin/python")
+    assert "the launcher lost a job" in said and "without the packages?" in said
+    assert not list(tmp_path.rglob("results.jsonl"))

@@ -1,0 +1,328 @@
+"""Set metrics against closed forms, brute force and what must not change them."""
+
+import itertools
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from eval.metrics.planes import Plane, maps_picture, pca_plane, tsne_plane, tsne_scores
+from eval.metrics.set_metrics import measure, metrics_layout
+from mgd3.runtime.errors import UserError
+
+
+def line(*places):
+    return torch.tensor(places, dtype=torch.float64).unsqueeze(1)
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def axes_cross(center, reach):
+    """Points at center ± reach_i along each axis: their covariance is diagonal."""
+    steps = torch.diag(torch.tensor(reach, dtype=torch.float64))
+    return torch.tensor(center, dtype=torch.float64) + torch.cat([steps, -steps])
+
+
+def test_distances_on_a_line():
+    real = [line(0, 10, 20), line(5, 6)]
+    made = [line(0, 1, 3, 7), line(2)]
+    metrics = measure(real, made, neighbors=2)
+    assert metrics.diversity == [(1 + 1 + 2 + 4) / 4, None]  # one image has no other
+    assert metrics.diversity_mean == 2.0
+    assert metrics.pairwise == pytest.approx((1 + 3 + 7 + 2 + 6 + 4) / 6)
+    reach = [(0 + 10) / 2, (1 + 9) / 2, (3 + 7) / 2, (7 + 3) / 2]
+    assert metrics.representativeness == pytest.approx([sum(reach) / 4, (3 + 4) / 2])
+    assert metrics.representativeness_mean == pytest.approx((sum(reach) + 3.5) / 5)
+    assert (metrics.num_real, metrics.num_made) == (5, 5)
+
+
+def test_a_class_smaller_than_the_neighbourhood_counts_whole():
+    real, made = [line(0, 10, 20), line(5, 6)], [line(0, 1), line(2)]
+    assert measure(real, made, neighbors=50) == measure(real, made, neighbors=3)
+    assert measure(real, made, neighbors=3) != measure(real, made, neighbors=2)
+
+
+def test_one_image_per_class_leaves_gaps_that_json_can_hold():
+    metrics = measure([line(0, 1), line(5, 6)], [line(0), line(5)])
+    assert (metrics.diversity, metrics.diversity_mean, metrics.pairwise) == (
+        [None, None],
+        None,
+        None,
+    )
+    assert json.loads(json.dumps(asdict(metrics), allow_nan=False)) == asdict(metrics)
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+    real, made = axes_cross([0, 0, 0], [1, 2, 3]), axes_cross([1, -2, 0], [4, 2, 0])
+    stds = [[r * math.sqrt(2 / 5) for r in reach] for reach in ([1, 2, 3], [4, 2, 0])]
+    expected = 1 + 4 + sum((a - b) ** 2 for a, b in zip(*stds, strict=True))
+    assert measure([real], [made]).frechet == pytest.approx(expected)
+
+
+def test_frechet_distance_is_the_matrix_root_s_where_that_exists_and_finite_where_not():
+    real, made = normal(0, 60, 5) @ normal(1, 5, 5), 1 + normal(2, 40, 5) @ normal(3, 5, 5)
+    root = torch.from_numpy(sqrtm((real.T.cov() @ made.T.cov()).numpy()).real)
+    shift = (real.mean(0) - made.mean(0)).square().sum()
+    expected = shift + (real.T.cov() + made.T.cov() - 2 * root).trace()
+    assert measure([real], [made]).frechet == pytest.approx(expected.item())
+    # two made images: one direction, whose deviation sqrt(u C u) meets the real one's
+    made = made[:2]
+    along = made[0] - made[1]
+    spread = along.square().sum() / 2
+    unit = along / along.norm()
+    common = (spread * (unit @ real.T.cov() @ unit)).sqrt()
+    shift = (real.mean(0) - made.mean(0)).square().sum()
+    expected = shift + real.T.cov().trace() + spread - 2 * common
+    assert measure([real], [made]).frechet == pytest.approx(expected.item())
+
+
+def test_equal_sets_and_far_ones():
+    real = [normal(0, 40, 6), 3 + normal(1, 40, 6)]
+    same = measure(real, real, k=5)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert same.density == pytest.approx((5 + 1) / 5)  # its own ball, and k on average
+    assert same.frechet == pytest.approx(0, abs=1e-10)
+    far = measure(real, [r + 1e3 for r in real])
+    assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
+    assert far.frechet == pytest.approx(6e6)
+    assert far.mmd > 1e10 > abs(same.mmd)
+
+
+def balls_by_hand(real, made, k):
+    def radii(points):
+        return [sorted(math.dist(p, q) for q in points)[k] for p in points]
+
+    real, made = real.tolist(), made.tolist()
+    of_real, of_made = radii(real), radii(made)
+    held = [[math.dist(x, y) <= r for y in made] for x, r in zip(real, of_real, strict=True)]
+    return (
+        sum(any(column) for column in zip(*held, strict=True)) / len(made),
+        sum(any(math.dist(x, y) <= r for y, r in zip(made, of_made, strict=True)) for x in real)
+        / len(real),
+        sum(map(sum, held)) / (k * len(made)),
+        sum(map(any, held)) / len(real),
+    )
+
+
+@pytest.mark.parametrize("size", [2, 20])  # a tree finds neighbours among few features
+@pytest.mark.parametrize("k", [1, 4])
+def test_balls_are_those_of_brute_force(size, k):
+    real, made = normal(0, 50, size), 0.5 + 0.7 * normal(1, 30, size)
+    metrics = measure([real[:20], real[20:]], [made[:25], made[25:]], k=k)
+    found = (metrics.precision, metrics.recall, metrics.density, metrics.coverage)
+    assert found == pytest.approx(balls_by_hand(real, made, k))
+    assert 0 < metrics.coverage < 1
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_real_image_touches_its_neighbours_balls_in_spite_of_rounding(size):
+    direction = torch.nn.functional.normalize(normal(0, 1, size))
+    real = 100 + torch.arange(40.0).double().unsqueeze(1) * direction  # balls of radius 1, ends' 2
+    metrics = measure([real], [real[[10, 20, 30]]], k=2)
+    assert metrics.coverage == 9 / 40
+    assert (metrics.precision, metrics.density) == (1, 3 / 2)
+
+
+def test_fewer_images_than_k_reach_to_the_last():
+    real, made = [normal(0, 30, 3)], [normal(1, 4, 3)]
+    assert measure(real, made, k=5).recall == measure(real, made, k=3).recall
+    assert measure(made, real, k=5).density == measure(made, real, k=3).density
+    assert measure(made, real, k=3).density != measure(made, real, k=2).density
+
+
+def test_mmd_is_the_double_loop_s():
+    real, made = normal(0, 9, 4), 1 + normal(1, 6, 4)
+
+    def mean_kernel(pairs):
+        values = [(float(x @ y) / 4 + 1) ** 3 for x, y in pairs]
+        return sum(values) / len(values)
+
+    expected = (
+        mean_kernel(itertools.permutations(real, 2))
+        + mean_kernel(itertools.permutations(made, 2))
+        - 2 * mean_kernel(itertools.product(real, made))
+    )
+    found = measure([real[:4], real[4:]], [made[:1], made[1:]]).mmd
+    assert found == pytest.approx(expected)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    real, made = [normal(0, 50, 20)], [normal(1, 30, 20)]
+    whole = measure(real, made)
+    monkeypatch.setattr("eval.metrics.set_metrics._ROWS", 7)
+    assert numbers(measure(real, made)) == pytest.approx(numbers(whole))
+
+
+def numbers(metrics):
+    values = asdict(metrics)
+    return [*values.pop("diversity"), *values.pop("representativeness"), *values.values()]
+
+
+def shuffled(sets):
+    draw = torch.Generator().manual_seed(4)
+    return [rows[torch.randperm(len(rows), generator=draw)] for rows in sets]
+
+
+def test_order_and_rotation_do_not_matter():
+    real, made = [normal(0, 40, 6), 2 + normal(1, 30, 6)], [normal(2, 9, 6), 2 + normal(3, 5, 6)]
+    expected = pytest.approx(numbers(measure(real, made)), rel=1e-9)
+    assert numbers(measure(shuffled(real), shuffled(made))) == expected
+    turn = torch.linalg.qr(normal(9, 6, 6)).Q
+    assert numbers(measure([r @ turn for r in real], [m @ turn for m in made])) == expected
+    assert numbers(measure(real, [m @ turn for m in made])) != expected
+
+
+def planar(*places):
+    return torch.nn.functional.pad(line(*places), (0, 1))
+
+
+def test_plane_scores_are_scaled_over_all_methods_and_classes():
+    plane = Plane(
+        real=[planar(0), planar(0)],
+        made={
+            "near": [planar(0, 1), planar(0, 2)],  # gaps 1, 2; distances 0.5, 1
+            "far": [planar(2, 5), planar(3, 4, 11)],  # gaps 3, 3; distances 3.5, 6
+        },
+    )
+    scores = tsne_scores(plane)
+    assert scores["near"].diversity == [0, pytest.approx(1 / 2)]
+    assert scores["far"].diversity == [1, 1]
+    assert scores["far"].diversity_mean == 1
+    assert scores["near"].representativeness == [1, pytest.approx(1 - 0.5 / 5.5)]
+    assert scores["far"].representativeness == [pytest.approx(1 - 3 / 5.5), 0]
+    assert scores["far"].representativeness_mean == pytest.approx(1 - (5 - 0.5) / 5.5)
+
+
+def test_nothing_to_scale_against_is_no_score():
+    scores = tsne_scores(Plane(real=[planar(0, 1)], made={"single": [planar(3)]}))["single"]
+    assert (scores.diversity, scores.representativeness) == ([None], [None])
+    assert (scores.diversity_mean, scores.representativeness_mean) == (None, None)
+
+
+@pytest.fixture(scope="module")
+def features():
+    """Two classes apart; «narrow» repeats nearly one image, «wide» is spread as the real ones."""
+    real = [normal(0, 40, 60), 8 + normal(1, 30, 60)]
+    narrow = [0.01 * normal(2, 5, 60), 8 + 0.01 * normal(3, 5, 60)]
+    wide = [normal(4, 5, 60), 8 + normal(5, 5, 60)]
+    return real, {"narrow": narrow, "wide": wide}
+
+
+@pytest.fixture(scope="module")
+def plane(features):
+    return tsne_plane(*features, most_real=35)
+
+
+def test_tsne_is_one_map_of_all_methods(features, plane):
+    assert [tuple(p.shape) for p in plane.real] == [(35, 2), (30, 2)]  # most_real of each class
+    assert {m: [len(p) for p in ps] for m, ps in plane.made.items()} == {
+        "narrow": [5, 5],
+        "wide": [5, 5],
+    }
+    again = tsne_plane(*features, most_real=35)
+    assert all(map(torch.equal, plane.real, again.real))
+    first, second = (p.mean(dim=0) for p in plane.real)
+    for points in plane.made.values():
+        for mine, other, own in ((first, second, points[0]), (second, first, points[1])):
+            assert ((own - mine).norm(dim=1) < (own - other).norm(dim=1)).all()
+
+
+def test_tsne_scores_tell_narrow_from_wide(plane):
+    scores = tsne_scores(plane)
+    values = [v for s in scores.values() for v in s.diversity]
+    assert (min(values), max(values)) == (0, 1)
+    assert scores["narrow"].diversity_mean < scores["wide"].diversity_mean
+
+
+def test_pca_axes_are_the_real_images(features):
+    real, made = features
+    plane = pca_plane(real, made)
+    pooled = torch.cat(real)
+    axes = torch.linalg.svd(pooled - pooled.mean(0), full_matrices=False).Vh[:2]
+    expected = (made["wide"][1] - pooled.mean(0)) @ axes.T
+    assert torch.allclose(plane.made["wide"][1].abs(), expected.abs())
+    alone = pca_plane(real, {"wide": made["wide"]})
+    assert all(map(torch.equal, plane.real, alone.real))
+
+
+def test_maps_hold_a_panel_per_plane_and_method(features, plane):
+    picture = maps_picture({"t-SNE": plane, "PCA": pca_plane(*features)})
+    assert picture.startswith("<svg")
+    assert picture.rstrip().endswith("</svg>")
+    titles = ["<!-- narrow -->", "<!-- wide -->", "<!-- t-SNE -->", "<!-- PCA -->"]
+    assert [picture.count(t) for t in titles] == [1, 1, 1, 1]
+    assert sum(picture.count(f'id="axes_{i}"') for i in range(1, 9)) == 4
+    assert picture == maps_picture({"t-SNE": plane, "PCA": pca_plane(*features)})
+
+
+def test_the_table_holds_means_and_leaves_unknown_cells_empty(features, plane):
+    real, made = features
+    wide = measure(real, made["wide"])
+    sets = {
+        "wide": [replace(wide, coverage=0.2), replace(wide, coverage=0.4)],
+        "narrow": [measure(real, made["narrow"])],
+        "one": [measure(real, [rows[:1] for rows in made["wide"]])],
+    }
+    table = metrics_layout(sets, "convnet3", tsne_scores(plane))
+    assert "convnet3" in table.title
+    lines = {line[0]: dict(zip(table.headers, line, strict=True)) for line in table.lines}
+    assert lines["wide"]["coverage ↑"] == "0.3 ± 0.1"
+    assert (lines["wide"]["n"], lines["wide"]["images"], lines["one"]["images"]) == ("2", "10", "2")
+    assert lines["narrow"]["Fréchet ↓"] == f"{sets['narrow'][0].frechet:.4g}"
+    assert lines["one"]["diversity ↑"] == lines["one"]["t-SNE diversity ↑"] == ""
+    assert lines["wide"]["t-SNE diversity ↑"] == f"{tsne_scores(plane)['wide'].diversity_mean:.4g}"
+    assert metrics_layout(sets, "convnet3").headers[-1] == "MMD² ↓"
+
+
+REAL = [normal(0, 20, 3), normal(1, 20, 3)]
+BROKEN = REAL[0].clone()
+BROKEN[7, 1] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("real", "made", "message"),
+    [
+        (REAL, REAL[:1], "made features: 1 classes, the real ones have 2; give one tensor per"),
+        (REAL, [REAL[0], REAL[1][:, :2]], "made features, class 1: 2 numbers per image, .* have 3"),
+        ([REAL[0], REAL[1][:, :2]], REAL, "real features, class 1: 2 numbers per image, .* have 3"),
+        (
+            REAL,
+            [REAL[0], BROKEN],
+            "made features, class 1: image 7 .* not finite; check that image",
+        ),
+        (REAL, [REAL[0], REAL[1][:0]], r"made features, class 1: shape \(0, 3\) .* needs an image"),
+        (REAL, [REAL[0][0], REAL[1]], r"made features, class 0: shape \(3,\) is not \(images, "),
+        (REAL[:1], [REAL[0][:1]], "made features: 1 samples in total, at least 2 .* add images"),
+        ([REAL[0][:1]], REAL[:1], "real features: 1 samples in total, at least 2"),
+        ([], [], "real features: 0 samples in total"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(real, made, message):
+    with pytest.raises(UserError, match=message):
+        measure(real, made)
+    with pytest.raises(UserError, match=message.replace("made features", "features of mine")):
+        pca_plane(real, {"mine": made})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: measure(REAL, REAL, neighbors=0), "neighbors=0 is out of range"),
+        (lambda: measure(REAL, REAL, k=0), "k=0 is out of range"),
+        (lambda: tsne_plane(REAL, {"m": REAL}, most_real=0), "most_real=0 is out of range"),
+        (lambda: tsne_plane(REAL, {}), "needs a method"),
+        (
+            lambda: tsne_plane(REAL, {"m": [r[:5] for r in REAL]}, most_real=10),
+            r"more than 30 images, these are 30; add real images \(most_real=10\)",
+        ),
+        (lambda: pca_plane([line(0, 1)], {"m": [line(0, 1)]}), "features of 2 numbers or more"),
+    ],
+)
+def test_settings_that_make_no_sense(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,0 +1,237 @@
+"""The hard-label protocol's numbers, students by name, and training that can be interrupted."""
+
+import dataclasses
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+import eval.protocols.training
+from eval.images import TestImages, student_pixels
+from eval.protocols.augmentation import Augmentation
+from eval.protocols.hard_label import HardTargets, _cross_entropy
+from eval.protocols.training import Recipe, Steps, StudentTraining
+from eval.students.registry import find_student, make_student
+from mgd3.config.build import build_protocol
+from mgd3.config.schema import CONFIGS, register
+from mgd3.data.datasets import Digits
+from mgd3.data.pixels import to_pil
+from mgd3.runtime.errors import UserError
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    epochs=6, batch_size=8, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4, decay="all",
+    schedule=Steps(milestones=(4, 5), gamma=0.2), tests=(2, 4, 6), precision="float32",
+)  # fmt: skip
+AUGMENTATION = Augmentation(
+    crop_scale=(0.5, 1.0), crop_ratio=(0.75, 4 / 3), flip=0.5, jitter=0.4, lighting=0.1
+)
+
+
+def protocol(*overrides):
+    register()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = compose("config", overrides=["dataset=imagenette", "dataset.root=unused", *overrides])
+    return build_protocol(cfg)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "classes", "epochs", "milestones", "every"),
+    [
+        (1, 10, 3000, (2000, 2500), 30),
+        (10, 10, 2000, (1333, 1666), 20),
+        (20, 10, 1500, (1000, 1250), 15),
+        (50, 10, 1500, (1000, 1250), 15),
+        (100, 10, 1000, (666, 833), 10),
+        (300, 10, 500, (333, 416), 5),
+        (1000, 10, 300, (200, 250), 3),
+        (1, 100, 2000, (1333, 1666), 20),
+        (10, 100, 1300, (866, 1083), 13),
+        (50, 100, 1000, (666, 833), 10),
+        (100, 100, 600, (400, 500), 6),
+        (300, 100, 300, (200, 250), 3),
+        (1000, 100, 200, (133, 166), 2),
+        (10, 1000, 2000, (1333, 1666), 20),
+    ],
+)
+def test_epochs_milestones_and_tests(ipc, classes, epochs, milestones, every):
+    recipe = protocol().recipe(ipc, classes, "convnet6")
+    assert (recipe.epochs, recipe.schedule.milestones) == (epochs, milestones)
+    assert recipe.tests == (*range(every, epochs, every), epochs)
+    many = classes > 100
+    assert (recipe.lr, recipe.weight_decay, recipe.batch_size) == (
+        (0.1, 1e-4, 128) if many else (0.01, 5e-4, 64)
+    )
+
+
+def test_an_ipc_without_a_row_is_refused():
+    with pytest.raises(UserError, match="no row for ipc=20"):
+        protocol("protocol.epochs_by_ipc=[[10,5]]").recipe(20, 10, "convnet6")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs_by_ipc=[[null,0]]", r"epochs_by_ipc=0 is out of range"),
+        ("epochs_by_ipc=5", r"5 must be a pair"),
+        ("milestones=[1/0]", r"'1/0' is not a fraction"),
+        ("many_classes.lr=x", r"protocol\.many_classes\.lr='x'"),
+        ("crop_scale=[1.0,0.5]", r"must be \[low, high\]"),
+        ("precision=half", r"protocol\.precision='half'"),
+    ],
+)
+def test_wrong_protocol_values_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        protocol(f"protocol.{override}")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("convnet6", (754_570, 858_340, 1_896_040)),
+        ("resnetap10", (4_910_922, 4_957_092, 5_418_792)),
+        ("resnet18", (11_181_642, 11_227_812, 11_689_512)),
+    ],
+)
+def test_parameter_counts_of_the_papers_students(name, parameters):
+    for classes, expected in zip((10, 100, 1000), parameters, strict=True):
+        student = make_student(name, classes, 224, seed=0)
+        assert sum(p.numel() for p in student.parameters()) == expected
+
+
+def test_fresh_students_depend_on_their_seed_alone():
+    torch.manual_seed(1)
+    first = make_student("resnetap10_w8", 10, 32, seed=3).state_dict()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again = make_student("resnetap10_w8", 10, 32, seed=3).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    other = make_student("resnetap10_w8", 10, 32, seed=4).state_dict()
+    assert not torch.equal(first["fc.weight"], other["fc.weight"])
+
+
+@pytest.mark.parametrize("name", ["convnet3", "resnetap18_w8", "resnet10", "timm/resnet18"])
+@pytest.mark.parametrize("size", [32, 72])
+def test_students_classify_images_of_any_size(name, size):
+    logits = make_student(name, 7, size, seed=0)(torch.randn(2, 3, size, size))
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet19", "convnet9", "timm/resnet_none", "vgg"])
+def test_unknown_students_are_refused(name):
+    with pytest.raises(UserError, match="students"):
+        find_student(name, 32)
+
+
+def data(count=20):
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 8, 8), generator=draw, dtype=torch.uint8)
+    return pixels, torch.arange(count) % 4
+
+
+def training(path, recipe=RECIPE):
+    student = make_student("convnet2_w8", 4, 8, seed=0)
+    return StudentTraining(student, recipe, HardTargets(AUGMENTATION, 1.0), 0, path)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(eval.protocols.training, "_CHECKPOINT_SECONDS", 0.0)
+    whole = training(tmp_path / "whole")
+    history = whole.fit(*data(), data(), lambda h: None)
+
+    calls = 0
+
+    def kill_after_three(history):
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # three epochs are saved, the fourth is not
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        training(tmp_path / "cut").fit(*data(), data(), kill_after_three)
+    resumed = training(tmp_path / "cut")
+    assert resumed.epoch == 3
+    assert resumed.fit(*data(), data(), lambda h: None).tested == history.tested
+    for ours, theirs in zip(resumed.student.parameters(), whole.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_best_and_last_are_told_apart(tmp_path):
+    history = training(tmp_path / "x").fit(*data(), data(), lambda h: None)
+    assert [epoch for epoch, _ in history.tested] == [2, 4, 6]
+    assert history.top1_last == history.tested[-1][1]
+    assert history.top1_best == max(top1 for _, top1 in history.tested)
+
+
+def test_accuracy_counts_right_answers(tmp_path):
+    class SaysTwo(nn.Module):
+        def forward(self, x):
+            return torch.eye(4)[2].expand(len(x), 4)
+
+    trained = training(tmp_path / "x")
+    trained.student = SaysTwo()
+    pixels, labels = data(7)
+    assert trained.accuracy(pixels, labels) == pytest.approx(200 / 7)  # labels 0 1 2 3 0 1 2
+
+
+def test_learning_rate_follows_the_milestones(tmp_path):
+    seen = []
+    trained = training(
+        tmp_path / "x", dataclasses.replace(RECIPE, schedule=Steps(milestones=(2, 4), gamma=0.2))
+    )
+    trained.fit(*data(), data(), lambda h: seen.append(trained.optimizer.param_groups[0]["lr"]))
+    assert seen == pytest.approx([0.05, 0.05, 0.01, 0.01, 0.002, 0.002])
+
+
+def test_a_diverged_student_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"not finite in epoch .*protocol\.lr"):
+        training(tmp_path / "x", dataclasses.replace(RECIPE, lr=1e30)).fit(
+            *data(), data(), lambda h: None
+        )
+
+
+def test_a_student_learns_the_digits(tmp_path):
+    dataset = Digits(8)
+    rows = [(i.decode(), label) for label in range(10) for i in dataset.images("train", label)[:40]]
+    pixels = torch.stack([student_pixels(i, 8) for i, _ in rows])
+    labels = torch.tensor([label for _, label in rows])
+    recipe = dataclasses.replace(
+        RECIPE, epochs=25, schedule=Steps(milestones=(20,), gamma=0.2), batch_size=32, tests=(25,)
+    )
+    plain = Augmentation(crop_scale=(0.8, 1), crop_ratio=(1, 1), flip=0, jitter=0, lighting=0)
+    student = make_student("convnet2_w32", 10, 8, seed=0)
+    trained = StudentTraining(student, recipe, HardTargets(plain, 1.0), 0, tmp_path / "x")
+    test = TestImages(dataset, tmp_path, 1).on(8, CPU)
+    assert trained.fit(pixels, labels, test, lambda h: None).top1_last > 80
+
+
+def test_test_images_are_cropped_from_the_shorter_side():
+    wide = torch.zeros(3, 10, 30, dtype=torch.uint8)
+    wide[:, :, 10:20] = 255  # the middle third
+    out = student_pixels(to_pil(wide), 10)
+    assert out.shape == (3, 10, 10)
+    assert out[:, :, 2:8].min() > 250
+
+
+def test_weights_multiply_each_images_loss(tmp_path):
+    """Weight 0 takes an image's class out of what is learned; all ones are no weights."""
+
+    def trained(weights):
+        one = training(tmp_path / "none")
+        one.objective = HardTargets(AUGMENTATION, 1.0, weights)
+        one.fit(*data(), data(), lambda h: None)
+        return torch.cat([p.flatten() for p in one.student.parameters()])
+
+    ones = torch.ones(len(data()[0]))
+    assert torch.allclose(trained(None), trained(ones), atol=1e-6)
+    assert not torch.allclose(trained(None), trained(ones * torch.arange(len(ones)) / 4), atol=1e-3)
+    logits, target = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    rows = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    loss = _cross_entropy(logits, target, torch.tensor([0.5, 3.0]))
+    assert loss.item() == pytest.approx((0.5 * rows[0] + 3 * rows[1]).item() / 2)

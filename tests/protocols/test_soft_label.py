@@ -1,0 +1,193 @@
+"""Soft labels: RDED's constants, the loss in float64, patches and crops by hand, teachers."""
+
+import math
+
+import pytest
+import torch
+from conftest import run
+from support import composed
+from torchvision.transforms.functional import resized_crop
+
+from eval.images import TestImages
+from eval.protocols.augmentation import antialiased_crop, shuffle_patches
+from eval.protocols.soft_label import Answers, StoredAnswers, soft_loss
+from eval.results.rows import read_results
+from eval.students.registry import make_student
+from mgd3.config.build import build_protocol
+from mgd3.data.datasets import Digits
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import read_json
+from mgd3.runtime.tensors import save_tensors
+
+CPU = torch.device("cpu")
+
+
+def protocol(*overrides, name="soft_label"):
+    return build_protocol(
+        composed("dataset=imagenette", "dataset.root=unused", f"protocol={name}", *overrides)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ipc", "classes", "batch"),
+    [(1, 10, 10), (10, 10, 50), (50, 10, 100), (1, 1000, 20), (10, 1000, 100), (50, 1000, 200),
+     (10, 100, 100), (20, 10, 50), (100, 100, 200)],
+)  # fmt: skip
+def test_the_released_batch_sizes(ipc, classes, batch):
+    assert protocol().recipe(ipc, classes, "resnet18_bn").batch_size == batch
+
+
+def test_the_half_cosine_and_the_six_tests():
+    recipe = protocol().recipe(10, 1000, "resnet18_bn")
+    assert recipe.schedule.factor(150) == pytest.approx(0.8536, abs=1e-4)
+    assert recipe.schedule.factor(299) == pytest.approx(0.5026, abs=1e-4)
+    assert recipe.tests == (250, 260, 270, 280, 290, 300)
+    fkd = protocol(name="soft_label_fkd").recipe(10, 1000, "resnet18_bn")
+    assert fkd.schedule.factor(150) == pytest.approx(0.5)
+    assert fkd.schedule.factor(299) == pytest.approx(2.7e-5, rel=0.03)
+    assert fkd.tests == (50, 100, 150, 200, 250, 300)
+    assert fkd.batch_size == 1024
+
+
+def test_rates_by_student_and_decay_on_weights_alone():
+    assert protocol().recipe(10, 10, "alexnet").lr == 1e-4
+    recipe = protocol().recipe(10, 10, "resnet18_bn")
+    net = make_student("resnet10", 10, 32, seed=0)
+    optimizer = recipe.make_optimizer(net)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decayed, free = optimizer.param_groups
+    assert (recipe.lr, decayed["weight_decay"], free["weight_decay"]) == (1e-3, 0.01, 0.0)
+    assert all(p.dim() > 1 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in free["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(net.parameters()))
+
+
+def test_the_loss_is_the_divergence_of_softened_logits():
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 6, generator=draw, dtype=torch.float64) for _ in range(2))
+    p, q = (teacher / 20).softmax(1), (student / 20).softmax(1)
+    by_hand = (p * (p.log() - q.log())).sum(1)
+    assert torch.allclose(soft_loss(student, teacher, 20), by_hand, atol=1e-15)
+    assert soft_loss(teacher, teacher, 20).abs().max() < 1e-15
+
+
+def test_crops_are_torchvisions_with_antialiasing():
+    images = torch.rand(3, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0, 0, 40, 48], [5, 7, 30, 21], [1, 2, 9, 11]])
+    flips = torch.tensor([False, True, False])
+    out = antialiased_crop(images, boxes, flips, 16)
+    for image, box, flip, mine in zip(images, boxes.tolist(), flips, out, strict=True):
+        theirs = resized_crop(image, *box, [16, 16], antialias=True)
+        assert torch.allclose(mine, theirs.flip(-1) if flip else theirs, atol=1e-5)
+
+
+def test_patches_keep_every_pixel_and_move_strips_as_wholes():
+    image = torch.arange(16).view(1, 1, 4, 4).expand(64, 3, 4, 4).to(torch.uint8)
+    shuffled = shuffle_patches(image, 2, torch.Generator().manual_seed(0))
+    left, right = [0, 1], [2, 3]
+    expected = set()
+    for columns in (left + right, right + left):
+        for rows in (left + right, right + left):
+            expected.add(tuple(image[0, 0][rows][:, columns].flatten().tolist()))
+    seen = {tuple(one[0].flatten().tolist()) for one in shuffled}
+    assert seen == expected  # all four arrangements of 64 images, and no other
+    assert torch.equal(shuffle_patches(image, 1, torch.Generator()), image)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("patches=3", r"protocol\.patches=3 does not divide the stored images' 256 px"),
+        ("batch_by_ipc=[[10,50]]", r"no row for ipc=1"),
+        ("temperature=0", r"protocol\.temperature=0"),
+        ("labels=hard", r"protocol\.labels='hard'"),
+        ("teacher.epochs=0", r"protocol\.teacher\.epochs=0"),
+        ("teacher.student=resnet7", r"students: 'resnet7'"),
+    ],
+)
+def test_wrong_values_are_named(override, message):
+    with pytest.raises(UserError, match=message):
+        protocol(f"protocol.{override}").recipe(1, 10, "resnet18_bn")
+
+
+def digits_protocol(cache, *overrides):
+    return build_protocol(
+        composed(
+            "protocol=soft_label_short", f"cache={cache}", "device=cpu",
+            "protocol.teacher.epochs=20", *overrides,
+        )
+    )  # fmt: skip
+
+
+def test_the_teacher_is_trained_once_and_one_of_another_class_order_is_refused(tmp_path):
+    test = TestImages(Digits(8), tmp_path, 1)
+    teacher = digits_protocol(tmp_path).prepare(test, CPU)
+    assert teacher.name == "convnet3_w64" and teacher.top1 > 75
+    (path,) = (tmp_path / "students").glob("*.safetensors")
+    stamp = path.stat().st_mtime_ns
+    assert digits_protocol(tmp_path).prepare(test, CPU).top1 == teacher.top1
+    assert path.stat().st_mtime_ns == stamp
+
+    state = teacher.network.state_dict()
+    rows = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
+    turned = state | {k: v[rows] for k, v in state.items() if k.startswith("classifier")}
+    classes = '["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]'
+    save_tensors(tmp_path / "turned.safetensors", turned, {"classes": classes})
+    wrong = digits_protocol(tmp_path, f"protocol.teacher.weights={tmp_path}/turned.safetensors")
+    with pytest.raises(UserError, match=r"right on .* % of the real test images .*class order"):
+        wrong.prepare(test, CPU)
+    foreign = digits_protocol(tmp_path, "protocol.teacher.weights=torchvision")
+    with pytest.raises(UserError, match=r"knows ImageNet's classes only, and dataset=digits"):
+        foreign.prepare(test, CPU)
+
+
+def test_stored_answers_are_the_teachers_in_half_precision(tmp_path):
+    net = make_student("convnet2_w8", 5, 16, seed=0).eval()
+    images = torch.randn(6, 3, 16, 16)
+    stored = StoredAnswers(net, "float32", tmp_path / "labels")
+    stored.begin(3)
+    first = stored(images)
+    assert torch.equal(first, Answers(net, "float32")(images).half().float())
+    again = StoredAnswers(
+        make_student("convnet2_w8", 5, 16, seed=9), "float32", tmp_path / "labels"
+    )
+    again.begin(3)
+    assert torch.equal(again(images), first)  # the second student asks no teacher
+    again.begin(4)
+    assert not torch.equal(again(images), first)
+    again.begin(3)
+    assert not torch.equal(again(images, 0, 12), first)  # half of a larger batch
+
+
+@pytest.mark.parametrize("labels", ["online", "stored"])
+def test_a_run_with_soft_labels_names_its_teacher(tmp_path, labels):
+    done = run(
+        tmp_path, "method=random", "ipc=2", "tracker=none", "report=false", "device=cpu",
+        "protocol=soft_label_short", "protocol.epochs=4", f"protocol.labels={labels}",
+        "protocol.teacher.epochs=20", "student_seeds=2", "students=[convnet2_w8]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-1500:]
+    rows = read_results(tmp_path)
+    assert [r.teacher for r in rows] == ["convnet3_w64"] * 2
+    assert rows[0].teacher_top1 == rows[1].teacher_top1 > 75
+    kept = list(tmp_path.rglob("cache/labels/*/*/*/*.safetensors"))
+    assert len(kept) == (8 if labels == "stored" else 0)  # two batches, four epochs, once
+    (manifest,) = tmp_path.rglob("manifest.json")
+    assert "protocol" not in read_json(manifest)["config"]
+
+
+def test_families_share_a_rate():
+    names = ("vit_p8_w64", "timm/swin_tiny_patch4_window7_224", "vgg11_glad", "resnet50_bn")
+    assert [protocol().recipe(10, 10, n).lr for n in names] == [1e-4, 1e-4, 5e-4, 1e-3]
+
+
+def test_small_images_are_never_stored_smaller_than_they_are_seen():
+    for size in (4, 8, 20, 64, 224):
+        made = protocol(f"dataset.student_size={size}", "dataset.training.teacher=convnet1_w8")
+        assert made.stored_size >= size
+        assert size < 56 or made.stored_size == size // 7 * 8
+
+
+def test_the_half_cosine_reaches_half_the_rate():
+    factor = protocol().recipe(10, 10, "resnet18_bn").schedule.factor
+    assert factor(300) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))

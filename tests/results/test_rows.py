@@ -1,0 +1,99 @@
+"""Result rows on disk, and tables against arithmetic by hand."""
+
+import json
+
+import pytest
+from scipy.stats import ttest_rel
+from support import row
+
+from eval.reports.run_report import write_summary
+from eval.results.rows import ResultStore, read_results
+from eval.results.tables import cells, layout, markdown, paired_difference
+
+
+def test_rows_survive(tmp_path):
+    store = ResultStore(tmp_path / "deep/results.jsonl")
+    assert store.rows() == []
+    rows = [row(), row(student_seed=1)]
+    for r in rows:
+        store.append(r)
+    assert store.rows() == rows
+    assert store.has("convnet3", 1)
+    assert not store.has("convnet3", 2)
+
+
+def test_a_line_cut_short_is_dropped(tmp_path):
+    store = ResultStore(tmp_path / "results.jsonl")
+    store.append(row())
+    with store.path.open("a") as file:
+        file.write('{"dataset": "dig')
+    assert store.rows() == [row()]
+    store.append(row(student_seed=1))
+    assert store.rows() == [row(), row(student_seed=1)]
+    assert [json.loads(line) for line in store.path.read_text().splitlines()]
+
+
+def test_means_and_deviations():
+    rows = [row(seed=s, last=v, best=v + 10) for s, v in enumerate((40.0, 50.0, 60.0))]
+    (cell,) = cells(rows)
+    assert (cell.top1_last_mean, cell.top1_best_mean, cell.n) == (50.0, 60.0, 3)
+    assert cell.top1_last_std == pytest.approx((200 / 3) ** 0.5)  # population, as np.std
+    assert (cell.distill_seeds, cell.student_seeds) == (3, 1)
+
+
+def test_differences_are_paired_by_distillation_seed():
+    ours, theirs = (51.0, 57.0, 60.0, 62.0), (50.0, 52.0, 61.0, 55.0)
+    rows = [row(seed=s, last=v) for s, v in enumerate(ours)]
+    rows += [row("unguided", seed=s, last=v) for s, v in reversed(list(enumerate(theirs)))]
+    rows.append(row("unguided", seed=9, last=0.0))  # has no partner
+    difference = paired_difference(rows, cells(rows)[0], "unguided")
+    interval = ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert difference.mean == pytest.approx(3.0)
+    assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+    assert difference.n == 4
+    assert paired_difference(rows, cells(rows)[1], "unguided") is None
+
+
+def test_student_seeds_are_averaged_before_pairing():
+    rows = [row(seed=s, student_seed=t, last=50.0 + 10 * t + s) for s in (0, 1) for t in (0, 1)]
+    rows += [row("unguided", seed=s, last=50.0) for s in (0, 1)]
+    difference = paired_difference(rows, cells(rows)[0], "unguided")
+    assert (difference.mean, difference.n) == (5.5, 2)
+
+
+def test_tables_say_what_they_hold(tmp_path):
+    note = "these files are fast.ai's re-split"
+    rows = [row(dataset_note=note), row("unguided", dataset_note=note)]
+    text = markdown(rows)
+    assert "**digits, ipc 10, p, convnet3**" in text
+    assert "| mgd3 | 50.0 ± 0.0 | 60.0 ± 0.0 | 1 |" in text
+    assert note in text
+    write_summary(tmp_path / "summary.json", rows)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {
+        "method", "dataset", "ipc", "protocol", "student", "top1_last_mean", "top1_last_std",
+        "top1_best_mean", "n",
+    } <= summary["rows"][0].keys()  # fmt: skip
+
+
+def test_runs_below_a_folder_are_read_once(tmp_path):
+    ResultStore(tmp_path / "a/x/results.jsonl").append(row())
+    ResultStore(tmp_path / "a/copy/results.jsonl").append(row())
+    ResultStore(tmp_path / "b/results.jsonl").append(row("unguided"))
+    assert len(read_results(tmp_path)) == 2
+
+
+def test_two_configurations_of_one_name_stay_apart():
+    rows = [row(cell_id="aa"), row(cell_id="bb", last=70.0), row("unguided")]
+    assert {(c.method, c.top1_last_mean) for c in cells(rows)} == {
+        ("mgd3 #aa", 50.0),
+        ("mgd3 #bb", 70.0),
+        ("unguided", 50.0),
+    }
+
+
+def test_what_differs_gets_a_column():
+    table = layout([row(), row(cell_id="x", ipc=20)])
+    assert table.title == "digits, p, convnet3"
+    assert table.headers == ["ipc", "method", "top1_last", "top1_best", "n"]
+    assert [line[0] for line in table.lines] == ["10", "20"]

@@ -1,0 +1,129 @@
+"""Data parallel training: two CPU processes give what one does; images in a mapped file."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from timm.layers import convert_sync_batchnorm
+
+from eval.images import training_images
+from eval.results.rows import read_results
+from eval.students.registry import make_student, synchronised
+from mgd3.data.datasets import ImageTree
+from mgd3.data.distilled import DistilledDataset, DistilledWriter
+from mgd3.runtime.distributed import Ranks
+from mgd3.runtime.errors import UserError
+
+RUN = (
+    "method=random", "ipc=3", "tracker=none", "report=false", "device=cpu", "student_seeds=2",
+    "students=[convnet2_w8]", "workers=1",
+)  # fmt: skip
+PROTOCOLS = {
+    "hard": ("protocol.epochs_by_ipc=[[null,6]]", "protocol.batch_size=7"),
+    "soft": (
+        "protocol=soft_label_short", "protocol.epochs=6", "protocol.teacher.epochs=12",
+        "protocol.batch_by_ipc=[[1,7]]",
+    ),
+}  # fmt: skip
+
+
+def started(cwd, processes, *overrides):
+    cwd.mkdir(exist_ok=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [sys.executable, *(launch if processes > 1 else []), str(ROOT / "run.py"), *overrides],
+        cwd=cwd, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [(r.student_seed, r.top1_last, r.top1_best, r.tests) for r in read_results(cwd / "runs")]
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+def test_two_processes_give_what_one_does(tmp_path, kind):
+    alone = started(tmp_path / "one", 1, *RUN, *PROTOCOLS[kind])
+    together = started(tmp_path / "two", 2, *RUN, *PROTOCOLS[kind], "parallel=batches")
+    assert len(alone) == len(together) == 2
+    for ours, theirs in zip(together, alone, strict=True):
+        assert (ours[0], ours[3]) == (theirs[0], theirs[3])
+        assert ours[1:3] == pytest.approx(theirs[1:3], abs=100 / 719 * 2)  # two images of 719
+
+
+def test_shares_hold_every_row_once():
+    for count, world in [(7, 2), (64, 3), (5, 4), (1, 2)]:
+        shares = [Ranks(rank, world).share(count) for rank in range(world)]
+        assert sum(part for _, part in shares) == pytest.approx(1)
+        rows = [i for mine, part in shares if part for i in range(count)[mine]]
+        assert rows == list(range(count))
+        assert all(len(range(count)[mine]) >= 1 for mine, _ in shares)
+
+
+def test_batch_norm_needs_gpus():
+    with pytest.raises(UserError, match="batch norm cannot share batches among CPU"):
+        synchronised(make_student("resnet18_bn", 3, 32, seed=0), Ranks(0, 2))
+    net = make_student("convnet2_w8", 3, 32, seed=0)
+    assert synchronised(net, Ranks(0, 2)) is net
+
+
+@pytest.mark.parametrize("name", ["resnet18_bn", "timm/efficientnet_b0"])
+def test_synchronised_batch_norms_compute_what_they_did(name):
+    net = make_student(name, 3, 32, seed=0).eval()
+    images = torch.randn(2, 3, 32, 32)
+    before = net(images)
+    assert torch.allclose(convert_sync_batchnorm(net)(images), before, atol=1e-5)
+
+
+def test_images_that_do_not_fit_are_mapped(tree, tmp_path):
+    writer = DistilledWriter(tmp_path / "set", ImageTree("t", None, str(tree), 16), ipc=2, seed=0)
+    for label, wnid in enumerate(("cat", "dog")):
+        for k in range(2):
+            writer.write_image(wnid, k, Image.new("RGB", (9, 9), (50 * label + k, 7, 9)))
+    writer.finish({"method": "m", "config": {}}, {})
+    distilled, cpu = DistilledDataset(tmp_path / "set"), torch.device("cpu")
+    held = training_images(distilled, 8, cpu, tmp_path)
+    for _ in range(2):  # written, then found
+        mapped = training_images(distilled, 8, cpu, tmp_path, limit=100)
+        assert all(torch.equal(a, b) for a, b in zip(held, mapped, strict=True))
+    (file,) = (tmp_path / "pixels").glob("*.uint8")
+    assert file.stat().st_size == 4 * 3 * 8 * 8
+
+
+def files(folder):
+    """Content of every image and mode file below a folder, by path."""
+    found = [*folder.rglob("images/*/*.png"), *folder.rglob("modes/*.safetensors")]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in found}
+
+
+SHARDED = (
+    "backbone=toy", "ipc=5", "batch_size=7", "tracker=none", "report=false", "device=cpu",
+    "students=[convnet2_w8]", "student_seeds=3", "protocol.epochs_by_ipc=[[null,3]]", "workers=1",
+)  # fmt: skip
+
+
+def test_processes_share_images_and_students(tmp_path):
+    """Byte for byte what one process makes, also after one of the two is killed."""
+    alone = sorted(started(tmp_path / "one", 1, *SHARDED))
+    together = sorted(started(tmp_path / "two", 2, *SHARDED))
+    assert together == alone and len(alone) == 3
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+    again = tmp_path / "again"
+    again.mkdir()
+    launched = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(ROOT / "run.py"), *SHARDED, "sampler.steps=50"],
+        cwd=again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while launched.poll() is None and len(list(again.rglob("images/*/*.png"))) < 8:
+        time.sleep(0.002)
+    workers = psutil.Process(launched.pid).children()
+    workers[-1].kill()  # torchrun ends the other one
+    assert launched.wait(timeout=120) != 0
+    made = len(list(again.rglob("images/*/*.png")))
+    assert made < 50, "killed too late to show anything"
+    assert sorted(started(again, 2, *SHARDED)) == alone
+    assert files(again) == files(tmp_path / "one")
