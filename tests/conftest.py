@@ -1,12 +1,19 @@
 """Shared pieces: a tiny dataset on disk, and running the command line as a user does."""
 
+import contextlib
+import io
+import logging
 import os
+import runpy
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +30,43 @@ def command(*overrides, script="run.py"):
 
 
 def run(cwd, *overrides, script="run.py", **environment):
+    """What `python run.py OVERRIDES` in `cwd` prints and returns, in this process.
+
+    Starting Python and importing torch anew would take seconds each time; what only a process can
+    show (signals, torchrun, what is read at import) uses `apart`.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = dict(os.environ), Path.cwd(), sys.argv, list(sys.path), logging.root.manager.disable
+    handlers, level = logging.root.handlers[:], logging.root.level
+    try:
+        os.chdir(cwd)
+        for key, value in environment.items():
+            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+        sys.argv = [str(ROOT / script), *map(str, overrides)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+    finally:
+        GlobalHydra.instance().clear()
+        os.environ.clear()
+        os.environ.update(before[0])
+        os.chdir(before[1])
+        sys.argv, sys.path[:] = before[2], before[3]
+        for handler in logging.root.handlers:
+            if handler not in handlers:
+                handler.close()
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        logging.disable(before[4])
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def apart(cwd, *overrides, script="run.py", **environment):
     """The finished process of `python run.py OVERRIDES` in `cwd`."""
     return subprocess.run(
         command(*overrides, script=script),

@@ -25,7 +25,7 @@ class EvalResult:
     method: str
     protocol: str
     student: str
-    distill_seed: int
+    distill_seed: int | None  # None: the method has no seed, its set is one
     student_seed: int
     top1_last: float  # after the last epoch
     top1_best: float  # the best of all tests, as the papers report
@@ -41,6 +41,11 @@ class EvalResult:
     teacher: str | None = None  # whose answers the student learned; None: the classes themselves
     teacher_top1: float | None = None
     machine: str | None = None  # what trained it
+    role: str | None = None  # the method's part in comparisons: random, full or unguided
+    labels: str = "hard"  # what students learn: the classes («hard»), or a teacher's answers («soft»)
+    augmented: bool = True  # did the protocol augment and mix the training images?
+    train_data: str | None = None  # digest of the real training images that the set was made from
+    test_data: str | None = None  # digest of the real test images
 
 
 class ResultStore:
