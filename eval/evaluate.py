@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from eval.images import TestImages, training_images
-from eval.protocols.training import History, Objective, Recipe, StudentTraining, Teacher
+from eval.protocols.recipe import EvalProtocol
+from eval.protocols.training import History, StudentTraining
 from eval.reports.run_report import write_summary
 from eval.reports.samples import image_strips
 from eval.results.rows import EvalResult, ResultStore
@@ -29,25 +29,6 @@ from mgd3.runtime.progress import progress
 log = logging.getLogger(__name__)
 
 
-class EvalProtocol(Protocol):
-    """Trains and tests one student."""
-
-    name: str
-    image_size: int  # pixels that students see
-    stored_size: int  # pixels of training images before augmentation
-    test_resize: int  # shorter side of test images before the centre crop to image_size
-    image_weights: str  # «none», or «mass»: by the share of real images that each stands for
-
-    def recipe(self, ipc: int, num_classes: int, student: str) -> Recipe:
-        """How one student is trained; `UserError` for a set that the protocol has no rule for."""
-
-    def prepare(self, test: TestImages, device: torch.device) -> Teacher | None:
-        """Load or train what the students learn from; called once, before all of them."""
-
-    def objective(self, pixels: Tensor, weights: Tensor | None) -> Objective:
-        """One student's loss on pixels (N, 3, H, W); `weights` (N,) multiplies each image's."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """Where and how students run; none of it changes a result by more than rounding."""
@@ -59,7 +40,7 @@ class Execution:
     parallel: str = "students"  # what processes share: the students, or each student's «batches»
 
     def __post_init__(self) -> None:
-        checks.choice("parallel", self.parallel, ["students", "batches"])
+        checks.choice("compute.parallel", self.parallel, ["students", "batches"])
 
     @property
     def trainers(self) -> Ranks:
@@ -78,6 +59,8 @@ class RunIds:
 
     run: str
     cell: str  # without the seeds
+    train: str | None  # digest of the real training images that the set was made from
+    val: str  # and of the real test images
 
 
 def missing_rows(folder: Path, students: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -192,6 +175,11 @@ def evaluate_students(
                 teacher=teacher.name if teacher else None,
                 teacher_top1=teacher.top1 if teacher else None,
                 machine=machine_name(device, ranks.world),
+                role=manifest.get("role"),
+                labels=protocol.labels,
+                augmented=protocol.augmented,
+                train_data=ids.train,
+                test_data=ids.val,
             )
         )
         checkpoint.unlink(missing_ok=True)  # only now: the row is on disk

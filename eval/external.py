@@ -30,12 +30,12 @@ def adopt(
     dataset: RealDataset,
     method: str,
     runs: Path,
-    dataset_config: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> DistilledDataset:
     """A set below `runs` whose manifest lists the images of `folder`/<class>/* where they lie.
 
     Classes are named by wnid, ImageNet index, or name. `method` is what tables call the set,
-    `dataset_config` the configuration that makes `dataset` again.
+    `identity` what is known of how it was made: its dataset's.
     Raises `UserError` if a class has no folder or no image, a folder no class, or a file cannot
     be read.
     """
@@ -57,9 +57,11 @@ def adopt(
         "dataset": dataset.name,
         "dataset_note": dataset.note,
         "ipc": max(sum(e["wnid"] == c.wnid for e in entries) for c in dataset.classes),
-        "seed": 0,
+        "seed": None,
         "method": method,
-        "config": {"method": {"name": method}, "images": digest, "dataset": dataset_config},
+        "identity": {**identity, "method": method, "images": digest},
+        "config": {},
+        "data": {"train": None},
         "classes": [asdict(c) for c in dataset.classes],
         "images": entries,
     }

@@ -5,28 +5,36 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.data.pixels import from_pil
 from mgd3.runtime.batching import free_bytes
-from mgd3.runtime.files import waiting, writing
+from mgd3.runtime.cache import cached
+from mgd3.runtime.errors import CorruptFileError
+from mgd3.runtime.files import writing
 from mgd3.runtime.progress import track
 
 
 def student_pixels(image: Image.Image, size: int, resized: int | None = None) -> Tensor:
-    """Shorter side to `resized` (None: `size`), centre crop: (3, size, size) uint8."""
-    image = resize(image, [resized or size], InterpolationMode.BILINEAR)
-    return from_pil(center_crop(image, [size, size]))
+    """Shorter side to `resized` (None: `size`), centre crop: (3, size, size) uint8.
+
+    The pixels are torchvision's, for `resized` no less than `size`.
+    """
+    shorter = resized or size
+    width, height = (int(shorter * side / min(image.size)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return from_pil(image.crop((left, top, left + size, top + size)))
 
 
 def read_pixels(images: Sequence[RealImage], size: int, workers: int) -> Iterator[Tensor]:
@@ -113,14 +121,31 @@ def held_or_mapped(
         return torch.stack(list(counted)).to(device)
     name = hashlib.blake2s(f"{shape}{list(digests)}".encode(), digest_size=8).hexdigest()
     path = cache / "pixels" / f"{name}.uint8"
-    with waiting(path.parent):
-        if not path.is_file():
-            log.info("the training images stay on disk: %s", path)
-            part = path.with_suffix(".part")
-            with writing(part), part.open("wb") as file:
-                for image in counted:
-                    file.write(image.numpy().tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-    return torch.from_file(str(path), shared=True, size=count, dtype=torch.uint8).view(shape)
+    return cached(path, {}, lambda: counted, MappedPixels(shape))
+
+
+@dataclass(frozen=True)
+class MappedPixels:
+    """Pixels of one shape, nothing but their bytes: a file that is mapped, not read."""
+
+    shape: tuple[int, ...]
+
+    def read(self, path: Path, key: Mapping[str, str]) -> Tensor:
+        """The file as a tensor, uint8; what it was made from is in its name."""
+        count = torch.Size(self.shape).numel()
+        if path.stat().st_size != count:
+            raise CorruptFileError(f"{path} is not {count} bytes long")
+        mapped = torch.from_file(str(path), shared=True, size=count, dtype=torch.uint8)
+        return mapped.view(self.shape)
+
+    def write(self, path: Path, value: Iterable[Tensor], key: Mapping[str, str]) -> Tensor:
+        """Image by image, so that they never are in memory together."""
+        log.info("the training images stay on disk: %s", path)
+        part = path.with_name(f".{path.name}.part.tmp")
+        with writing(path), part.open("wb") as file:
+            for image in value:
+                file.write(image.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        return self.read(path, key)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mgd3.backbones.contract import Backbone
+from mgd3.data.claims import claim
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
+from mgd3.data.inventory import content_of, take_inventory
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.distillers.parts import Sampler
 from mgd3.modes.finders import KMeansModes, ModeFinder
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
-from mgd3.runtime.files import claim, waiting
+from mgd3.runtime.files import waiting
 from mgd3.sampling.starts import NoiseStart, Start
-from mgd3.sampling.terms import Guidance
+from mgd3.sampling.terms import DenoiseState, Guidance
 
 
 def distil(
@@ -32,12 +35,14 @@ def distil(
     batch_size: int | str = "auto",
     cache: Path | str = "cache",
     workers: int = 2,
+    on_step: Callable[[DenoiseState], None] | None = None,
 ) -> DistilledDataset:
     """`ipc` images per class of `dataset` in the folder `out`; a second call finds them there.
 
-    `modes` None is the paper's k-means, `start` None pure noise. Latents are kept in `cache`.
-    Raises `UserError` for images that do not decode, weights that are missing, classes that the
-    backbone does not know, or a folder that holds images made by other settings.
+    `modes` None is the paper's k-means, `start` None pure noise. Latents are kept in `cache`;
+    `on_step` sees every sampling step. Raises `UserError` for images that do not decode, weights
+    that are missing, classes that the backbone does not know, or a folder that holds images made
+    by other settings or from other photographs.
     """
     checks.integer("ipc", ipc, minimum=1)
     checks.integer("seed", seed, minimum=0)
@@ -45,24 +50,32 @@ def distil(
     out, modes, start = Path(out), modes or KMeansModes(), start or NoiseStart()
     work = Work(cache=Path(cache), batch_size=batch_size, workers=workers, flip="none")
     parts = dict(backbone=backbone, sampler=sampler, guidance=guidance, modes=modes, start=start)
-    settings = {
-        "dataset": {
-            **_settings(dataset),
-            "location": str(dataset.location),
-            "classes": {c.wnid: c.name for c in dataset.classes},
-        },
+    identity = {
+        "dataset": _settings(dataset),
         **{key: _settings(part) for key, part in parts.items()},
         "precision": backbone.precision,
         "ipc": ipc,
         "seed": seed,
     }
+    train = content_of(
+        dataset, take_inventory(dataset, "train", ipc, work.cache, workers), work.cache
+    )
     with waiting(out):
-        claim(out, "identity.json", settings, "choose another folder")
+        names = {c.wnid: c.name for c in dataset.classes}
+        path, remedy = out / "identity.json", "choose another folder"
+        claim(path, identity, {"train": train}, work.cache, remedy, classes=names)
         distilled = DistilledDataset(out)
         if distilled.complete:
             return distilled
-        distiller = GenerativeDistiller(backbone, sampler, guidance, modes, work, start)
-        provenance = {"method": "mgd3.api.distil", "config": settings}
+        distiller = GenerativeDistiller(
+            backbone, sampler, guidance, modes, work, start, on_step=on_step
+        )
+        provenance = {
+            "method": "mgd3.api.distil",
+            "identity": identity,
+            "config": identity,
+            "data": {"train": train.digest},
+        }
         return distiller.distill(dataset, ipc, seed, out, provenance)
 
 

@@ -12,59 +12,56 @@ of several repetitions; the ratio is the number to read.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import backbone, evaluation, modes, precision, sampling
 from benchmarks.measure import default_device
 
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS, plain
+from mgd3.runtime import checks
 
-def main() -> None:
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="benchmark")
+def main(cfg: DictConfig) -> None:
     """Measure, and print a table for each subject."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = ["sampling", "evaluation", "backbone", "modes", "precision"]
-    parser.add_argument("what", nargs="*", choices=what, default=["sampling", "evaluation"])
-    parser.add_argument("--epochs", type=int, default=2, help="evaluation: timed epochs each")
+    options = plain(cfg)
+    subjects = {
+        "sampling": sampling.main,
+        "evaluation": lambda: evaluation.main(options["epochs"]),
+        "backbone": lambda: backbone.main(**_of_device(options["backbone"])),
+        "modes": lambda: modes.main(
+            Path(latents) if (latents := options["modes"]["latents"]) else None,
+            options["modes"]["num_modes"],
+            options["modes"]["workers"],
+        ),
+        "precision": precision.main,
+    }
+    what = [options["what"]] if isinstance(options["what"], str) else options["what"]
+    for subject in what:
+        subjects[checks.choice("what", subject, subjects)]()
+
+
+def _of_device(options: dict[str, Any]) -> dict[str, Any]:
+    """The backbone's options, those that are null as fits the device."""
     on_gpu = default_device() == "cuda"
-    group = parser.add_argument_group("modes")
-    group.add_argument("--num-modes", type=int, nargs="+", default=[50])
-    group.add_argument("--latents", type=Path, help="a folder of cache/latents; default: random")
-    group.add_argument("--workers", type=int, default=2, help="classes side by side")
-    group = parser.add_argument_group("backbone")
-    group.add_argument("--network", default="DiT-XL/2", choices=sorted(sampling.SIZES))
-    group.add_argument("--image-size", type=int, default=256)
-    group.add_argument("--steps", type=int, default=50 if on_gpu else 2)
-    group.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128] if on_gpu else [1, 4]
-    )
-    group.add_argument(
-        "--precisions", nargs="+", default=["float32", *(["tf32"] if on_gpu else []), "bfloat16"]
-    )
-    group.add_argument("--compile", action="store_true", default=on_gpu, help="compiled, too")
-    options = parser.parse_args()
-    if "sampling" in options.what:
-        sampling.main()
-    if "evaluation" in options.what:
-        evaluation.main(options.epochs)
-    if "backbone" in options.what:
-        backbone.main(
-            options.network,
-            options.image_size,
-            options.batches,
-            options.steps,
-            options.precisions,
-            options.compile,
-        )
-    if "modes" in options.what:
-        modes.main(options.latents, options.num_modes, options.workers)
-    if "precision" in options.what:
-        precision.main()
+    fitting = {
+        "steps": 50 if on_gpu else 2,
+        "batches": [1, 8, 32, 64, 128] if on_gpu else [1, 4],
+        "precisions": ["float32", *(["tf32"] if on_gpu else []), "bfloat16"],
+        "compile": on_gpu,
+    }
+    chosen = {k: fitting.get(k) if v is None else v for k, v in options.items()}
+    checks.choice("backbone.network", chosen["network"], sorted(sampling.SIZES))
+    return chosen
 
 
 if __name__ == "__main__":
-    main()
+    command(main, positional="what")

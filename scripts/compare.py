@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import hydra
+from omegaconf import DictConfig
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,7 +17,8 @@ from eval.results.robustness import fairness_layout
 from eval.results.rows import EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
 from eval.results.tables import notes
-from mgd3.config.schema import errors_for_people
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import write_atomic
 
@@ -37,28 +39,23 @@ FAIRNESS = (
 )
 
 
-def main() -> None:
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="compare")
+def main(cfg: DictConfig) -> None:
     """Read every run below the folders and print three tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="a folder with finished runs below it"
-    )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
-    parser.add_argument("--best", action="store_true", help="top1_best instead of top1_last")
-    options = parser.parse_args()
-    if options.markdown and options.markdown.is_dir():
-        raise UserError(f"--markdown {options.markdown} is a folder; name a file")
-    metric: Metric = "top1_best" if options.best else "top1_last"
-    rows = read_runs(options.runs)
+    if cfg.markdown and Path(cfg.markdown).is_dir():
+        raise UserError(f"markdown={cfg.markdown} is a folder; name a file")
+    metric: Metric = "top1_best" if cfg.best else "top1_last"
+    folders = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
+    rows = read_runs([Path(folder) for folder in folders])
     sections = [
         (components_layout(rows, metric), " ".join([COMPONENTS, *notes(rows)])),
         (differences_layout(rows, metric), DIFFERENCES),
         (fairness_layout(rows, metric), FAIRNESS),
     ]
     sections = [(layout, text) for layout, text in sections if layout.lines]
-    if options.markdown:
+    if cfg.markdown:
         pages = [f"{layout.markdown()}\n{text}\n" for layout, text in sections]
-        write_atomic(options.markdown, "\n".join(pages).encode())
+        write_atomic(Path(cfg.markdown), "\n".join(pages).encode())
     console = Console() if sys.stdout.isatty() else Console(width=240)  # a pipe cuts nothing off
     for layout, text in sections:
         console.print(layout.for_terminal(), text, "", highlight=False)
@@ -96,5 +93,4 @@ def _scores(row: EvalResult) -> EvalResult:
 
 
 if __name__ == "__main__":
-    with errors_for_people():
-        main()
+    command(main, positional="folders")

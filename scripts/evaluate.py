@@ -4,92 +4,137 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.evaluate import Execution, RunIds, score
-from eval.external import adopt
-from eval.images import TestImages
-from eval.reports.run_report import distilled_sets
-from eval.results.tables import terminal
-from eval.students.registry import expand_students, find_student
-from mgd3.config.build import build, build_protocol, claim_folder
-from mgd3.config.schema import (
-    CONFIGS,
-    errors_for_people,
-    part_of_identity,
-    plain,
-    register,
-    student_names,
-    student_seeds,
-    validate,
-    values_digest,
-)
-from mgd3.data.datasets import RealDataset
-from mgd3.data.distilled import DistilledDataset
-from mgd3.runtime.compute import pick_device
-from mgd3.runtime.distributed import join
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import exclusive, nothing_left_behind, remove_leftovers
-from mgd3.runtime.machine import keep_freed_memory
+
+if TYPE_CHECKING:
+    from eval.evaluate import Execution
+    from eval.images import TestImages
+    from eval.results.rows import EvalResult
+    from mgd3.data.datasets import RealDataset
+    from mgd3.data.distilled import DistilledDataset
+    from mgd3.data.inventory import SplitContent
 
 log = logging.getLogger(__name__)
+
+_REMEDY = "name the new data apart with dataset.name=NAME, or delete that folder"
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Score every set that `images` names; rows that exist are kept."""
+    from rich.console import Console
+
+    from eval.evaluate import Execution
+    from eval.images import TestImages
+    from eval.results.tables import terminal
+    from mgd3.config.build import build, build_execution, build_protocol
+    from mgd3.config.schema import validate
+    from mgd3.runtime.compute import pick_device
+    from mgd3.runtime.distributed import join
+    from mgd3.runtime.files import nothing_left_behind
+    from mgd3.runtime.machine import keep_freed_memory
+
+    keep_freed_memory()
     with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
         validate(cfg)
-        ranks, device = join(pick_device(cfg.device))
         dataset, tracker = (build(cfg, key) for key in ("dataset", "tracker"))
+        ranks, device = join(pick_device(cfg.compute.device))
         protocol = build_protocol(cfg)
-        execution = Execution(
-            device=device,
-            channels_last=cfg.channels_last,
-            compile=cfg.compile,
-            ranks=ranks,
-            parallel=cfg.parallel,
-        )
-        students = expand_students(student_names(cfg))
-        if not students:
-            raise UserError("students=[] leaves nothing to do; name one, such as [convnet6]")
+        execution = Execution(device=device, ranks=ranks, **build_execution(cfg))
+        students = _students(cfg)
         sets = ranks.in_turn(lambda: find_sets(cfg, dataset))
-        for student, distilled in product(students, sets):
-            find_student(student, protocol.image_size)
-            protocol.recipe(distilled.ipc, len(dataset.classes), student)
-    test = TestImages(dataset, Path(cfg.cache), cfg.workers)
-    test.check()
-    rows = []
+        _check(protocol, students, sets)
+    test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
+    contents = ranks.in_turn(lambda: _contents(cfg, dataset))
+    rows: list[EvalResult] = []
     for distilled in sets:
-        made_by = distilled.manifest["config"] | {"protocol": plain(cfg.protocol)}
-        if (tested_on := part_of_identity(cfg, "dataset")) != made_by["dataset"]:
-            made_by["tested_on"] = tested_on
-        cell = values_digest({key: value for key, value in made_by.items() if key != "seed"})
-        run_id = values_digest(made_by)
-        folder = distilled.folder / f"{protocol.name}-{run_id}"
-        with exclusive(folder) if ranks.first else nullcontext():
-            if ranks.first:
-                remove_leftovers(folder)
-            ranks.wait()
-            claim_folder(folder, cfg, "protocol.json", ("protocol",))
-            group = f"{dataset.name}-ipc{distilled.ipc}"
-            start = partial(tracker.start, ranks.named(run_id), group, plain(cfg), folder)
-            wanted = list(product(students, student_seeds(cfg)))
-            ids = RunIds(run=run_id, cell=cell)
-            rows += score(distilled, test, protocol, wanted, folder, ids, start, execution)
-        log.info("results: %s", folder)
+        rows += _scored(cfg, distilled, test, protocol, students, contents, tracker, execution)
     if ranks.first:
         Console().print(terminal(rows))
+
+
+def _students(cfg: DictConfig) -> list[str]:
+    from eval.students.registry import expand_students
+    from mgd3.config.schema import student_names
+
+    students = expand_students(student_names(cfg))
+    if not students:
+        raise UserError("students=[] leaves nothing to do; name one, such as [convnet6]")
+    return students
+
+
+def _check(protocol: Any, students: list[str], sets: list[DistilledDataset]) -> None:
+    """Refuse students and sizes that the protocol cannot train before anything is trained."""
+    from eval.students.registry import find_student
+
+    for student, distilled in product(students, sets):
+        find_student(student, protocol.image_size)
+        protocol.recipe(distilled.ipc, len(distilled.classes), student)
+
+
+def _contents(cfg: DictConfig, dataset: RealDataset) -> dict[str, SplitContent]:
+    """What the real images are that scores depend on."""
+    from mgd3.config import identity
+    from mgd3.data.inventory import content_of, take_inventory
+
+    found = {}
+    for split in ("val", *(["train"] if identity.protocol_reads_train(cfg) else [])):
+        inventory = take_inventory(dataset, split, 1, Path(cfg.cache), cfg.compute.workers)
+        found[split] = content_of(dataset, inventory, Path(cfg.cache))
+    return found
+
+
+def _scored(
+    cfg: DictConfig,
+    distilled: DistilledDataset,
+    test: TestImages,
+    protocol: Any,
+    students: list[str],
+    contents: Mapping[str, SplitContent],
+    tracker: Any,
+    execution: Execution,
+) -> list[EvalResult]:
+    """The rows of one set."""
+    from eval.evaluate import RunIds, score
+    from mgd3.config import identity
+    from mgd3.config.schema import choices, plain, student_seeds
+    from mgd3.data.claims import claim
+    from mgd3.runtime.files import exclusive, remove_leftovers
+
+    scored_by, ranks = identity.score_identity(cfg, choices(cfg)), execution.ranks
+    whole = distilled.identity | scored_by
+    if (tested_on := identity.dataset_identity(cfg, choices(cfg))) != whole.get("dataset"):
+        whole["tested_on"] = tested_on
+    data = {"train": distilled.manifest["data"]["train"], "val": contents["val"].digest}
+    run_id = identity.digest(whole)
+    ids = RunIds(run=run_id, cell=identity.cell_id(whole, data), **data)
+    folder = distilled.folder / f"{protocol.name}-{run_id}"
+    with exclusive(folder) if ranks.first else nullcontext():
+        if ranks.first:
+            remove_leftovers(folder)
+            claim(folder / "protocol.json", scored_by, contents, Path(cfg.cache), _REMEDY)
+        ranks.wait()
+        group = f"{test.dataset.name}-ipc{distilled.ipc}"
+        start = partial(tracker.start, ranks.named(run_id), group, plain(cfg), folder)
+        wanted = list(product(students, student_seeds(cfg)))
+        rows = score(distilled, test, protocol, wanted, folder, ids, start, execution)
+    log.info("results: %s", folder)
+    return rows
 
 
 def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
@@ -97,12 +142,17 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
 
     Raises `UserError` if a set's classes are not the dataset's, in its order.
     """
+    from eval.external import adopt
+    from eval.reports.run_report import distilled_sets
+    from mgd3.config import identity
+    from mgd3.config.schema import choices
+
     folder = Path(cfg.images)
     sets = distilled_sets(folder)
     if not sets:
-        name = cfg.title or folder.resolve().name
-        config = part_of_identity(cfg, "dataset")
-        return [adopt(folder, dataset, str(name), Path(cfg.runs), config)]
+        name = str(cfg.title or folder.resolve().name)
+        made_from = {"dataset": identity.dataset_identity(cfg, choices(cfg))}
+        return [adopt(folder, dataset, name, Path(cfg.runs), made_from)]
     wnids = [c.wnid for c in dataset.classes]
     for distilled in sets:
         theirs = [c.wnid for c in distilled.classes]
@@ -112,11 +162,9 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
                 f"{distilled.manifest['dataset']}, not the {len(wnids)} of dataset={dataset.name} "
                 "in their order; name its own dataset"
             )
+        _ = distilled.identity  # a set of an earlier version is refused now
     return sets
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    register()
-    with errors_for_people():
-        main()
+    command(main, positional="images")

@@ -11,8 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import hydra
+from omegaconf import DictConfig
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Hydra finds our sweeper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.metrics.measuring import Measured, measure_sets
@@ -21,10 +24,11 @@ from eval.reports.comparison import MEAN, PaperComparison, TableCell, averaged
 from eval.reports.paper_report import Section, write_paper_report
 from eval.results.rows import EvalResult, ResultStore, order_of
 from eval.results.tables import Layout
+from mgd3.config import identity
 from mgd3.config.build import build, build_space
-from mgd3.config.grid import Experiment, Located
-from mgd3.config.requests import paper_experiments, read_request
-from mgd3.config.schema import errors_for_people, plain, register
+from mgd3.config.command import command
+from mgd3.config.grid import Experiment, Located, read_request
+from mgd3.config.schema import CONFIGS, choices, plain
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
@@ -33,34 +37,18 @@ from mgd3.runtime.files import read_json, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
-USAGE = f"""Write a table of the paper with our numbers in it, from the runs that are finished.
 
-  python scripts/make_tables.py table=1                 runs/tables/table1/: table.md, .tex, .csv,
-                                                        report.html
-  python scripts/make_tables.py table=1 rehearsal=true  the rehearsal's, below runs/rehearsal/
-  python scripts/make_tables.py figure=7 tracker=none   without Weights & Biases
-
-only=KEY=VALUE,… prints some cells; the files always have all. What else is KEY=VALUE must be what
-the runs were made with: it says which runs are meant, and other numbers get a folder of their own.
-There are: {", ".join(paper_experiments())}."""
-
-
-def main() -> None:
-    """Read, write, print."""
-    request = read_request(sys.argv[1:], ("rehearsal",), USAGE)
-    overrides, rehearsal = request.overrides, request.flags["rehearsal"]
+def tables(cfg: DictConfig, arguments: list[str], launch: Any) -> None:
+    """Print the cells that were asked for, write the files of all; launches nothing."""
+    request = read_request(cfg, arguments)
     console = Console(markup=False)
-    whole = Experiment(request.experiment, overrides, (), rehearsal)
-    chosen = whole
-    if request.only:
-        chosen = Experiment(request.experiment, overrides, request.only, rehearsal)
-    shown = compared(chosen)
+    shown = compared(Experiment(request.name, request.overrides, request.only, cfg.rehearsal))
     if shown.cells:
         console.print(shown.matrix().for_terminal())
     for note in shown.remarks_and_notes():
         console.print(note)
-    folder = write_tables(whole)
-    console.print(f"tables and report: {folder}", soft_wrap=True)
+    whole = Experiment(request.name, request.overrides, None, cfg.rehearsal)
+    console.print(f"tables and report: {write_tables(whole)}", soft_wrap=True)
 
 
 def write_tables(experiment: Experiment) -> Path:
@@ -199,7 +187,7 @@ def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
     """The section with diversity, distances and maps in a feature space."""
     assert section.real is not None
     space = build_space(cfg, "metrics")
-    inventory = take_inventory(section.real, "train", 1, Path(cfg.cache), cfg.workers)
+    inventory = take_inventory(section.real, "train", 1, Path(cfg.cache), cfg.compute.workers)
     found = measure_sets(section.sets, space.fit(section.real, inventory), section.title)
     name = plain(cfg.metrics).get("student", "pixels")
     tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
@@ -242,11 +230,14 @@ def _other_protocols(place: Located) -> set[str]:
     for path in place.distilled.glob("*/protocol.json"):
         if path.parent == place.folder or not (path.parent / "results.jsonl").is_file():
             continue
-        theirs = read_json(path)["protocol"]
-        mine = plain(place.cfg.protocol)
-        changed = [k for k in mine if k != "name" and theirs.get(k) != mine[k]]
-        if theirs["name"] == mine["name"]:  # another protocol's name is a difference of its own
-            found.add(f"{theirs['name']} with another {', '.join(changed[:3])}")
+        theirs = read_json(path).get("identity", {})
+        mine = identity.score_identity(place.cfg, choices(place.cfg))
+        if theirs.get("protocol", {}).get("choice") != mine["protocol"]["choice"]:
+            continue  # another protocol's name is a difference of its own
+        values, others = mine["protocol"]["values"], theirs["protocol"]["values"]
+        changed = [k for k in values | others if values.get(k) != others.get(k)]
+        changed += [k for k in ("training_precision",) if theirs.get(k) != mine[k]]
+        found.add(f"{mine['protocol']['choice']} with another {', '.join(changed[:3])}")
     return found
 
 
@@ -279,7 +270,10 @@ def _title(experiment: Experiment) -> str:
     return f"{name}: {experiment.table.caption}" + " (rehearsal)" * experiment.rehearsal
 
 
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="make_tables")
+def main(cfg: DictConfig) -> None:
+    """Never called: the sweep launches nothing."""
+
+
 if __name__ == "__main__":
-    register()
-    with errors_for_people():
-        main()
+    command(main)

@@ -26,16 +26,10 @@ from eval.reports.run_report import distilled_sets
 from eval.results.sweeps import value_of
 from eval.results.tables import Layout
 from eval.students.registry import expand_students
+from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
-from mgd3.config.schema import (
-    CONFIGS,
-    errors_for_people,
-    plain,
-    register,
-    student_names,
-    validate,
-    values_digest,
-)
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS, plain, student_names
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.distillers.parts import FeatureExtractor
@@ -53,7 +47,6 @@ _BRIEF = ("diversity", "distance", "coverage", "Fréchet", "redundancy")
 def main(cfg: DictConfig) -> None:
     """Write metrics.json, metrics.md and maps.svg for each IPC below `images`."""
     with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
-        validate(cfg)
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
         protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
         sets = distilled_sets(Path(cfg.images))
@@ -67,9 +60,9 @@ def main(cfg: DictConfig) -> None:
                 )
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
-    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.workers)
+    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
     extract: FeatureExtractor = space.fit(dataset, inventory)
-    test = TestImages(dataset, Path(cfg.cache), cfg.workers)
+    test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
     name = "pixels" if isinstance(space, PixelFeatures) else cfg.metrics.student
     by_ipc: dict[int, list[DistilledDataset]] = defaultdict(list)
     for distilled in sets:
@@ -84,7 +77,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
             repeated = {
-                m: redundancy(*pair, protocol, students[0], test, pick_device(cfg.device))
+                m: redundancy(*pair, protocol, students[0], test, pick_device(cfg.compute.device))
                 for m, pair in increments
             }
         table = metrics_layout(found.metrics, f"{name}, ipc {ipc}", found.scores)
@@ -122,8 +115,8 @@ def names_of(sets: Sequence[DistilledDataset], keys: Sequence[str]) -> dict[Path
         found |= {key for key, value in values.items() if value is not None}
         named = [f"{k.split('.')[-1]}={v}" for k, v in values.items() if v is not None]
         name = " ".join([manifest["method"], *named])
-        apart = {k: v for k, v in manifest["config"].items() if k not in ("seed", "ipc")}
-        digest = values_digest(apart)
+        apart = {k: v for k, v in distilled.identity.items() if k not in ("seed", "ipc")}
+        digest = identity.digest(apart)
         if digest not in configurations[name]:
             configurations[name].append(digest)
         names[distilled.folder] = f"{name} #{digest}"
@@ -147,6 +140,4 @@ def brief(table: Layout) -> Layout:
 
 
 if __name__ == "__main__":
-    register()
-    with errors_for_people():
-        main()
+    command(main, positional="images")

@@ -27,7 +27,7 @@ _UNTIMED = (
 
 def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout, list[str]]:
     """A line per row of the table, and what its numbers are."""
-    device = pick_device(places[0].cfg.device)
+    device = pick_device(places[0].cfg.compute.device)
     rates = Rates(Path(places[0].cfg.runs), device)
     rows = list(dict.fromkeys(place.job.row for place in places))
     waiting = {place.folder for place in pending}

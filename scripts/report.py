@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import json
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
+from omegaconf import DictConfig
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,48 +20,72 @@ from eval.results.costs import cost_layout
 from eval.results.rows import read_results
 from eval.results.sweeps import rows_by, sweep_picture
 from eval.results.tables import markdown, terminal
-from mgd3.config.build import dataset_of
-from mgd3.config.schema import errors_for_people
+from mgd3.config.build import build
+from mgd3.config.command import command
+from mgd3.config.identity import overrides_of, spelt
+from mgd3.config.schema import CONFIGS, composed
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import write_atomic
 
+log = logging.getLogger(__name__)
 
-def main() -> None:
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="report")
+def main(cfg: DictConfig) -> None:
     """Read every run below the folder and write its summary, table and report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder with finished runs, such as runs/demo")
-    parser.add_argument(
-        "--picture", type=Path, help="also write this PNG of the first seed's images"
-    )
-    parser.add_argument("--methods", nargs="+", default=["mgd3", "unguided"], help="its panels")
-    parser.add_argument("--no-real", action="store_true", help="without modes and real images")
-    parser.add_argument("--by", metavar="KEY", help="name methods by this key's values: a sweep")
-    parser.add_argument("--plot", type=Path, help="with --by: a PNG of accuracy against the key")
-    options = parser.parse_args()
-    if options.plot and not options.by:
-        parser.error("--plot needs --by KEY, the horizontal axis")
-    folder = options.folder
+    folder = Path(cfg.folder)
+    if cfg.plot and not cfg.by:
+        raise UserError("plot needs by=KEY, the horizontal axis")
     if not any(folder.rglob("results.jsonl")):
         raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
-    dataset = dataset_of(folder)
-    rows = read_results(folder)
-    if options.by:
-        rows, values = rows_by(folder, options.by)
-        if options.plot:
-            write_atomic(options.plot, sweep_picture(rows, values, options.by))
-    title = f"{dataset.name}: {folder.resolve().name}"
-    write_summary(folder / "summary.json", rows)
     sets = distilled_sets(folder)
-    write_report(folder / "report.html", rows, sets, dataset, title)
+    dataset, name = _real_images(folder, sets, cfg.dataset.root)
+    rows = read_results(folder)
+    if cfg.by:
+        rows, values = rows_by(folder, cfg.by)
+        if cfg.plot:
+            write_atomic(Path(cfg.plot), sweep_picture(rows, values, cfg.by))
+    write_summary(folder / "summary.json", rows)
+    write_report(folder / "report.html", rows, sets, dataset, f"{name}: {folder.resolve().name}")
     costs = cost_layout(*named(sets, rows)).markdown()
     write_atomic(folder / "table.md", f"{markdown(rows)}\n{costs}".encode())
-    if options.picture:
-        picture = overview_picture(sets, options.methods, not options.no_real)
-        write_atomic(options.picture, picture)
+    if cfg.picture:
+        picture = overview_picture(sets, list(cfg.methods), cfg.real_images)
+        write_atomic(Path(cfg.picture), picture)
     Console().print(terminal(rows))
     Console().print(f"summary: {folder / 'summary.json'}\nreport:  {folder / 'report.html'}")
 
 
+def _real_images(
+    folder: Path, sets: Sequence[DistilledDataset], root: str | None
+) -> tuple[RealDataset | None, str]:
+    """The dataset that the sets say they were made from, if its images are here; its name.
+
+    What a manifest says is taken as a choice among our own configurations, never as a class.
+    """
+    parts = {json.dumps(d.identity["dataset"], sort_keys=True): d.identity["dataset"] for d in sets}
+    names = sorted({d.manifest["dataset"] for d in sets})
+    if len(parts) != 1 or len(names) != 1:
+        raise UserError(
+            f"{folder} holds runs of {len(parts)} dataset configurations ({', '.join(names)}); "
+            "name a folder with one, such as runs/digits"
+        )
+    (part,) = parts.values()
+    known = sorted(p.stem for p in Path(CONFIGS, "dataset").glob("*.yaml"))
+    if part["choice"] not in known:
+        log.warning("no map of real images: dataset=%s is not one of ours", part["choice"])
+        return None, names[0]
+    overrides = overrides_of({"dataset": part})
+    if root is not None:
+        overrides.append(f"dataset.root={spelt(root)}")
+    try:
+        return build(composed(*overrides), "dataset"), names[0]
+    except UserError as error:
+        log.warning("no map of real images: %s", error)
+        return None, names[0]
+
+
 if __name__ == "__main__":
-    with errors_for_people():
-        main()
+    command(main, positional="folder")

@@ -1,4 +1,4 @@
-"""Run a table or figure of the paper: what is missing, wherever Hydra's launcher sends it."""
+"""Run a table or figure of a paper: what is missing, wherever Hydra's launcher sends it."""
 
 from __future__ import annotations
 
@@ -6,98 +6,96 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hydra import initialize_config_dir
-from hydra._internal.callbacks import Callbacks  # a launcher's context needs one
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, configure_log
-from hydra.types import HydraContext, RunMode
+import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Hydra finds our sweeper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-from eval.evaluate import missing_rows
-from mgd3.config.build import build
-from mgd3.config.grid import Experiment, Located
-from mgd3.config.requests import paper_experiments, read_request
-from mgd3.config.schema import CONFIGS, errors_for_people, part_of_identity, register
-from mgd3.data.distilled import DistilledDataset
-from mgd3.runtime.compute import pick_device
-from mgd3.runtime.distributed import Ranks, join
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.machine import keep_freed_memory
-from scripts.make_tables import write_tables
-from scripts.plan import plan
 
-Problems: TypeAlias = dict[Path | None, str]  # by folder of scores; None: of all others
+if TYPE_CHECKING:
+    from mgd3.config.grid import Experiment, Located
+    from mgd3.runtime.distributed import Ranks
 
-_MOST_CELLS = 8  # named for one problem
+Launch: TypeAlias = Callable[[Sequence[Sequence[str]]], Sequence[Any]]
+Problems: TypeAlias = "dict[Path | None, str]"  # by folder of scores; None: of all others
+
 ROOT = str(Path(__file__).resolve().parents[1])
-
-USAGE = f"""Run a table or figure of the paper, then write its tables and report.
-
-  python scripts/reproduce.py table=1                   what is not done yet
-  python scripts/reproduce.py table=1 plan=true         says what it would take; starts nothing
-  python scripts/reproduce.py table=1 rehearsal=true    the same grid on digits, in minutes
-  python scripts/reproduce.py figure=7 only=ipc=10 only=seed=0,1
-  python scripts/reproduce.py table=1 hydra/launcher=submitit_slurm hydra.launcher.partition=gpu
-  torchrun --nproc-per-node=4 scripts/reproduce.py table=1      each run by four GPUs
-
-only=KEY=VALUE,… keeps some cells; KEY is row, dataset, ipc, seed or student. What else is KEY=VALUE
-goes to run.py (precision=bfloat16, batch_size=auto, dataset.root=PATH, hydra/launcher=NAME …).
-There are: {", ".join(paper_experiments())}."""
+_MOST_CELLS = 8  # named for one problem
 
 
-def main() -> None:
-    """Launch what is missing, report what failed, write the tables; exit 1 unless all is there."""
-    request = read_request(sys.argv[1:], ("plan", "rehearsal"), USAGE)
-    for_launcher = [o for o in request.overrides if o.lstrip("+~").startswith("hydra")]
-    for override in for_launcher:
-        if override.lstrip("+~").startswith(("hydra.run", "hydra.sweep")):
-            raise UserError(f"{override}: folders follow from configurations here; set runs=FOLDER")
-    overrides = [o for o in request.overrides if o not in for_launcher]
-    experiment = Experiment(
-        request.experiment, overrides, request.only, rehearsal=request.flags["rehearsal"]
-    )
+def reproduce(cfg: DictConfig, arguments: list[str], launch: Launch) -> None:
+    """Launch what is missing, report what failed, write the tables.
+
+    Raises `UserError` unless all is there in the end.
+    """
+    from rich.console import Console
+
+    from mgd3.config.grid import Experiment, read_request
+    from scripts.plan import plan
+
+    _refuse_folders(cfg)
+    request = read_request(cfg, arguments)
+    experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
     for row, why in experiment.unfit.items():
-        raise UserError(f"row «{row}» cannot be run so: {why}; leave it out with only=row=…")
-    ranks, missing = Ranks(), [not _done(place) for place in experiment.located]
-    if "WORLD_SIZE" in os.environ:  # of several processes, all take the first one's list
-        ranks, device = join(pick_device(experiment.located[0].cfg.device))
-        missing = [bool(flag) for flag in ranks.agreed_list(missing, device)]
+        raise UserError(f"row «{row}» cannot be run so: {why}; leave it out with only.row=…")
+    ranks, missing = _agreed(experiment)
     pending = [place for place, miss in zip(experiment.located, missing, strict=True) if miss]
     console = Console(markup=False)
-    if request.flags["plan"]:
+    if cfg.plan:
         layout, notes = plan(experiment.located, pending)
         console.print(layout.for_terminal(), *notes, sep="\n")
         return
-    console.print(
-        f"{experiment.name}: {len(experiment.located) - len(pending)} runs done, ", end=""
-    )
-    console.print(f"{len(pending)} to do")
+    done = len(experiment.located) - len(pending)
+    console.print(f"{experiment.name}: {done} runs done, {len(pending)} to do")
     ready, problems = _ready(pending)
     if ready:
-        problems |= launch(ready, for_launcher)
+        problems |= launched(ready, launch)
     elif pending:
         raise UserError("; ".join(dict.fromkeys(problems.values())))
-    if not ranks.first:  # it reports
-        return
+    if ranks.first:
+        _report(experiment, pending, problems, console)
+
+
+def _refuse_folders(cfg: DictConfig) -> None:
+    for override in cfg.hydra.overrides.hydra:
+        if override.lstrip("+~").startswith(("hydra.run", "hydra.sweep.")):
+            raise UserError(f"{override}: folders follow from configurations here; set runs=FOLDER")
+
+
+def _agreed(experiment: Experiment) -> tuple[Ranks, list[bool]]:
+    """This process among its kind, and which runs are missing: the first one's list for all."""
+    from mgd3.runtime.compute import pick_device
+    from mgd3.runtime.distributed import Ranks, join
+
+    missing = [not _done(place) for place in experiment.located]
+    if "WORLD_SIZE" not in os.environ:
+        return Ranks(), missing
+    ranks, device = join(pick_device(experiment.located[0].cfg.compute.device))
+    return ranks, [bool(flag) for flag in ranks.agreed_list(missing, device)]
+
+
+def _report(
+    experiment: Experiment, pending: Sequence[Located], problems: Problems, console: Any
+) -> None:
+    """Name what failed, write the tables of every cell, also of those that a filter left out."""
+    from mgd3.config.grid import Experiment
+    from scripts.make_tables import write_tables
+
     failed = [place for place in pending if not _done(place)]
     for what, cells in _by_problem(failed, problems).items():
         shown = cells if len(cells) <= _MOST_CELLS else [*cells[:_MOST_CELLS], "…"]
         print(f"failed, {len(cells)} runs: {what}", file=sys.stderr)
         print(*(f"  {cell}" for cell in shown), sep="\n", file=sys.stderr)
-    every_cell = experiment
-    if request.only:  # the table shows what earlier calls have run as well
-        every_cell = Experiment(request.experiment, overrides, (), experiment.rehearsal)
-    folder = write_tables(every_cell)
-    console.print(f"tables and report: {folder}", soft_wrap=True)
+    whole = Experiment(experiment.file, experiment.overrides, None, experiment.rehearsal)
+    console.print(f"tables and report: {write_tables(whole)}", soft_wrap=True)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(experiment.located)} runs of {experiment.name} are missing; "
@@ -107,9 +105,14 @@ def main() -> None:
 
 def _ready(pending: Sequence[Located]) -> tuple[list[Located], Problems]:
     """The runs whose real images are there, and what the others lack."""
+    from mgd3.config import identity
+    from mgd3.config.build import build
+    from mgd3.config.schema import choices
+
     ready, problems, known = [], {}, {}
     for place in pending:
-        dataset = json.dumps(part_of_identity(place.cfg, "dataset"), sort_keys=True)
+        part = identity.set_identity(place.cfg, choices(place.cfg))["dataset"]
+        dataset = json.dumps([part, place.cfg.dataset.get("root")], sort_keys=True)
         if dataset not in known:
             known[dataset] = ""
             try:
@@ -134,32 +137,24 @@ def _by_problem(failed: Sequence[Located], problems: Problems) -> dict[str, list
     return found
 
 
-def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> Problems:
+def launched(pending: Sequence[Located], launch: Launch) -> Problems:
     """Run all through Hydra's launcher; what went wrong.
 
     Rows that share a run, students and all, are one job.
     """
+    from hydra.core.utils import JobReturn, JobStatus
+
     jobs = {(p.folder, frozenset(p.wanted)): list(p.job.overrides) for p in pending}
-    with initialize_config_dir(CONFIGS, version_base="1.3", job_name="run"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        config = hydra.compose_config("config", list(for_launcher), RunMode.MULTIRUN)
-        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(hydra.config_loader, Callbacks(config)),
-            task_function=task,
-            config=config,
-        )
-        try:
-            returned = launcher.launch(list(jobs.values()), initial_job_idx=0)
-        except Exception as error:  # a launcher's own: what became of each job, the disk tells
-            text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-            return {
-                None: f"the launcher lost a job ({text[-400:]}). Was it killed, or has that "
-                "machine another Python than this one, without the packages? "
-                "hydra.launcher.setup=[…] runs commands before a SLURM job. Jobs after it may "
-                "still be running"
-            }
+    try:
+        returned = launch(list(jobs.values()))
+    except Exception as error:  # a launcher's own: what became of each job, the disk tells
+        text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        return {
+            None: f"the launcher lost a job ({text[-400:]}). Was it killed, or has that "
+            "machine another Python than this one, without the packages? "
+            "hydra.launcher.setup=[…] runs commands before a SLURM job. Jobs after it may "
+            "still be running"
+        }
     return {
         folder: _in_one_line(done._return_value)
         for (folder, _), done in zip(jobs, returned, strict=True)
@@ -167,7 +162,22 @@ def launch(pending: Sequence[Located], for_launcher: Sequence[str]) -> Problems:
     }
 
 
-def task(cfg: DictConfig) -> Any:
+def _done(place: Located) -> bool:
+    from eval.evaluate import missing_rows
+    from mgd3.data.distilled import DistilledDataset
+
+    if missing_rows(place.folder, list(place.wanted)):
+        return False
+    return bool(place.wanted) or DistilledDataset(place.distilled).complete
+
+
+def _in_one_line(error: Any) -> str:
+    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return name + (" ".join(str(error).split())[:600] or "no message")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="reproduce")
+def main(cfg: DictConfig) -> Any:
     """One run, in this process or in one of a launcher's, which knows no path of ours."""
     sys.path.insert(0, ROOT)
     from run import run
@@ -180,19 +190,5 @@ def task(cfg: DictConfig) -> Any:
         raise
 
 
-def _done(place: Located) -> bool:
-    if missing_rows(place.folder, list(place.wanted)):
-        return False
-    return bool(place.wanted) or DistilledDataset(place.distilled).complete
-
-
-def _in_one_line(error: Any) -> str:
-    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return name + (" ".join(str(error).split())[:600] or "no message")
-
-
 if __name__ == "__main__":
-    keep_freed_memory()
-    register()
-    with errors_for_people():
-        main()
+    command(main)

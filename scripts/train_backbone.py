@@ -22,7 +22,8 @@ from mgd3.backbones.contract import Codec
 from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.weights.dit_weights import build_network, constructor_arguments, to_original
 from mgd3.config.build import build
-from mgd3.config.schema import CONFIGS, errors_for_people, plain, register, validate
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS, plain
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.finetuning.from_scratch import Trainer, TrainSettings
@@ -47,7 +48,7 @@ def encode(
     dataset: RealDataset, codec: Codec, cfg: DictConfig, flips: list[str]
 ) -> tuple[Tensor, Tensor]:
     """All training latents (N, C, h, w) and their labels (N,)."""
-    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.workers)
+    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
     latents, labels = [], []
     for flip in flips:
         cache = LatentCache(Path(cfg.cache) / "latents", codec, flip)
@@ -77,18 +78,23 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_backbone")
 def main(cfg: DictConfig) -> None:
     """Encode the images, train, and write the averaged weights where `backbone.weights` says."""
+    keep_freed_memory()
     out = Path(str(cfg.backbone.weights)).expanduser()
     checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
-    validate(cfg)
     options = plain(cfg.train)
-    known = [*_NETWORK, "mirror", "stored_as", *(f.name for f in fields(TrainSettings))]
+    known = [
+        *_NETWORK,
+        "mirror",
+        "stored_as",
+        *(f.name for f in fields(TrainSettings) if f.name != "precision"),
+    ]
     for option in options:
         checks.choice("an option of train", option, known)
     architecture = {k: options.pop(k) for k in _NETWORK}
     mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
     checks.choice("train.stored_as", stored_as, ["float32", "float16"])
-    settings = TrainSettings(**options)
-    compute = Compute(device=cfg.device)
+    settings = TrainSettings(**options, precision=cfg.compute.training_precision)
+    compute = Compute(device=cfg.compute.device)
     device = compute.torch_device
     dataset = build(cfg, "dataset")
     codec = make_codec(
@@ -131,7 +137,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    register()
-    with errors_for_people():
-        main()
+    command(main)

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.images import TestImages
 from eval.protocols.soft_label import SoftLabel
 from mgd3.config.build import build, build_protocol
-from mgd3.config.schema import CONFIGS, errors_for_people, register, validate
+from mgd3.config.command import command
+from mgd3.config.schema import CONFIGS
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import nothing_left_behind
@@ -27,13 +28,13 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_teacher")
 def main(cfg: DictConfig) -> None:
     """A killed training goes on from its checkpoint; a finished teacher is only tested."""
+    keep_freed_memory()
     with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
-        validate(cfg)
         dataset, protocol = build(cfg, "dataset"), build_protocol(cfg)
         if not isinstance(protocol, SoftLabel):
             raise UserError(f"protocol={protocol.name} has no teacher; take protocol=soft_label")
-    test = TestImages(dataset, Path(cfg.cache), cfg.workers)
-    teacher = protocol.prepare(test, pick_device(cfg.device))
+    test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
+    teacher = protocol.prepare(test, pick_device(cfg.compute.device))
     log.info(
         "teacher %s: top-1 %.2f %% on the %d real test images of %s",
         *(teacher.name, teacher.top1),
@@ -42,7 +43,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    register()
-    with errors_for_people():
-        main()
+    command(main)

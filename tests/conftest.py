@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A run that takes seconds: closed-form backbone, one small student, three epochs.
 QUICK = (
     "backbone=toy", "tracker=none", "report=false",
-    "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,3]]", "device=cpu",
+    "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,3]]", "compute.device=cpu",
 )  # fmt: skip
 
 

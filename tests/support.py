@@ -5,9 +5,10 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from eval.reports.comparison import TableCell
-from eval.results.rows import EvalResult
-from mgd3.config.schema import CONFIGS, register
+from eval.reports.paper_cell import TableCell
+from eval.results.rows import FULL, RANDOM, UNGUIDED, EvalResult
+from mgd3.config.schema import CONFIGS
+from mgd3.config.identity import register
 
 GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"))
 
@@ -23,6 +24,7 @@ def row(method="mgd3", seed=0, student_seed=0, last=50.0, best=60.0, **other):
         "dataset": "digits", "ipc": 10, "protocol": "p", "student": "convnet3", "tests": 10,
         "test_images": 719, "epochs": 3, "train_seconds": 1.0, "test_seconds": 0.1,
         "run_id": f"{method}{seed}", "cell_id": method, "commit": "c",
+        "role": method if method in (RANDOM, FULL, UNGUIDED) else None,
     }  # fmt: skip
     return EvalResult(
         method=method, distill_seed=seed, student_seed=student_seed, top1_last=last,

@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, image
 
 from mgd3.api import distil
 from mgd3.backbones.toy import Toy
@@ -50,19 +50,38 @@ def test_wrong_arguments_are_named(tmp_path, options, message):
         distil(Digits(8), toy, out=tmp_path / "out", cache=tmp_path, **defaults | options)
 
 
-def test_other_photographs_or_names_are_other_settings(tree, tmp_path):
+def test_other_photographs_or_names_are_other_settings_and_a_moved_root_is_not(tree, tmp_path):
     def call(root):
         photos = ImageTree("photos", None, str(root), 16)
         toy, sampler = Toy(8, mean=0.0, shift=0.1, std=0.3), DDPM(5, 1.0, 3, variance="fixed")
-        return distil(photos, toy, 1, tmp_path / "out", sampler=sampler, guidance=NoGuidance())
+        return distil(
+            photos, toy, 1, tmp_path / "out", sampler=sampler, guidance=NoGuidance(),
+            cache=tmp_path / "cache",
+        )  # fmt: skip
 
     call(tree)
-    shutil.copytree(tree, tmp_path / "another")
-    with pytest.raises(UserError, match=r"dataset\.location="):
-        call(tmp_path / "another")
+    stamp = (tmp_path / "out/manifest.json").stat().st_mtime_ns
+    moved = shutil.copytree(tree, tmp_path / "another")
+    call(moved)
+    assert (tmp_path / "out/manifest.json").stat().st_mtime_ns == stamp
+    image(seed=999).save(moved / "train/dog/0.png")
+    with pytest.raises(UserError, match=r"1 of 8 training images changed since .*another folder"):
+        call(moved)
     (tree / "classes.csv").write_text("folder,name\ndog,hound\n")
-    with pytest.raises(UserError, match=r"dataset\.classes\.dog=hound \(there: dog\)"):
+    with pytest.raises(UserError, match=r"classes\.dog=hound \(there: dog\)"):
         call(tree)
+
+
+def test_every_step_is_shown(tmp_path):
+    seen = []
+    distil(
+        Digits(8, classes=[3, 5]), Toy(8, mean=0.0, shift=0.1, std=0.3), 2, tmp_path / "out",
+        sampler=DDPM(5, 1.0, 3, variance="fixed"), guidance=NoGuidance(), cache=tmp_path,
+        batch_size=3, on_step=seen.append,
+    )  # fmt: skip
+    assert [state.step for state in seen] == [4, 3, 2, 1, 0] * 2
+    assert seen[0].images == [("3", 0), ("3", 1), ("5", 0)] and seen[-1].images == [("5", 1)]
+    assert seen[0].x_t.shape == seen[0].x0_hat.shape == (3, 1, 8, 8)
 
 
 def test_a_second_call_finds_the_images_and_other_settings_are_refused(tree, tmp_path):

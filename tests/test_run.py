@@ -17,7 +17,7 @@ from mgd3.data.previews import load_previews
 from mgd3.runtime.files import exclusive
 from mgd3.runtime.tensors import load_tensors
 
-SLOW_ENOUGH = ("sampler.steps=150", "batch_size=10", "student_seeds=2")
+SLOW_ENOUGH = ("sampler.steps=150", "compute.batch_size=10", "student_seeds=2")
 
 
 def images(folder):

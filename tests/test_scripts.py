@@ -18,8 +18,8 @@ from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import read_json
 
 SHORT = (
-    "dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]", "device=cpu",
-    "workers=1",
+    "dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]", "compute.device=cpu",
+    "compute.workers=1",
 )  # fmt: skip
 METHODS = ("random", "full")
 
@@ -144,7 +144,7 @@ def test_other_test_images_are_another_cell(runs, tree, tmp_path):
 def test_sets_of_another_dataset_are_refused(runs, tree, tmp_path):
     options = ("dataset=folder", f"dataset.root={tree}", "students=[convnet2_w8]")
     for script in ("scripts/evaluate.py", "scripts/measure.py"):
-        done = run(tmp_path, f"images={runs}", *options, "device=cpu", script=script)
+        done = run(tmp_path, f"images={runs}", *options, "compute.device=cpu", script=script)
         assert done.returncode == 1
         assert "name its own dataset" in done.stderr
         assert "Traceback" not in done.stderr

@@ -38,14 +38,14 @@ def checked(features: Sequence[Tensor], what: str, like: Sequence[Tensor]) -> li
     return [rows.detach().double() for rows in features]
 
 
-def gaps(made: Tensor) -> Tensor:
+def nearest_distances(made: Tensor) -> Tensor:
     """Distance of each of (K, D) to the nearest other, (K,); empty for a single one."""
     if len(made) == 1:
         return made.new_empty(0)
     return _distances(made, made).fill_diagonal_(torch.inf).amin(dim=1)
 
 
-def reaches(made: Tensor, real: Tensor, neighbors: int) -> Tensor:
+def distances_to_real(made: Tensor, real: Tensor, neighbors: int) -> Tensor:
     """Mean distance of each of (K, D) to its nearest among (N, D), (K,)."""
     nearest = _distances(made, real).topk(min(neighbors, len(real)), largest=False)
     return nearest.values.mean(dim=1)

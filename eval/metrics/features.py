@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eval.images import read_pixels, student_pixels
 from eval.protocols.augmentation import MEAN, STD, normalise
-from eval.protocols.teachers import FullSetNetwork
+from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages
@@ -35,9 +35,18 @@ class StudentFeatures:
         device: torch.device,
         cache: Path,
         workers: int,
+        training_precision: str = "float32",
     ) -> None:
         self.student = FullSetNetwork(
-            "features", student, epochs, seed, weights, recipe, device, cache, workers
+            FullSetOptions(
+                key="features",
+                student=student,
+                epochs=epochs,
+                seed=seed,
+                weights=weights,
+                recipe=recipe,
+            ),
+            Place(device, cache, workers, training_precision),
         )
 
     def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> TrainedStudent:
@@ -45,9 +54,9 @@ class StudentFeatures:
 
         Raises `UserError` for weights of another network or of other classes.
         """
-        own = self.student
+        own, place = self.student, self.student.place
         return TrainedStudent(
-            own.network(dataset, inventory), own.image_size, own.device, own.workers, inventory
+            own.network(dataset, inventory), own.image_size, place.device, place.workers, inventory
         )
 
 

@@ -1,23 +1,15 @@
-"""Maps of real and distilled images: t-SNE and PCA planes, the paper's scores in them, pictures."""
+"""Planes of real and distilled images: t-SNE and PCA maps, and the paper's scores in them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from eval.metrics.distances import checked, gaps, reaches
-from eval.reports.samples import MOST_CLASSES
+from eval.metrics.distances import checked, distances_to_real, nearest_distances
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
@@ -64,6 +56,9 @@ def tsne_plane(
         draw = torch.Generator().manual_seed(seed)
         real = [r[torch.randperm(len(r), generator=draw)[:most_real]] for r in real]
 
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     def fitted(_: np.ndarray, everything: np.ndarray) -> np.ndarray:
         if len(everything) <= _PERPLEXITY:
             raise UserError(
@@ -80,6 +75,8 @@ def tsne_plane(
 
 def pca_plane(real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]]) -> Plane:
     """The real images' first two principal components, whatever methods are compared."""
+    from sklearn.decomposition import PCA
+
     return _plane(
         lambda r, everything: PCA(2, random_state=0).fit(r).transform(everything), real, made
     )
@@ -93,9 +90,9 @@ def tsne_scores(plane: Plane, neighbors: int = 50) -> dict[str, TsneScores]:
     describe its scaling; a 0.00 and a 1.00 in its Table 9 suggest this one.
     """
     checks.integer("neighbors", neighbors, minimum=1)
-    apart = {m: [gaps(p) for p in points] for m, points in plane.made.items()}
+    apart = {m: [nearest_distances(p) for p in points] for m, points in plane.made.items()}
     near = {  # 1 minus a scaled distance is the scaled distance with its sign turned
-        m: [-reaches(p, r, neighbors) for p, r in zip(points, plane.real, strict=True)]
+        m: [-distances_to_real(p, r, neighbors) for p, r in zip(points, plane.real, strict=True)]
         for m, points in plane.made.items()
     }
     diverse, close = _scale(apart.values()), _scale(near.values())
@@ -108,35 +105,6 @@ def tsne_scores(plane: Plane, neighbors: int = 50) -> dict[str, TsneScores]:
         )
         for m in plane.made
     }
-
-
-def maps_picture(planes: Mapping[str, Plane]) -> str:
-    """An SVG: a row of panels per plane, by its title, and a column per method.
-
-    Real images are faint dots, the method's are crosses; one colour for each class, of which the
-    first ten are drawn.
-    """
-    methods = list(next(iter(planes.values())).made)
-    with plt.rc_context({"svg.hashsalt": "maps"}):  # the same planes give the same bytes
-        figure, rows = plt.subplots(
-            len(planes),
-            len(methods),
-            figsize=(4 * len(methods), 4 * len(planes)),
-            squeeze=False,
-            layout="constrained",
-            sharex="row",
-            sharey="row",
-        )
-        for panels, (title, plane) in zip(rows, planes.items(), strict=True):
-            panels[0].set_ylabel(title)
-            for panel, top, method in zip(panels, rows[0], methods, strict=True):
-                _draw(panel, plane.real, plane.made[method])
-                panel.set(xticks=[], yticks=[])
-                top.set_title(method)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
-        plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 def _plane(
@@ -169,13 +137,3 @@ def _scale(samples: Iterable[Sequence[Tensor]]) -> Callable[[Tensor], float | No
         return ((some.mean() - low) / (high - low)).item() if len(some) and high > low else None
 
     return scaled
-
-
-def _draw(panel: plt.Axes, real: Sequence[Tensor], made: Sequence[Tensor]) -> None:
-    for label, (dots, crosses) in enumerate(zip(real[:MOST_CLASSES], made, strict=False)):
-        colour = plt.get_cmap("tab10")(label)
-        # as pixels: thousands of dots in every panel would make megabytes of paths
-        panel.scatter(*dots.T, color=colour, s=6, alpha=0.25, linewidths=0, rasterized=True)
-        panel.scatter(
-            *crosses.T, color=colour, s=34, marker="X", edgecolors="black", linewidths=0.6, zorder=2
-        )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from eval.evaluate import EvalProtocol
 from eval.images import TestImages, student_pixels, training_images
+from eval.protocols.recipe import EvalProtocol
 from eval.protocols.training import StudentTraining
 from eval.students.registry import make_student
 from mgd3.data.distilled import DistilledDataset

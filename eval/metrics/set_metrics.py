@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from eval.metrics.distances import checked, gaps, reaches
+from eval.metrics.distances import checked, distances_to_real, nearest_distances
 from eval.metrics.planes import TsneScores
-from eval.results.tables import Layout
+from eval.results.layout import Layout
 from mgd3.runtime import checks
 
 _ROWS = 1024  # of a matrix of distances or kernel values held at once
@@ -62,18 +61,18 @@ def measure(
     checks.integer("k", k, minimum=1)
     real = checked(real, "real features", like=real)
     made = checked(made, "made features", like=real)
-    nearest = [gaps(m) for m in made]
-    reached = [reaches(m, r, neighbors) for m, r in zip(made, real, strict=True)]
+    nearest = [nearest_distances(m) for m in made]
+    to_real = [distances_to_real(m, r, neighbors) for m, r in zip(made, real, strict=True)]
     pairs = [torch.pdist(m).mean().item() for m in made if len(m) > 1]
     all_real, all_made = torch.cat(real), torch.cat(made)
     precision, recall, density, coverage = _balls(all_real, all_made, k)
     return SetMetrics(
         num_real=len(all_real),
         num_made=len(all_made),
-        diversity=[_mean(g) for g in nearest],
-        representativeness=[r.mean().item() for r in reached],
+        diversity=[_mean(d) for d in nearest],
+        representativeness=[d.mean().item() for d in to_real],
         diversity_mean=_mean(torch.cat(nearest)),
-        representativeness_mean=torch.cat(reached).mean().item(),
+        representativeness_mean=torch.cat(to_real).mean().item(),
         pairwise=statistics.fmean(pairs) if pairs else None,
         precision=precision,
         recall=recall,
@@ -107,23 +106,18 @@ def metrics_layout(
     `space` names the features' network; `tsne`, where given, adds the dataset scores of these
     methods' planes. A cell is empty where a set has no such value.
     """
-    headers = ["method", "images", "n", *_COLUMNS.values()]
-    lines = [
-        [
-            method,
-            ", ".join(map(str, sorted({s.num_made for s in sets}))),
-            str(len(sets)),
-            *(_cell([getattr(s, name) for s in sets]) for name in _COLUMNS),
-        ]
-        for method, sets in measured.items()
-    ]
+    columns = {
+        "method": list(measured),
+        "images": [", ".join(map(str, sorted({s.num_made for s in m}))) for m in measured.values()],
+        "n": [str(len(sets)) for sets in measured.values()],
+    }
+    for name, header in _COLUMNS.items():
+        columns[header] = [_cell([getattr(s, name) for s in m]) for m in measured.values()]
     if tsne is not None:
-        headers += ["t-SNE diversity ↑", "t-SNE representativeness ↑"]
-        for line in lines:
-            scores = tsne.get(line[0])
-            means = (scores.diversity_mean, scores.representativeness_mean) if scores else ()
-            line += [_cell([value]) for value in means or (None, None)]
-    return Layout(title=f"sets in the feature space of {space}", headers=headers, lines=lines)
+        for what in ("diversity", "representativeness"):
+            scores = [getattr(tsne.get(method), f"{what}_mean", None) for method in measured]
+            columns[f"t-SNE {what} ↑"] = [_cell([score]) for score in scores]
+    return Layout.of_columns(f"sets in the feature space of {space}", columns)
 
 
 def _cell(values: Sequence[float | None]) -> str:
@@ -166,6 +160,8 @@ def _balls(real: Tensor, made: Tensor, k: int) -> tuple[float, float, float, flo
 
 def _radii(points: Tensor, k: int) -> Tensor:
     """Distance of each of (N, D) to its k-th nearest other, (N,), and what rounding may add."""
+    from sklearn.neighbors import NearestNeighbors
+
     distances, _ = NearestNeighbors(n_neighbors=k).fit(points.numpy()).kneighbors()
     radii = torch.from_numpy(distances[:, -1])
     return radii + _ROUNDING * (radii + points.norm(dim=1))

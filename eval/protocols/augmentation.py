@@ -12,6 +12,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from eval.protocols.options import check_interval
+from mgd3.runtime import checks
+
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's
 STD = (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)
@@ -27,13 +30,31 @@ _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """RandomResizedCrop, flip, colour jitter, PCA lighting, normalisation: in this order."""
+    """RandomResizedCrop, flip, colour jitter, PCA lighting, normalisation, in order; then CutMix.
+
+    Calling it does all but CutMix, which mixes targets too.
+    """
 
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     flip: float  # probability
     jitter: float  # strength of brightness, contrast and saturation
     lighting: float  # standard deviation
+    cutmix: float  # probability of a batch; the mixing share is Beta(1, 1), that is uniform
+
+    def __post_init__(self) -> None:
+        check_interval("protocol.augmentation.crop_scale", self.crop_scale)
+        check_interval("protocol.augmentation.crop_ratio", self.crop_ratio)
+        checks.number("protocol.augmentation.flip", self.flip, minimum=0, maximum=1)
+        checks.number("protocol.augmentation.jitter", self.jitter, minimum=0)
+        checks.number("protocol.augmentation.lighting", self.lighting, minimum=0)
+        checks.number("protocol.augmentation.cutmix", self.cutmix, minimum=0, maximum=1)
+
+    @property
+    def changes(self) -> bool:
+        """Does it change any image? False if all of it is switched off."""
+        whole = tuple(self.crop_scale) == tuple(self.crop_ratio) == (1, 1)
+        return not whole or any((self.flip, self.jitter, self.lighting, self.cutmix))
 
     def __call__(self, pixels: Tensor, draw: Generator) -> Tensor:
         """Pixels (B, 3, H, W) uint8 to normalised images of the same size, float32."""
@@ -54,12 +75,28 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftAugmentation:
-    """RDED's: patches shuffled, antialiased RandomResizedCrop, flip, normalisation, in order."""
+    """RDED's: patches shuffled, antialiased RandomResizedCrop, flip, normalisation; then CutMix.
+
+    Calling it does all but CutMix.
+    """
 
     size: int  # pixels of the result
     patches: int  # strips per side; 1 shuffles nothing
     crop_scale: tuple[float, float]
     flip: float  # probability
+    cutmix: float  # probability of a batch
+
+    def __post_init__(self) -> None:
+        checks.integer("protocol.augmentation.patches", self.patches, minimum=1)
+        check_interval("protocol.augmentation.crop_scale", self.crop_scale)
+        checks.number("protocol.augmentation.flip", self.flip, minimum=0, maximum=1)
+        checks.number("protocol.augmentation.cutmix", self.cutmix, minimum=0, maximum=1)
+
+    @property
+    def changes(self) -> bool:
+        """Does it change any image? False if all of it is switched off."""
+        whole = tuple(self.crop_scale) == (1, 1)  # of a square, whatever the ratio
+        return not whole or self.patches > 1 or any((self.flip, self.cutmix))
 
     def __call__(self, pixels: Tensor, draw: Generator) -> Tensor:
         """Pixels (B, 3, H, W) uint8 to normalised images (B, 3, size, size), float32."""

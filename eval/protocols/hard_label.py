@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -12,14 +13,63 @@ from torch.nn import functional as F
 
 from eval.images import TestImages
 from eval.protocols.augmentation import Augmentation, cutmix
-from eval.protocols.training import Recipe, Steps, Teacher
+from eval.protocols.options import (
+    check_image_weights,
+    check_training_precision,
+    options,
+    pairs,
+)
+from eval.protocols.recipe import Recipe, Steps, Teacher
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.seeding import stream
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """SGD with momentum; the rate is multiplied by gamma at each milestone."""
+
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    milestones: tuple[str, ...]  # shares of the epochs, such as 2/3
+    gamma: float
+
+    def __post_init__(self) -> None:
+        checks.integer("protocol.optimization.batch_size", self.batch_size, minimum=1)
+        checks.number("protocol.optimization.lr", self.lr, minimum=0)
+        checks.number("protocol.optimization.momentum", self.momentum, minimum=0, maximum=1)
+        checks.number("protocol.optimization.weight_decay", self.weight_decay, minimum=0)
+        checks.number("protocol.optimization.gamma", self.gamma, minimum=0)
+        _shares(self.milestones)
+
+    def schedule(self, epochs: int) -> Steps:
+        """The learning rate's course over so many epochs."""
+        milestones = tuple(int(share * epochs) for share in _shares(self.milestones))
+        return Steps(milestones=milestones, gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyClasses:
+    """What datasets of more than `above` classes take instead; the batch is never smaller."""
+
+    above: int
+    lr: float
+    weight_decay: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        checks.integer("protocol.many_classes.above", self.above, minimum=0)
+        checks.number("protocol.many_classes.lr", self.lr, minimum=0)
+        checks.number("protocol.many_classes.weight_decay", self.weight_decay, minimum=0)
+        checks.integer("protocol.many_classes.batch_size", self.batch_size, minimum=0)
+
+
 class HardLabel:
     """Trains a student on a distilled dataset with the classes as targets."""
+
+    labels = "hard"
 
     def __init__(
         self,
@@ -28,21 +78,11 @@ class HardLabel:
         epochs_by_ipc: Sequence[Sequence[int | None]],
         shorten_100_classes: bool,
         tests_per_run: int,
-        batch_size: int,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        milestones: Sequence[str],
-        gamma: float,
-        crop_scale: Sequence[float],
-        crop_ratio: Sequence[float],
-        flip: float,
-        jitter: float,
-        lighting: float,
-        cutmix: float,
-        many_classes: dict[str, float],
-        precision: str,
+        optimization: Mapping[str, Any],
+        many_classes: Mapping[str, Any],
+        augmentation: Mapping[str, Any],
         image_weights: str = "none",
+        training_precision: str = "float32",
     ) -> None:
         self.name = name
         self.image_size = checks.integer("protocol.image_size", image_size, minimum=4)
@@ -50,28 +90,12 @@ class HardLabel:
         self.epochs_by_ipc = _epoch_table(epochs_by_ipc)
         self.shorten_100_classes = checks.flag("protocol.shorten_100_classes", shorten_100_classes)
         self.tests_per_run = checks.integer("protocol.tests_per_run", tests_per_run, minimum=1)
-        self.batch_size = checks.integer("protocol.batch_size", batch_size, minimum=1)
-        self.lr = checks.number("protocol.lr", lr, minimum=0)
-        self.momentum = checks.number("protocol.momentum", momentum, minimum=0, maximum=1)
-        self.weight_decay = checks.number("protocol.weight_decay", weight_decay, minimum=0)
-        self.milestones = [_share("protocol.milestones", m) for m in milestones]
-        self.gamma = checks.number("protocol.gamma", gamma, minimum=0)
-        self.cutmix = checks.number("protocol.cutmix", cutmix, minimum=0, maximum=1)
-        self.many_classes = {
-            key: checks.number(f"protocol.many_classes.{key}", many_classes.get(key), minimum=0)
-            for key in ("above", "lr", "weight_decay", "batch_size")
-        }
-        self.precision = checks.choice("protocol.precision", precision, ["float32", "bfloat16"])
-        self.image_weights = checks.choice(
-            "protocol.image_weights", image_weights, ["none", "mass"]
-        )
-        self.augmentation = Augmentation(
-            crop_scale=interval("protocol.crop_scale", crop_scale),
-            crop_ratio=interval("protocol.crop_ratio", crop_ratio),
-            flip=checks.number("protocol.flip", flip, minimum=0, maximum=1),
-            jitter=checks.number("protocol.jitter", jitter, minimum=0),
-            lighting=checks.number("protocol.lighting", lighting, minimum=0),
-        )
+        self.optimization = options(Optimization, "protocol.optimization", optimization)
+        self.many_classes = options(ManyClasses, "protocol.many_classes", many_classes)
+        self.augmentation = options(Augmentation, "protocol.augmentation", augmentation)
+        self.augmented = self.augmentation.changes
+        self.image_weights = check_image_weights(image_weights)
+        self.precision = check_training_precision(training_precision)
 
     def epochs(self, ipc: int, num_classes: int) -> int:
         """Epochs for this many images per class; `UserError` if the table has no row for it."""
@@ -91,27 +115,23 @@ class HardLabel:
     def recipe(self, ipc: int, num_classes: int, student: str) -> Recipe:
         """Everything that depends on the set's size; all students are trained alike."""
         epochs = self.epochs(ipc, num_classes)
-        lr, weight_decay, batch_size = self.lr, self.weight_decay, self.batch_size
-        if num_classes > self.many_classes["above"]:
-            lr, weight_decay = self.many_classes["lr"], self.many_classes["weight_decay"]
-            batch_size = max(batch_size, int(self.many_classes["batch_size"]))
+        own, many = self.optimization, self.many_classes
+        lr, weight_decay, batch_size = own.lr, own.weight_decay, own.batch_size
+        if num_classes > many.above:
+            lr, weight_decay = many.lr, many.weight_decay
+            batch_size = max(batch_size, many.batch_size)
         return Recipe(
             epochs=epochs,
             batch_size=batch_size,
             optimizer="sgd",
             lr=lr,
-            momentum=self.momentum,
+            momentum=own.momentum,
             weight_decay=weight_decay,
             decay="all",
-            schedule=self.schedule(epochs),
+            schedule=own.schedule(epochs),
             tests=every(max(1, epochs // self.tests_per_run), epochs),
             precision=self.precision,
         )
-
-    def schedule(self, epochs: int) -> Steps:
-        """The learning rate's course over so many epochs."""
-        milestones = tuple(int(m * epochs) for m in self.milestones)
-        return Steps(milestones=milestones, gamma=self.gamma)
 
     def prepare(self, test: TestImages, device: torch.device) -> Teacher | None:
         """None: the classes are the targets."""
@@ -119,7 +139,7 @@ class HardLabel:
 
     def objective(self, pixels: Tensor, weights: Tensor | None = None) -> HardTargets:
         """The loss, whatever the pixels; `weights` (N,) multiplies each training image's."""
-        return HardTargets(self.augmentation, self.cutmix, weights)
+        return HardTargets(self.augmentation, weights)
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,6 @@ class HardTargets:
     """Cross-entropy on augmented, mixed images; CutMix's share weighs both labels."""
 
     augmentation: Augmentation
-    cutmix_probability: float  # of a batch; the mixing share is Beta(1, 1), that is uniform
     weights: Tensor | None = None  # (N,), None is one for all
 
     def begin(self, student_seed: int, epoch: int) -> Generator:
@@ -145,7 +164,7 @@ class HardTargets:
     ) -> Tensor:
         """The mean loss of the images `mine` of pixels (B, 3, H, W) uint8 with labels (B,)."""
         images, mixed, share = self.augmentation(pixels, draw), target, 1.0
-        if torch.rand((), generator=draw) < self.cutmix_probability:
+        if torch.rand((), generator=draw) < self.augmentation.cutmix:
             images, permutation, share = cutmix(images, draw)
             mixed = target[permutation]
         logits = predict(images[mine])
@@ -176,28 +195,25 @@ def _cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Te
 def _epoch_table(rows: Sequence[Sequence[int | None]]) -> list[tuple[int | None, int]]:
     """Rows [largest ipc or null, epochs]."""
     key = "protocol.epochs_by_ipc"
-    table = []
-    for row in rows if isinstance(rows, list) else [rows]:
-        if not isinstance(row, list) or len(row) != 2:
-            raise UserError(f"{key}: {row!r} must be a pair [largest ipc or null, epochs]")
-        most = None if row[0] is None else checks.integer(key, row[0], minimum=1)
-        table.append((most, checks.integer(key, row[1], minimum=1)))
-    return table
+    return [
+        (
+            None if most is None else checks.integer(key, most, minimum=1),
+            checks.integer(key, epochs, minimum=1),
+        )
+        for most, epochs in pairs(key, rows, "largest ipc or null, epochs")
+    ]
 
 
-def _share(key: str, value: object) -> Fraction:
+def _shares(values: object) -> list[Fraction]:
     """Exact, because 5/6 of 3000 epochs must not become 2499."""
-    try:
-        share = Fraction(str(value))
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{key}: {value!r} is not a fraction such as 2/3") from error
-    checks.number(key, float(share), minimum=0, maximum=1)
-    return share
-
-
-def interval(key: str, value: Sequence[float]) -> tuple[float, float]:
-    """[low, high] as a pair; `UserError` naming `key` if it is none."""
-    low, high = (checks.number(key, v, minimum=0) for v in value)
-    if low > high:
-        raise UserError(f"{key}={list(value)} must be [low, high]")
-    return low, high
+    key, shares = "protocol.optimization.milestones", []
+    if not isinstance(values, tuple):
+        raise UserError(f"{key}={values!r} must be a list of fractions such as 2/3")
+    for value in values:
+        try:
+            share = Fraction(str(value))
+        except (ValueError, ZeroDivisionError) as error:
+            raise UserError(f"{key}: {value!r} is not a fraction such as 2/3") from error
+        checks.number(key, float(share), minimum=0, maximum=1)
+        shares.append(share)
+    return shares

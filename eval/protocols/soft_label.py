@@ -14,15 +14,99 @@ from torch.nn import functional as F
 
 from eval.images import TestImages
 from eval.protocols.augmentation import SoftAugmentation, cutmix
-from eval.protocols.hard_label import every, interval
-from eval.protocols.teachers import FullSetNetwork
-from eval.protocols.training import Cosine, Recipe, Teacher, accuracy
+from eval.protocols.hard_label import every
+from eval.protocols.options import check_image_weights, options, pairs
+from eval.protocols.recipe import Cosine, Recipe, Teacher
+from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
+from eval.protocols.training import accuracy
 from mgd3.runtime import checks
+from mgd3.runtime.cache import cached
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.seeding import stream
-from mgd3.runtime.tensors import load_tensors, save_tensors, tensors_digest
+from mgd3.runtime.tensors import tensors_digest
 
 Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """AdamW under a cosine that ends at zero after one period of the epochs, or on its way."""
+
+    lr: float
+    lr_by_student: Mapping[str, float]  # by what the name begins with, after timm/
+    weight_decay: float
+    cosine_periods: float
+
+    def __post_init__(self) -> None:
+        checks.number("protocol.optimization.lr", self.lr, minimum=0)
+        key = "protocol.optimization.lr_by_student"
+        if not isinstance(self.lr_by_student, Mapping):
+            raise UserError(f"{key}={self.lr_by_student!r} must be a mapping of rates by name")
+        for student, lr in self.lr_by_student.items():
+            checks.number(f"{key}.{student}", lr, minimum=0)
+        checks.number("protocol.optimization.weight_decay", self.weight_decay, minimum=0)
+        checks.number("protocol.optimization.cosine_periods", self.cosine_periods, minimum=1)
+
+    def rate(self, student: str) -> float:
+        """Of the longest family name that the student's begins with."""
+        name = student.removeprefix("timm/")
+        families = [f for f in self.lr_by_student if name.startswith(f)]
+        return self.lr_by_student[max(families, key=len)] if families else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyClasses:
+    """From so many classes on, the batch is so many times as large."""
+
+    from_classes: int
+    batch_factor: int
+
+    def __post_init__(self) -> None:
+        checks.integer("protocol.many_classes.from_classes", self.from_classes, minimum=1)
+        checks.integer("protocol.many_classes.batch_factor", self.batch_factor, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tests:
+    """Tests after every so many epochs, once a share of all epochs is over; and at the end."""
+
+    every: int
+    after: float  # share of the epochs
+
+    def __post_init__(self) -> None:
+        checks.integer("protocol.tests.every", self.every, minimum=1)
+        checks.number("protocol.tests.after", self.after, minimum=0, maximum=1)
+
+    def of(self, epochs: int) -> tuple[int, ...]:
+        """The finished epochs after which a student is tested."""
+        return tuple(
+            n for n in every(self.every, epochs) if n == epochs or n - 1 > self.after * epochs
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How the teacher is asked: for every batch anew, or once for all students."""
+
+    source: str
+    seed: int  # of the augmentations where answers are stored
+    temperature: float  # of teacher and student
+
+    def __post_init__(self) -> None:
+        checks.choice("protocol.answers.source", self.source, ["online", "stored"])
+        checks.integer("protocol.answers.seed", self.seed, minimum=0)
+        checks.number("protocol.answers.temperature", self.temperature, minimum=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions(FullSetOptions):
+    """The network that gives the answers, and how good it must be."""
+
+    minimum_top1: float  # percent of the real test images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.number(f"{self.key}.minimum_top1", self.minimum_top1, minimum=0)
 
 
 class SoftLabel:
@@ -32,84 +116,56 @@ class SoftLabel:
     the factor T^2 and without a hard label. AdamW; weight decay on weights alone.
     """
 
+    labels = "soft"
+
     def __init__(
         self,
         name: str,
         image_size: int,
         epochs: int,
         batch_by_ipc: Sequence[Sequence[int]],
-        many_classes: Mapping[str, int],
-        lr: float,
-        lr_by_student: Mapping[str, float],
-        weight_decay: float,
-        cosine_periods: float,
+        many_classes: Mapping[str, Any],
+        optimization: Mapping[str, Any],
         tests: Mapping[str, Any],
-        patches: int,
-        crop_scale: Sequence[float],
-        flip: float,
-        cutmix: float,
-        temperature: float,
-        labels: str,
-        label_seed: int,
+        augmentation: Mapping[str, Any],
+        answers: Mapping[str, Any],
         double_norm_update: bool,
-        precision: str,
         teacher: Mapping[str, Any],
         device: torch.device,
         cache: Path,
         workers: int,
         image_weights: str = "none",
+        training_precision: str = "float32",
     ) -> None:
         self.name = name
         self.image_size = checks.integer("protocol.image_size", image_size, minimum=4)
         self.stored_size = max(self.image_size, self.image_size // 7 * 8)  # 256 for 224
         self.test_resize = self.stored_size
         self.num_epochs = checks.integer("protocol.epochs", epochs, minimum=1)
-        self.batch_by_ipc = [
-            (
-                checks.integer("protocol.batch_by_ipc", ipc, minimum=1),
-                checks.integer("protocol.batch_by_ipc", size, minimum=1),
-            )
-            for ipc, size in batch_by_ipc
-        ]
-        self.many_classes = {
-            key: checks.integer(f"protocol.many_classes.{key}", many_classes.get(key), minimum=1)
-            for key in ("from_classes", "batch_factor")
-        }
-        self.lr = checks.number("protocol.lr", lr, minimum=0)
-        self.lr_by_student = {
-            s: checks.number(f"protocol.lr_by_student.{s}", v, minimum=0)
-            for s, v in lr_by_student.items()
-        }
-        self.weight_decay = checks.number("protocol.weight_decay", weight_decay, minimum=0)
-        self.cosine_periods = checks.number("protocol.cosine_periods", cosine_periods, minimum=1)
-        self.test_every = checks.integer("protocol.tests.every", tests.get("every"), minimum=1)
-        self.test_after = checks.number(
-            "protocol.tests.after", tests.get("after"), minimum=0, maximum=1
-        )
-        self.cutmix = checks.number("protocol.cutmix", cutmix, minimum=0, maximum=1)
-        self.temperature = checks.number("protocol.temperature", temperature, minimum=1e-6)
-        self.labels = checks.choice("protocol.labels", labels, ["online", "stored"])
-        self.label_seed = checks.integer("protocol.label_seed", label_seed, minimum=0)
+        self.batch_by_ipc = _batch_table(batch_by_ipc)
+        self.many_classes = options(ManyClasses, "protocol.many_classes", many_classes)
+        self.optimization = options(Optimization, "protocol.optimization", optimization)
+        self.tests = options(Tests, "protocol.tests", tests)
+        self.augmentation = self._augmentation(augmentation)
+        self.augmented = self.augmentation.changes
+        self.answers = options(AnswerOptions, "protocol.answers", answers)
         self.double_norm_update = checks.flag("protocol.double_norm_update", double_norm_update)
-        self.precision = checks.choice("protocol.precision", precision, ["float32", "bfloat16"])
-        self.image_weights = checks.choice(
-            "protocol.image_weights", image_weights, ["none", "mass"]
-        )
-        self.augmentation = SoftAugmentation(
-            size=self.image_size,
-            patches=_strips(patches, self.stored_size),
-            crop_scale=interval("protocol.crop_scale", crop_scale),
-            flip=checks.number("protocol.flip", flip, minimum=0, maximum=1),
-        )
-        options = dict(teacher)
-        self.minimum_top1 = checks.number(
-            "protocol.teacher.minimum_top1", options.pop("minimum_top1", None), minimum=0
-        )
-        self.source = FullSetNetwork(
-            "protocol.teacher", **options, device=device, cache=cache, workers=workers
-        )
-        self.cache = cache
+        self.image_weights = check_image_weights(image_weights)
+        key = "protocol.teacher"
+        self.teacher_options = options(TeacherOptions, key, teacher, key=key)
+        self.place = Place(device, cache, workers, training_precision)
+        self.source = FullSetNetwork(self.teacher_options, self.place)
         self.teacher: Teacher | None = None
+
+    def _augmentation(self, values: Mapping[str, Any]) -> SoftAugmentation:
+        key = "protocol.augmentation"
+        made = options(SoftAugmentation, key, values, size=self.image_size)
+        if self.stored_size % made.patches:
+            raise UserError(
+                f"{key}.patches={made.patches} does not divide the stored images' "
+                f"{self.stored_size} px"
+            )
+        return made
 
     def recipe(self, ipc: int, num_classes: int, student: str) -> Recipe:
         """RDED's optimisation; its batch rule knows IPC 1, 10 and 50, others take the next lower.
@@ -119,31 +175,21 @@ class SoftLabel:
         sizes = [size for least, size in sorted(self.batch_by_ipc) if least <= ipc]
         if not sizes:
             raise UserError(f"protocol.batch_by_ipc has no row for ipc={ipc}; add one, e.g. [1,10]")
-        many = num_classes >= self.many_classes["from_classes"]
-        size = sizes[-1] * (self.many_classes["batch_factor"] if many else 1)
-        epochs = self.num_epochs
+        many = num_classes >= self.many_classes.from_classes
+        size = sizes[-1] * (self.many_classes.batch_factor if many else 1)
+        epochs, own = self.num_epochs, self.optimization
         return Recipe(
             epochs=epochs,
             batch_size=min(size, ipc * num_classes),
             optimizer="adamw",
-            lr=self._rate(student),
+            lr=own.rate(student),
             momentum=0.0,
-            weight_decay=self.weight_decay,
+            weight_decay=own.weight_decay,
             decay="weights",
-            schedule=Cosine(period=self.cosine_periods * epochs),
-            tests=tuple(
-                n
-                for n in every(self.test_every, epochs)
-                if n == epochs or n - 1 > self.test_after * epochs
-            ),
-            precision=self.precision,
+            schedule=Cosine(period=own.cosine_periods * epochs),
+            tests=self.tests.of(epochs),
+            precision=self.place.training_precision,
         )
-
-    def _rate(self, student: str) -> float:
-        """Of the longest family name that the student's begins with."""
-        name = student.removeprefix("timm/")
-        families = [f for f in self.lr_by_student if name.startswith(f)]
-        return self.lr_by_student[max(families, key=len)] if families else self.lr
 
     def prepare(self, test: TestImages, device: torch.device) -> Teacher:
         """The teacher, trained now unless the cache has it.
@@ -153,47 +199,52 @@ class SoftLabel:
         """
         if self.teacher is not None:
             return self.teacher
-        dataset = test.dataset
+        dataset, least = test.dataset, self.teacher_options.minimum_top1
         network = self.source.network(dataset)
         top1 = accuracy(
-            Answers(network, self.precision),
+            Answers(network, self.place.training_precision),
             *test.on(self.image_size, device, self.test_resize),
         )
-        if top1 < self.minimum_top1:
+        name = self.teacher_options.student
+        if top1 < least:
             raise UserError(
-                f"the teacher {self.source.student} is right on {top1:.1f} % of the real test "
-                f"images of dataset={dataset.name}, less than protocol.teacher.minimum_top1="
-                f"{self.minimum_top1:g}: wrong classes, wrong class order or too short a training"
+                f"the teacher {name} is right on {top1:.1f} % of the real test images of "
+                f"dataset={dataset.name}, less than protocol.teacher.minimum_top1={least:g}: "
+                "wrong classes, wrong class order or too short a training"
             )
-        self.teacher = Teacher(name=self.source.student, top1=top1, network=network)
+        self.teacher = Teacher(name=name, top1=top1, network=network)
         return self.teacher
 
     def objective(self, pixels: Tensor, weights: Tensor | None = None) -> SoftTargets:
         """The loss on pixels (N, 3, H, W) uint8; `weights` (N,) multiplies each image's."""
         assert self.teacher is not None, "prepare first"
-        network = self.teacher.network
-        answers = Answers(network, self.precision)
-        if self.labels == "stored":
-            options = [self.label_seed, self.cutmix, self.precision, asdict(self.augmentation)]
-            inputs = tensors_digest(network.state_dict()) + tensors_digest({"pixels": pixels})
-            made_from = hashlib.blake2s(f"{options}{inputs}".encode(), digest_size=8).hexdigest()
-            answers = StoredAnswers(network, self.precision, self.cache / "labels" / made_from)
+        stored = self.answers.source == "stored"
+        network, precision = self.teacher.network, self.place.training_precision
         return SoftTargets(
-            answers=answers,
+            answers=self._stored(network, pixels) if stored else Answers(network, precision),
             augmentation=self.augmentation,
-            cutmix_probability=self.cutmix,
-            temperature=self.temperature,
+            temperature=self.answers.temperature,
             double_norm_update=self.double_norm_update,
-            seed=self.label_seed if self.labels == "stored" else None,
+            seed=self.answers.seed if stored else None,
             weights=weights,
         )
 
+    def _stored(self, network: nn.Module, pixels: Tensor) -> StoredAnswers:
+        """Answers in a folder named by the teacher, the pixels and how they are augmented."""
+        precision = self.place.training_precision
+        how = [self.answers.seed, precision, asdict(self.augmentation)]
+        inputs = tensors_digest(network.state_dict()) + tensors_digest({"pixels": pixels})
+        made_from = hashlib.blake2s(f"{how}{inputs}".encode(), digest_size=8).hexdigest()
+        return StoredAnswers(network, precision, self.place.cache / "labels" / made_from)
 
-def _strips(patches: int, size: int) -> int:
-    patches = checks.integer("protocol.patches", patches, minimum=1)
-    if size % patches:
-        raise UserError(f"protocol.patches={patches} does not divide the stored images' {size} px")
-    return patches
+
+def _batch_table(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Rows [smallest ipc, batch size]."""
+    key = "protocol.batch_by_ipc"
+    return [
+        (checks.integer(key, ipc, minimum=1), checks.integer(key, size, minimum=1))
+        for ipc, size in pairs(key, rows, "smallest ipc, batch size")
+    ]
 
 
 class Answers:
@@ -235,12 +286,13 @@ class StoredAnswers(Answers):
         name = f"{self._batch:05d}-{start}-{len(images)}.safetensors"
         path = self.folder / f"{self._size}" / f"{self._epoch:04d}" / name
         self._batch += 1
-        try:
-            logits = load_tensors(path)["logits"].to(images.device)
-        except FileNotFoundError:
-            logits = super().__call__(images).half()
-            save_tensors(path, {"logits": logits}, {})
-        return logits.float()
+        asked = super().__call__
+        # one lock file for all batches of an epoch; processes that share a batch wait for nobody
+        lock = f"rows-{start}"
+        kept: dict[str, Tensor] = cached(
+            path, {}, lambda: {"logits": asked(images).half()}, lock=lock
+        )
+        return kept["logits"].to(images.device).float()
 
 
 @dataclass(frozen=True)
@@ -249,7 +301,6 @@ class SoftTargets:
 
     answers: Answers
     augmentation: SoftAugmentation
-    cutmix_probability: float
     temperature: float
     double_norm_update: bool  # a second pass in train mode, as RDED's code does to log accuracy
     seed: int | None  # of the augmentations; None is the student's own
@@ -273,7 +324,7 @@ class SoftTargets:
     ) -> Tensor:
         """The mean loss of the images `mine` of pixels (B, 3, H, W) uint8, whatever their class."""
         images = self.augmentation(pixels, draw)
-        if torch.rand((), generator=draw) < self.cutmix_probability:
+        if torch.rand((), generator=draw) < self.augmentation.cutmix:
             images, _, _ = cutmix(images, draw)
         images = images[mine]
         logits_of_teacher = self.answers(images, mine.start, len(rows))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from eval.protocols.augmentation import normalise
+from eval.protocols.recipe import Objective, Recipe
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.tensors import load_tensors, save_tensors
@@ -23,89 +22,6 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINT_SECONDS = 120.0
 _TEST_BATCH = 64  # ConvNet-6 at 224 px holds 50 MB an image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """A learning rate that is multiplied by gamma after each milestone, in epochs."""
-
-    milestones: tuple[int, ...]
-    gamma: float
-
-    def factor(self, epoch: int) -> float:
-        """Of the base rate in epoch 0, 1, ..."""
-        return self.gamma ** sum(epoch >= m for m in self.milestones)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """0.5 (1 + cos(pi e / period)): to zero over one period of epochs."""
-
-    period: float
-
-    def factor(self, epoch: int) -> float:
-        """Of the base rate in epoch 0, 1, ..."""
-        return 0.5 * (1 + math.cos(math.pi * epoch / self.period))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One student's optimisation; durations are in epochs."""
-
-    epochs: int
-    batch_size: int
-    optimizer: str  # sgd (with momentum) or adamw
-    lr: float
-    momentum: float
-    weight_decay: float
-    decay: str  # all, or weights: only what has more than one dimension and «weight» in its name
-    schedule: Steps | Cosine
-    tests: tuple[int, ...]  # finished epochs after which the student is tested
-    precision: str  # float32 or bfloat16 (autocast)
-
-    def make_optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser of a student's parameters."""
-        named = dict(student.named_parameters())
-        decayed = [n for n, p in named.items() if self.decay == "all" or _is_weight(n, p)]
-        groups = [
-            {"params": [named[n] for n in decayed], "weight_decay": self.weight_decay},
-            {"params": [p for n, p in named.items() if n not in decayed], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """A network whose answers a protocol's students learn."""
-
-    name: str
-    top1: float  # percent of the real test images
-    network: nn.Module  # in eval mode; normalised images to logits
-
-
-class Objective(Protocol):
-    """What a student learns from a batch."""
-
-    def begin(self, student_seed: int, epoch: int) -> Generator:
-        """An epoch begins: where all its random numbers come from."""
-
-    def __call__(
-        self,
-        predict: Callable[[Tensor], Tensor],
-        pixels: Tensor,
-        target: Tensor,
-        rows: Tensor,
-        draw: Generator,
-        mine: slice,
-    ) -> Tensor:
-        """The mean loss of the images `mine` of a batch, all of which is augmented.
-
-        Pixels (B, 3, H, W) uint8, labels (B,), positions in the set (B,); `predict` takes
-        normalised images to float32 logits.
-        """
 
 
 @dataclass
@@ -209,8 +125,8 @@ class StudentTraining:
             total = self._batches(pixels, labels, draw)
         if not total.isfinite():
             raise UserError(
-                f"the student's loss is not finite in epoch {self.epoch}; lower protocol.lr "
-                f"(now {recipe.lr})"
+                f"the student's loss is not finite in epoch {self.epoch}; lower "
+                f"protocol.optimization.lr (now {recipe.lr})"
             )
 
     def _batches(self, pixels: Tensor, labels: Tensor, draw: Generator) -> Tensor:
@@ -285,7 +201,3 @@ def accuracy(predict: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor
         logits = predict(normalise(images.float() / 255))
         correct += int((logits.argmax(dim=1) == target).sum())
     return 100 * correct / len(labels)
-
-
-def _is_weight(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() > 1 and "weight" in name

@@ -6,67 +6,23 @@ the other: where we have run nothing, ours is empty.
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from eval.results.rows import EvalResult, order_of
-from eval.results.statistics import Metric, Scores, compare
-from eval.results.tables import Layout, notes
+from eval.reports.paper_cell import TableCell
+from eval.results.layout import Entry, Layout, Span, csv_text, escaped, one_line, spoken
+from eval.results.rows import order_of
+from eval.results.statistics import Difference, compare
+from eval.results.tables import notes
 
 PLACES = ("dataset", "ipc", "student")
-MEAN = "mean of students"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableCell:
-    """One cell: a row of the paper at one dataset, IPC and student, by the paper's names."""
-
-    row: str
-    dataset: str
-    ipc: str
-    student: str
-    paper: tuple[float, float | None] | None = None  # mean and std as printed
-    band: tuple[float, float] | None = None  # of means that count as reproduced
-    ours: tuple[EvalResult, ...] = ()
-    asked: int = 0  # students that the experiment asks for; 0: it has no such run
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """The column."""
-        return self.dataset, self.ipc, self.student
-
-    def score(self, metric: Metric) -> tuple[float, float] | None:
-        """Our mean and population std, or None."""
-        values = [getattr(r, metric) for r in self.ours]
-        return (statistics.fmean(values), statistics.pstdev(values)) if values else None
-
-    @property
-    def difference(self) -> float | None:
-        """Our best minus the paper's, which is a best as well."""
-        best = self.score("top1_best")
-        return best[0] - self.paper[0] if best and self.paper else None
-
-    @property
-    def verdict(self) -> str:
-        """Our mean against the band, where there are both."""
-        best = self.score("top1_best")
-        if not best or not self.band:
-            return ""
-        low, high = self.band
-        return f"{'inside' if low <= best[0] <= high else 'outside'} {low:g} to {high:g}"
-
-    @property
-    def by_set(self) -> Scores:
-        """Our best scores by distillation seed."""
-        found: dict[int, list[float]] = defaultdict(list)
-        for r in sorted(self.ours, key=lambda r: (r.distill_seed, r.student_seed)):
-            found[r.distill_seed].append(r.top1_best)
-        return found
+KEY = (
+    "Top-1 accuracy in percent on real test images. Bold: our runs, mean ± population std of the "
+    "best test of n students, (n). Italics: the paper's printed mean ± std, which we have not "
+    "measured. Without bold nothing has been run. Differences compare best with best; `last` is "
+    "the accuracy after the last epoch."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +34,7 @@ class PaperComparison:
     remarks: Sequence[str] = ()  # before the numbers
     errata: Mapping[str, str] | None = None  # by row; «table»: of all
     claims: Sequence[Mapping[str, Any]] = ()
+    values: Mapping[str, float] = field(default_factory=dict)  # of a sweep's key, by row
 
     @property
     def columns(self) -> list[tuple[str, str, str]]:
@@ -93,18 +50,17 @@ class PaperComparison:
         return sorted(places, key=rank)
 
     def matrix(self) -> Layout:
-        """The paper's own shape: ours in bold with (n), the paper's in italics."""
+        """The paper's own shape: ours with (n), then the paper's."""
         columns = self.columns
-        shared = [{place[i] for place in columns} for i in range(3)]
-        marks = {row: f" [{k}]" for k, row in enumerate(self._footnotes(), 1)}
+        marks = {row: f" [{k}]" for k, row in enumerate(self._footnotes, 1)}
         by_place = {(c.row, c.place): c for c in self.cells}
-        lines = [
-            [row + marks.get(row, ""), *(_text(by_place.get((row, place))) for place in columns)]
+        lines: list[list[Entry]] = [
+            [row + marks.get(row, ""), *(_entry(by_place.get((row, place))) for place in columns)]
             for row in order_of(c.row for c in self.cells)
         ]
-        varying = [i for i in range(3) if len(shared[i]) > 1]
-        fixed = [_spoken(i, columns[0][i]) for i in range(3) if i not in varying]
-        headers = [" ".join(_spoken(i, place[i]) for i in varying) for place in columns]
+        varying = [i for i in range(3) if len({place[i] for place in columns}) > 1]
+        fixed = [spoken(PLACES[i], columns[0][i]) for i in range(3) if i not in varying]
+        headers = [" ".join(spoken(PLACES[i], place[i]) for i in varying) for place in columns]
         if not varying:
             headers = ["top-1"]
         title = ", ".join([self.title, *fixed])
@@ -112,45 +68,33 @@ class PaperComparison:
 
     def details(self) -> Layout:
         """A line for every cell that has been run."""
-        lines = []
+        lines: list[list[Entry]] = []
         for c in self.cells:
             if not c.ours:
                 continue
             n = str(len(c.ours)) + (f" of {c.asked}" if len(c.ours) < c.asked else "")
             difference = "" if c.difference is None else f"{c.difference:+.1f}"
-            scores = [_number(c.score(m)) for m in ("top1_best", "top1_last")]
+            scores = [_number(c.score("top1_best")), _number(c.score("top1_last"))]
             lines.append([c.row, *c.place, *scores, n, _number(c.paper), difference, c.verdict])
         headers = ["method", *PLACES, "best", "last", "n", "paper", "best - paper", "band"]
-        kept = [i for i, h in enumerate(headers) if h == "n" or any(line[i] for line in lines)]
-        return Layout(
-            title="Every cell that has been run",
-            headers=[headers[i] for i in kept],
-            lines=[[line[i] for i in kept] for line in lines],
+        table = Layout(title="Every cell that has been run", headers=headers, lines=lines)
+        return table.kept(
+            i for i, h in enumerate(headers) if h == "n" or any(line[i] for line in lines)
         )
 
     def orderings(self) -> Layout | None:
         """What the paper claims of two rows, and what our runs say of it."""
-        lines = []
+        lines: list[list[Entry]] = []
         for claim in self.claims:
             more, than, by = claim["more"], claim["than"], claim.get("by", 0)
+            text = f"{more} > {than}" + (f" by {by:g}" if by else "")
             for place in order_of(c.place for c in self.cells):
                 if any(str(claim.get(k, v)) != v for k, v in zip(PLACES, place, strict=True)):
                     continue
                 here = {c.row: c for c in self.cells if c.place == place and c.ours}
-                if not {more, than} <= set(here):
-                    continue
-                pair = here[more], here[than]
-                found = compare(pair[0].by_set, pair[1].by_set)
-                if found is None:
-                    verdict = "needs more seeds"
-                elif found.low > by:
-                    verdict = "holds"
-                elif found.high < by:
-                    verdict = "does not hold"
-                else:
-                    verdict = "not established"
-                text = f"{more} > {than}" + (f" by {by:g}" if by else "")
-                lines.append([text, *place, str(found) if found else "", verdict])
+                if {more, than} <= set(here):
+                    found = compare(here[more].by_set, here[than].by_set)
+                    lines.append([text, *place, str(found or ""), _verdict(found, by)])
         if not lines:
             return None
         headers = ["claim", *PLACES, "difference of best, 95 %", "our runs"]
@@ -159,20 +103,14 @@ class PaperComparison:
     def remarks_and_notes(self) -> list[str]:
         """What a reader must know of these numbers."""
         ours = [r for c in self.cells for r in c.ours]
-        rows = order_of(c.row for c in self.cells)
         found = list(self.remarks)
-        found += [f"[{k}] {text}" for k, text in enumerate(self._footnotes().values(), 1)]
+        found += [f"[{k}] {text}" for k, text in enumerate(self._footnotes.values(), 1)]
         if self.errata and "table" in self.errata:
             found.append(self.errata["table"])
         partly = [c for c in self.cells if c.ours and len(c.ours) < c.asked]
         if partly:
             found.append(f"{len(partly)} cells have fewer students than asked for (column n).")
-        protocols = order_of(r.protocol for r in ours)
-        by_row = [{r.protocol for c in self.cells if c.row == row for r in c.ours} for row in rows]
-        if any(len(found_in_row) > 1 for found_in_row in by_row):
-            found.append(f"Warning: several protocols stand in one row: {', '.join(protocols)}.")
-        elif protocols:
-            found.append(f"Our runs' protocol: {', '.join(protocols)}.")
+        found += self._protocols()
         machines = order_of(r.machine for r in ours if r.machine)
         if machines:
             found.append(f"Machines: {'; '.join(machines)}.")
@@ -183,37 +121,21 @@ class PaperComparison:
 
     def markdown(self) -> str:
         """Everything, as a page."""
-        remarks = [f"- {note}" for note in self.remarks_and_notes()]
+        remarks = [f"- {escaped(note)}" for note in self.remarks_and_notes()]
         if not self.cells:
-            return "\n".join([f"**{self.title}**", "", *remarks]) + "\n"
+            return "\n".join([f"**{escaped(self.title)}**", "", *remarks]) + "\n"
         tables = [self.matrix(), self.details(), self.orderings()]
         parts = [t.markdown() for t in tables if t is not None and t.lines]
         return "\n".join([*parts, KEY, "", *remarks]) + "\n"
 
     def latex(self) -> str:
         """The matrix for a paper (booktabs), remarks as comments."""
-        table = self.matrix()
-        rows = [table.headers, *table.lines]
-        body = [" & ".join(_latex(text) for text in row) + r" \\" for row in rows]
-        lines = [
-            *(f"% {note}" for note in [KEY, *self.remarks_and_notes()]),
-            rf"\begin{{tabular}}{{l{'c' * (len(table.headers) - 1)}}}",
-            r"\toprule",
-            body[0],
-            r"\midrule",
-            *body[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-        return "\n".join(lines) + "\n"
+        remarks = [f"% {one_line(note)}\n" for note in [KEY, *self.remarks_and_notes()]]
+        return "".join(remarks) + self.matrix().latex()
 
     def csv(self) -> str:
         """A line per cell, run or not."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(self.records()[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records())
-        return buffer.getvalue()
+        return csv_text(self.records())
 
     def records(self) -> list[dict[str, Any]]:
         """Every cell's numbers; None where there are none. `note`: erratum and remarks."""
@@ -224,34 +146,28 @@ class PaperComparison:
             for c in self.cells
         ]
 
+    @property
     def _footnotes(self) -> dict[str, str]:
         return {row: text for row, text in (self.errata or {}).items() if row != "table"}
 
+    def _protocols(self) -> list[str]:
+        """How our runs were scored, and where one row mixes them."""
+        by_row: dict[str, set[str]] = {}
+        for c in self.cells:
+            by_row.setdefault(c.row, set()).update(r.protocol for r in c.ours)
+        protocols = ", ".join(order_of(r.protocol for c in self.cells for r in c.ours))
+        if any(len(found) > 1 for found in by_row.values()):
+            return [f"Warning: several protocols stand in one row: {protocols}."]
+        return [f"Our runs' protocol: {protocols}."] if protocols else []
 
-KEY = (
-    "Top-1 accuracy in percent on real test images. Bold: our runs, mean ± population std of the "
-    "best test of n students, (n). Italics: the paper's printed mean ± std, which we have not "
-    "measured. Without bold nothing has been run. Differences compare best with best; `last` is "
-    "the accuracy after the last epoch."
-)
 
-
-def averaged(rows: Sequence[EvalResult], students: Sequence[str]) -> tuple[EvalResult, ...]:
-    """One row for each pair of seeds that all `students` were trained with: their mean."""
-    groups: dict[tuple[int, int], dict[str, EvalResult]] = defaultdict(dict)
-    for r in rows:
-        groups[r.distill_seed, r.student_seed][r.student] = r
-    found = []
-    for group in groups.values():
-        if set(group) != set(students):
-            continue
-        last, best = (
-            statistics.fmean(getattr(r, m) for r in group.values())
-            for m in ("top1_last", "top1_best")
-        )
-        first = next(iter(group.values()))
-        found.append(replace(first, student=MEAN, top1_last=last, top1_best=best))
-    return tuple(found)
+def _verdict(found: Difference | None, by: float) -> str:
+    """Does a difference bear out a claim of more than `by`?"""
+    if found is None:
+        return "needs more seeds"
+    if found.low > by:
+        return "holds"
+    return "does not hold" if found.high < by else "not established"
 
 
 def _record(c: TableCell) -> dict[str, Any]:
@@ -278,17 +194,15 @@ def _record(c: TableCell) -> dict[str, Any]:
     }
 
 
-def _text(cell: TableCell | None) -> str:
+def _entry(cell: TableCell | None) -> Entry:
+    """Ours, the paper's, or both."""
     if cell is None:
         return ""
     best = cell.score("top1_best")
-    ours = [f"**{_number(best)}** ({len(cell.ours)})"] if best else []
-    paper = [f"*{_number(cell.paper)}*"] if cell.paper else []
-    return " / ".join(ours + paper)
-
-
-def _spoken(place: int, value: str) -> str:
-    return f"ipc {value}" if PLACES[place] == "ipc" else value
+    ours = (Span(_number(best), "ours"), Span(f" ({len(cell.ours)})")) if best else ()
+    paper = (Span(_number(cell.paper), "paper"),) if cell.paper else ()
+    between = (Span(" / "),) if ours and paper else ()
+    return (*ours, *between, *paper)
 
 
 def _number(score: tuple[float, float | None] | None) -> str:
@@ -296,15 +210,3 @@ def _number(score: tuple[float, float | None] | None) -> str:
         return ""
     mean, std = score
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
-
-
-def _latex(text: str) -> str:
-    """Markdown's emphasis and special characters as LaTeX."""
-    bold, *rest = text.split("**") if text.count("**") == 2 else ["", "", text]
-    if rest[0]:
-        return bold + rf"\textbf{{{_latex(rest[0])}}}" + _latex(rest[1])
-    for character in "&%_#":
-        text = text.replace(character, "\\" + character)
-    text = text.replace("±", r"$\pm$").replace(">", "$>$")
-    parts = text.split("*")
-    return "".join(rf"\textit{{{p}}}" if i % 2 else p for i, p in enumerate(parts))

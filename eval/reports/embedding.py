@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.images import student_pixels
-from eval.metrics.planes import Plane, maps_picture, tsne_plane
+from eval.metrics.planes import Plane, tsne_plane
+from eval.reports.maps import maps_picture
 from eval.reports.samples import MOST_CLASSES
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
@@ -60,4 +60,6 @@ def _real(dataset: RealDataset, label: int) -> Tensor:
 
 
 def _small(image: Image.Image) -> Tensor:
+    from eval.images import student_pixels
+
     return student_pixels(image, _SIDE).float().flatten() / 255

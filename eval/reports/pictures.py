@@ -6,9 +6,15 @@ import base64
 import io
 
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from mgd3.data.pixels import to_pil, to_pixels
+
+
+def grid(images: Tensor, columns: int, pad_value: int = 0, padding: int = 1) -> Tensor:
+    """Images (B, 3, H, W) side by side, in rows of `columns`: (3, H', W')."""
+    from torchvision.utils import make_grid
+
+    return make_grid(images, nrow=columns, padding=padding, pad_value=pad_value)
 
 
 def png(pixels: Tensor) -> bytes:
@@ -20,7 +26,7 @@ def png(pixels: Tensor) -> bytes:
 
 def sheet(images: Tensor, columns: int) -> bytes:
     """Images (B, 3, H, W) in [-1, 1], in rows of `columns`, as a PNG file's bytes."""
-    return png(make_grid(to_pixels(images), nrow=columns, padding=2, pad_value=255))
+    return png(grid(to_pixels(images), columns, pad_value=255, padding=2))
 
 
 def data_uri(pixels: Tensor) -> str:

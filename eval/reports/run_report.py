@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, Template
-from markupsafe import Markup, escape
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from eval.reports.embedding import embedding_picture
-from eval.reports.pictures import data_uri
-from eval.reports.samples import MOST_CLASSES, first_images, first_of_each_method
-from eval.results.costs import cost_layout
-from eval.results.rows import EvalResult, order_of
-from eval.results.tables import (
-    REFERENCE,
-    cells,
-    explanation,
-    layout,
-    paired_difference,
+from eval.reports.pictures import data_uri, grid
+from eval.reports.samples import (
+    MOST_CLASSES,
+    first_images,
+    first_of_each_method,
+    with_previews,
 )
+from eval.results.cells import cells
+from eval.results.costs import cost_layout
+from eval.results.layout import spans
+from eval.results.rows import UNGUIDED, EvalResult, order_of
+from eval.results.tables import explanation, layout, minus_unguided
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.data.previews import load_previews
 from mgd3.runtime.files import write_atomic, write_json
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template(name: str) -> Template:
-    """A page's template; its filter «emphasised» turns Markdown's *i* and **b** into HTML's."""
+    """A page's template; its filter «spans» takes a table's entry apart."""
+    from jinja2 import Environment, FileSystemLoader
+
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True)
-    environment.filters["emphasised"] = _emphasised
+    environment.filters["spans"] = spans
     return environment.get_template(name)
-
-
-def _emphasised(text: str) -> Markup:
-    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
-    return Markup(re.sub(r"\*(.+?)\*", r"<i>\1</i>", html))
 
 
 def distilled_sets(folder: Path) -> list[DistilledDataset]:
@@ -54,17 +51,17 @@ def distilled_sets(folder: Path) -> list[DistilledDataset]:
 def named(
     sets: Sequence[DistilledDataset], rows: Sequence[EvalResult]
 ) -> tuple[list[tuple[str, DistilledDataset]], list[tuple[str, EvalResult]]]:
-    """Sets and rows with their methods' names; a sweep's rows leave out the swept value."""
-    return [(d.manifest["method"], d) for d in sets], [(r.method.split(" ")[0], r) for r in rows]
+    """Sets and rows with their methods' names; a sweep's rows without the swept value."""
+    return [(d.manifest["method"], d) for d in sets], [(r.method, r) for r in rows]
 
 
 def write_summary(path: Path, rows: Sequence[EvalResult]) -> None:
     """One JSON object per cell of the table, and what the numbers are."""
-    content = []
-    for cell in cells(rows):
-        difference = paired_difference(rows, cell, REFERENCE)
-        paired = {f"minus_{REFERENCE}": asdict(difference)} if difference else {}
-        content.append(asdict(cell) | paired)
+    found = cells(rows)
+    content = [
+        asdict(cell) | ({f"minus_{UNGUIDED}": asdict(difference)} if difference else {})
+        for cell, difference in zip(found, minus_unguided(rows, found), strict=True)
+    ]
     write_json(path, {"rows": content, "explanation": explanation(rows)})
 
 
@@ -72,17 +69,20 @@ def write_report(
     path: Path,
     rows: Sequence[EvalResult],
     sets: Sequence[DistilledDataset],
-    dataset: RealDataset,
+    dataset: RealDataset | None,
     title: str,
 ) -> None:
-    """Table, images beside their modes, a 2-D picture, times and configuration, in one file."""
+    """Table, images beside their modes, a 2-D picture, times and configuration, in one file.
+
+    Without the real dataset there is no 2-D picture.
+    """
     first = first_of_each_method(sets)
     html = template("report.html").render(
         title=title,
         table=layout(rows),
         explanation=explanation(rows),
         classes=class_sheets(first),
-        embedding=embedding_picture(dataset, first),
+        embedding=embedding_picture(dataset, first) if dataset else "",
         costs=cost_layout(*named(sets, rows)),
         config=json.dumps({m: d.manifest["config"] for m, d in first.items()}, indent=2),
         commit=", ".join(order_of(r.commit for r in rows)),
@@ -94,9 +94,7 @@ def class_sheets(first: Mapping[str, DistilledDataset]) -> list[dict[str, Any]]:
     """Per class: one strip for each named set, and the modes' centroids and nearest real images."""
     classes = next(iter(first.values())).classes
     images = {method: first_images(d) for method, d in first.items()}
-    choices = {name: d.manifest.get("choices", {}) for name, d in first.items()}
-    guided = [name for name in first if choices[name].get("guidance") == "mode"]
-    shown = next((n for n in [*guided[::-1], *first] if load_previews(first[n].folder)), None)
+    shown = with_previews(first)
     previews = load_previews(first[shown].folder) if shown else {}
     of = f" ({shown})" if len(first) > 1 else ""
     sheets = []
@@ -113,6 +111,6 @@ def class_sheets(first: Mapping[str, DistilledDataset]) -> list[dict[str, Any]]:
 def _strip(label: str, pixels: Tensor) -> dict[str, Any]:
     return {
         "label": label,
-        "uri": data_uri(make_grid(pixels, nrow=len(pixels), padding=1, pad_value=128)),
+        "uri": data_uri(grid(pixels, len(pixels), pad_value=128)),
         "columns": len(pixels),
     }

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from eval.images import student_pixels
-from eval.reports.pictures import png
+from eval.reports.figures import as_png, drawing, panels
+from eval.reports.pictures import grid, png
+from eval.results.statistics import seed_order
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.previews import load_previews
 from mgd3.runtime import checks
@@ -24,15 +19,23 @@ MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 10, 10, 64
 
 
 def first_of_each_method(sets: Sequence[DistilledDataset]) -> dict[str, DistilledDataset]:
-    """The lowest seed's set of each method; mgd3 first, because its modes stand beside it."""
+    """The lowest seed's set of each method; first the one whose modes are shown beside it."""
     found: dict[str, DistilledDataset] = {}
-    for distilled in sorted(sets, key=lambda d: d.manifest["seed"]):
+    for distilled in sorted(sets, key=lambda d: seed_order(d.manifest.get("seed"))):
         found.setdefault(distilled.manifest["method"], distilled)
-    return dict(sorted(found.items(), key=lambda item: item[0] != "mgd3"))
+    shown = with_previews(found)
+    return dict(sorted(found.items(), key=lambda item: item[0] != shown))
+
+
+def with_previews(sets: Mapping[str, DistilledDataset]) -> str | None:
+    """The last of named sets that has previews of its modes: tables end in the whole method."""
+    return next((name for name in [*sets][::-1] if load_previews(sets[name].folder)), None)
 
 
 def first_images(distilled: DistilledDataset) -> dict[str, Tensor]:
     """By wnid of the first ten classes: the first ten images, (K, 3, s, s) uint8."""
+    from eval.images import student_pixels
+
     wnids = [c.wnid for c in distilled.classes]
     found: dict[str, list[Image.Image]] = {w: [] for w in wnids[:MOST_CLASSES]}
     for image, label in distilled.images():
@@ -47,7 +50,7 @@ def image_strips(distilled: DistilledDataset) -> list[tuple[bytes, str]]:
     """One PNG strip per class (at most ten) with its name, for a tracker."""
     names = {c.wnid: c.name for c in distilled.classes}
     return [
-        (png(make_grid(images, nrow=MOST_IMAGES, padding=1)), names[wnid])
+        (png(grid(images, MOST_IMAGES)), names[wnid])
         for wnid, images in first_images(distilled).items()
     ]
 
@@ -61,16 +64,16 @@ def overview_panels(
     a cluster of one is a real image too.
     """
     first = first_of_each_method(sets)
-    panels: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for method in methods:
         distilled = first[checks.choice("--methods", method, list(first))]
         previews = load_previews(distilled.folder)
-        if real and previews and not panels:
+        if real and previews and not found:
             shown = [previews[c.wnid] for c in distilled.classes[:MOST_CLASSES]]
-            panels["mode centroids, decoded"] = torch.cat([centroids for centroids, _ in shown])
-            panels["nearest real images"] = torch.cat([nearest for _, nearest in shown])
-        panels[method] = torch.cat(list(first_images(distilled).values()))
-    return panels
+            found["mode centroids, decoded"] = torch.cat([centroids for centroids, _ in shown])
+            found["nearest real images"] = torch.cat([nearest for _, nearest in shown])
+        found[method] = torch.cat(list(first_images(distilled).values()))
+    return found
 
 
 def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], real: bool) -> bytes:
@@ -80,20 +83,16 @@ def overview_picture(sets: Sequence[DistilledDataset], methods: Sequence[str], r
 
 def overview_of(sets: Mapping[str, DistilledDataset]) -> bytes:
     """A PNG of named sets side by side, a row per class."""
-    panels = {name: torch.cat(list(first_images(d).values())) for name, d in sets.items()}
-    return _side_by_side(panels, min(MOST_IMAGES, next(iter(sets.values())).ipc))
+    found = {name: torch.cat(list(first_images(d).values())) for name, d in sets.items()}
+    return _side_by_side(found, min(MOST_IMAGES, next(iter(sets.values())).ipc))
 
 
-def _side_by_side(panels: Mapping[str, Tensor], columns: int) -> bytes:
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.2 * len(panels), 3.5), squeeze=False, layout="constrained"
-    )
-    for panel, (title, images) in zip(axes[0], panels.items(), strict=True):
-        grid = make_grid(images, nrow=columns, padding=1, pad_value=255)
-        panel.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
-        panel.set_title(title)
-        panel.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200 if images.shape[-1] > 16 else 110)
-    plt.close(figure)
-    return buffer.getvalue()
+def _side_by_side(found: Mapping[str, Tensor], columns: int) -> bytes:
+    with drawing():
+        figure, axes = panels(1, len(found), (3.2 * len(found), 3.5))
+        for axis, (title, images) in zip(axes[0], found.items(), strict=True):
+            sheet = grid(images, columns, pad_value=255)
+            axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.set_title(title)
+            axis.axis("off")
+        return as_png(figure, dpi=200 if images.shape[-1] > 16 else 110)

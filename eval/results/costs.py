@@ -6,8 +6,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 
+from eval.results.layout import Layout
 from eval.results.rows import EvalResult, order_of
-from eval.results.tables import Layout
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.timing import StageTimes
 

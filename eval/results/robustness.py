@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 from math import exp
 
-from eval.results.rows import EvalResult
-from eval.results.statistics import Metric, folded, in_order, place_of, places
-from eval.results.tables import Cell, Layout, cells
-
-RANDOM, FULL = "random", "full"  # the methods that others are held against
-NOAUG = "_noaug"  # ends the name of a protocol that is another's without augmentation
-SOFT = "soft_label"  # begins the name of a protocol whose targets are a teacher's answers
+from eval.results.cells import Cell, cells, in_order, places
+from eval.results.layout import Layout, folded
+from eval.results.rows import FULL, RANDOM, EvalResult
+from eval.results.statistics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +34,24 @@ class _Arm:
     """A cell and how its students were scored."""
 
     cell: Cell
-    name: str  # the method's, without a configuration's id
+    row: EvalResult  # any of the cell's, which share all that is asked of it here
     accuracy: float  # fraction
-    recipe: dict[str, object]  # what rows know of it
+
+    @property
+    def name(self) -> str:
+        """The method's, without a configuration's id."""
+        return self.row.name
 
     @property
     def hard(self) -> bool:
-        """Are the targets the classes? Not all such protocols say so in their name."""
-        return self.recipe["teacher"] is None and not self.cell.protocol.startswith(SOFT)
+        """Are the targets the classes?"""
+        return self.row.labels == "hard"
 
     @property
-    def augmented(self) -> bool:
-        """By the protocol's name."""
-        return not self.cell.protocol.endswith(NOAUG)
+    def recipe(self) -> dict[str, object]:
+        """What rows know of it."""
+        row = self.row
+        return {"epochs": row.epochs, "teacher": row.teacher, "test images": row.test_images}
 
 
 def label_robust_score(hlr: float, ior: float, w: float = 0.5) -> float:
@@ -65,17 +67,17 @@ def augmentation_robust_score(aug: float, noaug: float, g: float = 0.5) -> float
 def fairness(
     rows: Sequence[EvalResult], w: float = 0.5, g: float = 0.5, metric: Metric = "top1_last"
 ) -> list[Fairness]:
-    """Scores of every method but «random» and «full», by dataset, IPC, protocol and student.
+    """Scores of every method but those of role random and full, by place.
 
     Accuracies are means over a cell's students; w and g lie in [0, 1]. Held against each other:
 
-    * IOR, and each half of ARS: the method and «random» of the same dataset, IPC, protocol and
-      student, with as many epochs and test images and the same teacher.
-    * ARS: the method's cell and the one, of the same dataset, IPC and student, whose protocol ends
-      in «_noaug» and has as many epochs and the same teacher (of several, the one named like the
-      first). The latter has a line of its own only if there is no former.
-    * HLR: the method and «full» under hard labels with augmentation, same dataset, student and
-      number of test images. Both under one protocol if such a pair exists, else the only one of
+    * IOR, and each half of ARS: the method and the one of role random at the same dataset, IPC,
+      protocol and student, with as many epochs, the same teacher and the same test images.
+    * ARS: the method's cell with augmentation and the one, of the same dataset, IPC and student,
+      whose protocol has none, but as many epochs, the same labels and the same teacher. The latter
+      has a line of its own only if there is no former.
+    * HLR: the method and the one of role full under hard labels with augmentation, same dataset,
+      student and test images. Both under one protocol if such a pair exists, else the only one of
       each; IPC and epochs differ by nature. A cell of soft labels takes its method's hard-label
       cell of the same IPC.
 
@@ -106,22 +108,17 @@ def _normalised(x: float) -> float:
 
 
 def _arms(rows: Sequence[EvalResult], metric: Metric) -> list[_Arm]:
-    row = {(r.cell_id, r.student): r for r in rows}  # any: a cell's rows share the recipe
     return [
-        _Arm(
-            cell=cell,
-            name=r.method,
-            accuracy=getattr(cell, f"{metric}_mean") / 100,
-            recipe={"epochs": r.epochs, "teacher": r.teacher, "test images": r.test_images},
-        )
+        _Arm(cell, cell.rows(rows)[0], getattr(cell, f"{metric}_mean") / 100)
         for cell in in_order(cells(rows))
-        for r in [row[cell.cell_id, cell.student]]
     ]
 
 
 def _has_a_line(arms: Sequence[_Arm], ours: _Arm) -> bool:
     """Neither a reference nor the second half of another line's ARS."""
-    return ours.name not in (RANDOM, FULL) and (ours.augmented or not _halves(arms, ours))
+    if ours.row.role in (RANDOM, FULL):
+        return False
+    return ours.row.augmented or not _halves(arms, ours)
 
 
 def _scored(arms: Sequence[_Arm], ours: _Arm, w: float, g: float) -> Fairness:
@@ -144,7 +141,7 @@ def _scored(arms: Sequence[_Arm], ours: _Arm, w: float, g: float) -> Fairness:
 
 def _improvement(arms: Sequence[_Arm], ours: _Arm) -> float | str:
     """Acc_syn,any - Acc_random,any, or what is missing for it."""
-    found = [a for a in arms if (a.name, place_of(a.cell)) == (RANDOM, place_of(ours.cell))]
+    found = [a for a in arms if (a.row.role, a.cell.place) == (RANDOM, ours.cell.place)]
     reference = _only(found, f"«{RANDOM}» under {ours.cell.protocol}")
     if isinstance(reference, str):
         return reference
@@ -154,14 +151,18 @@ def _improvement(arms: Sequence[_Arm], ours: _Arm) -> float | str:
 
 def _recovery(arms: Sequence[_Arm], ours: _Arm) -> float | str:
     """Acc_real,hard - Acc_syn,hard, or what is missing for it."""
-    place = (ours.cell.dataset, ours.cell.student)
-    full = [a for a in arms if (a.name, a.cell.dataset, a.cell.student) == (FULL, *place)]
-    full = [a for a in full if a.hard and a.augmented]
+    tested = ours.cell.dataset, ours.cell.test_data, ours.cell.student
+    full = [
+        a
+        for a in arms
+        if (a.cell.dataset, a.cell.test_data, a.cell.student) == tested
+        and (a.row.role == FULL and a.hard and a.row.augmented)
+    ]
     if not full:
         return f"«{FULL}» under a hard-label protocol"
     mine = [ours]
-    if not (ours.hard and ours.augmented):
-        mine = [a for a in _siblings(arms, ours) if a.hard and a.augmented]
+    if not (ours.hard and ours.row.augmented):
+        mine = [a for a in _siblings(arms, ours) if a.hard and a.row.augmented]
         if not mine:
             return f"{ours.name} under a hard-label protocol"
         if isinstance(twins := _alone(arms, ours), str):
@@ -180,10 +181,9 @@ def _recovery(arms: Sequence[_Arm], ours: _Arm) -> float | str:
 def _other_half(arms: Sequence[_Arm], ours: _Arm) -> _Arm | str:
     """The method without augmentation (with, for a cell without), or what is missing for it."""
     found = _halves(arms, ours)
-    named = [a for a in found if a.cell.protocol == ours.cell.protocol + NOAUG]
     half = _only(
-        named or found,
-        f"{ours.name} {'without' if ours.augmented else 'with'} augmentation, "
+        found,
+        f"{ours.name} {'without' if ours.row.augmented else 'with'} augmentation, "
         f"{'hard' if ours.hard else 'soft'} labels, {ours.recipe['epochs']} epochs",
     )
     own = _alone(arms, ours)
@@ -195,14 +195,18 @@ def _halves(arms: Sequence[_Arm], ours: _Arm) -> list[_Arm]:
     return [
         a
         for a in _siblings(arms, ours)
-        if a.augmented != ours.augmented and (a.hard, a.recipe) == (ours.hard, ours.recipe)
+        if a.row.augmented != ours.row.augmented and (a.hard, a.recipe) == (ours.hard, ours.recipe)
     ]
 
 
 def _siblings(arms: Sequence[_Arm], ours: _Arm) -> list[_Arm]:
-    """The method's cells of this dataset, IPC and student, under any protocol."""
-    key = (ours.name, ours.cell.dataset, ours.cell.ipc, ours.cell.student)
-    return [a for a in arms if (a.name, a.cell.dataset, a.cell.ipc, a.cell.student) == key]
+    """The method's cells of this dataset, IPC, student and test images, under any protocol."""
+
+    def group(arm: _Arm) -> tuple[object, ...]:
+        cell = arm.cell
+        return arm.name, cell.dataset, cell.ipc, cell.student, cell.test_data
+
+    return [a for a in arms if group(a) == group(ours)]
 
 
 def _alone(arms: Sequence[_Arm], ours: _Arm) -> _Arm | str:

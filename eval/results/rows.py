@@ -15,6 +15,8 @@ from mgd3.runtime.files import waiting, writing
 T = TypeVar("T", bound=Hashable)
 log = logging.getLogger(__name__)
 
+RANDOM, FULL, UNGUIDED = "random", "full", "unguided"  # the roles that others are held against
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
@@ -42,10 +44,28 @@ class EvalResult:
     teacher_top1: float | None = None
     machine: str | None = None  # what trained it
     role: str | None = None  # the method's part in comparisons: random, full or unguided
-    labels: str = "hard"  # what students learn: the classes («hard»), or a teacher's answers («soft»)
+    labels: str = (
+        "hard"  # what students learn: the classes («hard»), or a teacher's answers («soft»)
+    )
     augmented: bool = True  # did the protocol augment and mix the training images?
     train_data: str | None = None  # digest of the real training images that the set was made from
     test_data: str | None = None  # digest of the real test images
+    variant: str | None = None  # «key=value», where a view tells a sweep's runs apart; never stored
+
+    @property
+    def name(self) -> str:
+        """The method, and what of it a sweep varies."""
+        return self.method if self.variant is None else f"{self.method} {self.variant}"
+
+    @property
+    def cell(self) -> tuple[Hashable, ...]:
+        """Rows that share this are one table cell: one configuration, student and real images."""
+        return self.cell_id, self.variant, self.student, self.train_data, self.test_data
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What makes this student; rows that share it are copies."""
+        return *self.cell, self.distill_seed, self.student_seed
 
 
 class ResultStore:
@@ -64,7 +84,9 @@ class ResultStore:
 
     def append(self, row: EvalResult) -> None:
         """Add a row; it is on disk when this returns."""
-        line = json.dumps(asdict(row)) + "\n"
+        values = asdict(row)
+        del values["variant"]
+        line = json.dumps(values) + "\n"
         with writing(self.path), waiting(self.path.parent):
             self._drop_torn_line()
             with self.path.open("a") as file:
@@ -93,7 +115,7 @@ def read_results(folder: Path) -> list[EvalResult]:
     rows: dict[tuple, EvalResult] = {}
     for path in sorted(folder.rglob("results.jsonl")):
         for row in ResultStore(path).rows():
-            rows[row.cell_id, row.distill_seed, row.student, row.student_seed] = row
+            rows[row.key] = row
     return list(rows.values())
 
 

@@ -9,15 +9,13 @@ from itertools import combinations
 from statistics import fmean, pstdev, stdev, variance
 from typing import Literal
 
-from scipy.stats import t as student_t
-
-from eval.results.rows import EvalResult, order_of
-from eval.results.tables import Cell, Difference, Layout, cells, interval
+from eval.results.cells import cells, in_order, places
+from eval.results.layout import Layout, folded
+from eval.results.rows import EvalResult
 
 Metric = Literal["top1_last", "top1_best"]
-Scores = Mapping[int, Sequence[float]]  # students' scores by distillation seed, that is by set
-
-_SHARED = ("dataset", "ipc", "protocol", "student")  # to the title where all lines agree
+# Students' scores by distillation seed, that is by set; None: the set of a method without seeds.
+Scores = Mapping[int | None, Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +38,48 @@ class Components:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(Difference):
-    """A difference of two cells; unpaired, n counts the sets of both."""
+class Difference:
+    """One cell minus another, with a 95 % t-interval."""
 
-    paired: bool  # on shared distillation seeds; else Welch's interval of two samples of sets
+    mean: float
+    low: float
+    high: float
+    n: int  # pairs; unpaired, the units of both sides
+    paired: bool  # on shared distillation seeds; else Welch's interval of two samples
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
 def scores_by_set(
-    rows: Sequence[EvalResult], cell: Cell, metric: Metric = "top1_last"
-) -> dict[int, list[float]]:
+    rows: Sequence[EvalResult], metric: Metric = "top1_last"
+) -> dict[int | None, list[float]]:
     """One cell's scores in percent, by distillation seed in ascending order."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for r in sorted(rows, key=lambda r: (r.distill_seed, r.student_seed)):
-        if (r.cell_id, r.student) == (cell.cell_id, cell.student):
-            found[r.distill_seed].append(getattr(r, metric))
+    found: dict[int | None, list[float]] = defaultdict(list)
+    for r in sorted(rows, key=lambda r: (seed_order(r.distill_seed), r.student_seed)):
+        found[r.distill_seed].append(getattr(r, metric))
     return dict(found)
+
+
+def seed_order(seed: int | None) -> int:
+    """Seeds by size, behind none at all."""
+    return -1 if seed is None else seed
+
+
+def units(scores: Scores) -> list[float]:
+    """What varies independently: sets, as their students' means; without seeds, the students."""
+    return [
+        value
+        for seed, group in scores.items()
+        for value in (group if seed is None else [fmean(group)])
+    ]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of independent values and its 95 % t-interval; a point for a single value."""
+    mean, n = fmean(values), len(values)
+    half = _t(n - 1) * stdev(values) / n**0.5 if n > 1 else 0.0
+    return mean, mean - half, mean + half
 
 
 def components(scores: Scores) -> Components:
@@ -66,43 +91,43 @@ def components(scores: Scores) -> Components:
     is the mean of the sets' means: `mean`, if all sets have equally many students.
     """
     values = [value for group in scores.values() for value in group]
-    n, sets, mean = len(values), len(scores), fmean(values)
+    between, within = _variances(scores)
     means = [fmean(group) for group in scores.values()]
-    between = within = None
-    if n > sets:
-        squares = sum((v - m) ** 2 for m, g in zip(means, scores.values(), strict=True) for v in g)
-        within = squares / (n - sets)
-    if within is not None and sets > 1:
-        sizes = [len(group) for group in scores.values()]
-        spread = sum(size * (m - mean) ** 2 for size, m in zip(sizes, means, strict=True))
-        typical = (n - sum(size**2 for size in sizes) / n) / (sets - 1)  # n / sets if balanced
-        between = (spread / (sets - 1) - within) / typical
-    low, high = interval(means)[1:] if sets > 1 else (None, None)
+    low, high = interval(means)[1:] if len(means) > 1 else (None, None)
     return Components(
-        mean=mean,
+        mean=fmean(values),
         std_population=pstdev(values),
-        std_sample=stdev(values) if n > 1 else None,
+        std_sample=stdev(values) if len(values) > 1 else None,
         distillation_std=None if between is None else max(between, 0.0) ** 0.5,
         student_std=None if within is None else within**0.5,
         clipped=between is not None and between < 0,
         low=low,
         high=high,
-        n=n,
-        sets=sets,
+        n=len(values),
+        sets=len(scores),
     )
 
 
-def compare(ours: Scores, theirs: Scores) -> Comparison | None:
-    """Ours minus theirs with a 95 % interval, each set's students averaged first.
+def paired(ours: Scores, theirs: Scores) -> Difference | None:
+    """Ours minus theirs on the distillation seeds that both have, each set's students averaged.
 
-    Paired on the distillation seeds that both have; under two of them, Welch's interval of all
-    sets (Biometrika 34, 1947). None where a side has one set, or no set differs from another.
+    None under two of them.
     """
-    shared = sorted(ours.keys() & theirs.keys())
-    if len(shared) > 1:
-        mean, low, high = interval([fmean(ours[seed]) - fmean(theirs[seed]) for seed in shared])
-        return Comparison(mean=mean, low=low, high=high, n=len(shared), paired=True)
-    sides = [[fmean(group) for group in side.values()] for side in (ours, theirs)]
+    shared = sorted(s for s in ours.keys() & theirs.keys() if s is not None)
+    if len(shared) < 2:
+        return None
+    mean, low, high = interval([fmean(ours[seed]) - fmean(theirs[seed]) for seed in shared])
+    return Difference(mean=mean, low=low, high=high, n=len(shared), paired=True)
+
+
+def compare(ours: Scores, theirs: Scores) -> Difference | None:
+    """Ours minus theirs: `paired`, or else Welch's interval of all units (Biometrika 34, 1947).
+
+    None where a side has one unit, or no unit differs from another.
+    """
+    if found := paired(ours, theirs):
+        return found
+    sides = [units(side) for side in (ours, theirs)]
     if min(map(len, sides)) < 2:
         return None
     errors = [variance(side) / len(side) for side in sides]  # squared, of each side's mean
@@ -111,15 +136,15 @@ def compare(ours: Scores, theirs: Scores) -> Comparison | None:
     freedom = sum(errors) ** 2 / sum(
         error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True)
     )
-    half = student_t.ppf(0.975, freedom) * sum(errors) ** 0.5
+    half = _t(freedom) * sum(errors) ** 0.5
     mean, n = fmean(sides[0]) - fmean(sides[1]), sum(map(len, sides))
-    return Comparison(mean=mean, low=mean - half, high=mean + half, n=n, paired=False)
+    return Difference(mean=mean, low=mean - half, high=mean + half, n=n, paired=False)
 
 
 def components_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last") -> Layout:
     """A line per cell: mean, deviations, variance components, in percent; empty: not estimable."""
     found = in_order(cells(rows))
-    parts = [components(scores_by_set(rows, cell, metric)) for cell in found]
+    parts = [components(scores_by_set(cell.rows(rows), metric)) for cell in found]
     columns = places(found) | {
         "method": [c.method for c in found],
         "mean": [_number(p.mean) for p in parts],
@@ -138,10 +163,8 @@ def components_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last") 
 
 def differences_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last") -> Layout:
     """A line for every two methods of one dataset, IPC, protocol and student, in percent."""
-    pairs = [
-        (a, b) for a, b in combinations(in_order(cells(rows)), 2) if place_of(a) == place_of(b)
-    ]
-    found = [compare(*(scores_by_set(rows, cell, metric) for cell in pair)) for pair in pairs]
+    pairs = [(a, b) for a, b in combinations(in_order(cells(rows)), 2) if a.place == b.place]
+    found = [compare(*(scores_by_set(c.rows(rows), metric) for c in pair)) for pair in pairs]
     columns = places([a for a, _ in pairs]) | {
         "method": [a.method for a, _ in pairs],
         "minus": [b.method for _, b in pairs],
@@ -152,29 +175,29 @@ def differences_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last")
     return folded(f"differences of {metric}", columns)
 
 
-def place_of(cell: Cell) -> tuple[str, int, str, str]:
-    """Where a cell's accuracy compares: dataset, IPC, protocol, student."""
-    return cell.dataset, cell.ipc, cell.protocol, cell.student
+def _variances(scores: Scores) -> tuple[float | None, float | None]:
+    """Estimates of the variances between sets (may be negative) and within them."""
+    groups = list(scores.values())
+    n, sets = sum(map(len, groups)), len(groups)
+    if n == sets:
+        return None, None
+    means = [fmean(group) for group in groups]
+    squares = sum((v - m) ** 2 for m, group in zip(means, groups, strict=True) for v in group)
+    within = squares / (n - sets)
+    if sets < 2:
+        return None, within
+    sizes = [len(group) for group in groups]
+    mean = fmean(value for group in groups for value in group)
+    spread = sum(size * (m - mean) ** 2 for size, m in zip(sizes, means, strict=True))
+    typical = (n - sum(size**2 for size in sizes) / n) / (sets - 1)  # n / sets if balanced
+    return (spread / (sets - 1) - within) / typical, within
 
 
-def in_order(found: Sequence[Cell]) -> list[Cell]:
-    """By dataset, IPC, protocol, then students and methods as they appeared."""
-    students = order_of(c.student for c in found)
-    return sorted(found, key=lambda c: (c.dataset, c.ipc, c.protocol, students.index(c.student)))
+def _t(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.stats import t
 
-
-def places(found: Sequence[Cell]) -> dict[str, list[str]]:
-    """The columns that say where each line's cell stands."""
-    return {name: [str(getattr(c, name)) for c in found] for name in _SHARED}
-
-
-def folded(what: str, columns: Mapping[str, list[str]]) -> Layout:
-    """Columns as a table; a place that all lines share moves to the title."""
-    shared = {k: columns[k][0] for k in _SHARED if len(set(columns[k])) == 1}
-    kept = {k: values for k, values in columns.items() if k not in shared}
-    title = ", ".join([what, *(f"ipc {v}" if k == "ipc" else v for k, v in shared.items())])
-    lines = [list(line) for line in zip(*kept.values(), strict=True)]
-    return Layout(title=title, headers=list(kept), lines=lines)
+    return float(t.ppf(0.975, freedom))
 
 
 def _number(value: float | None) -> str:

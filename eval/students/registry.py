@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +34,8 @@ _FIXED: dict[str, tuple[int, Callable[[int, int], nn.Module]]] = {
 _GRAMMAR = (
     "convnet<depth>[_w<channels>], resnetap10|resnetap18[_w<channels of the first stage>], "
     f"{'|'.join(f'resnet{d}' for d in BLOCKS)} (instance norm) or the same with _bn (batch norm), "
-    f"vit[_p<patch>][_w<width>], vit_glad[_p<patch>], {', '.join(_FIXED)}, or timm/<model>; "
+    f"vit[_p<patch>][_w<width>], vit_glad[_p<patch>], {', '.join(_FIXED)}, timm/<model>, "
+    "or <module>.<function> of your own; "
     f"in a list of students also {', '.join(_GROUPS)}"
 )
 
@@ -62,7 +64,7 @@ def synchronised(net: nn.Module, ranks: Ranks) -> nn.Module:
     if next(net.parameters()).device.type == "cpu":
         raise UserError(
             "students with batch norm cannot share batches among CPU processes (PyTorch "
-            "synchronises batch norm on GPUs only): use parallel=students, or run without torchrun"
+            "synchronises batch norm on GPUs only): use compute.parallel=students, or run without torchrun"
         )
     from timm.layers import convert_sync_batchnorm  # a second to import: only where needed
 
@@ -167,6 +169,26 @@ def _timm(name: str, image_size: int, model: str) -> Factory:
     return lambda classes: timm.create_model(model, num_classes=classes)
 
 
+def _own(name: str, image_size: int) -> Factory:
+    """A function of a user's module, of the number of classes and the image size."""
+    module, _, function = name.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f"students: {name} cannot be imported ({error}); give module.function, and the "
+            "module's folder in PYTHONPATH"
+        ) from error
+
+    def factory(classes: int) -> nn.Module:
+        net = make(classes, image_size)
+        if not isinstance(net, nn.Module):
+            raise UserError(f"students: {name} returned a {type(net).__name__}, not an nn.Module")
+        return net
+
+    return factory
+
+
 _NUMBER = r"([1-9]\d*)"
 _FAMILIES: dict[str, Callable[..., Factory]] = {
     f"convnet{_NUMBER}(?:_w{_NUMBER})?": _convnet,
@@ -175,6 +197,7 @@ _FAMILIES: dict[str, Callable[..., Factory]] = {
     f"vit(?:_p{_NUMBER})?(?:_w{_NUMBER})?": _vit,
     f"vit_glad(?:_p{_NUMBER})?": _vit_glad,
     "timm/(.*)": _timm,
+    r"[A-Za-z_]\w*(?:\.\w+)+": _own,
 }
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mgd3.config.schema import part_of_identity, plain
-from mgd3.data.datasets import RealDataset
-from mgd3.data.distilled import MANIFEST
+from mgd3.config.schema import plain
 from mgd3.distillers.parts import Distiller
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute, Work, pick_device
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import claim, read_json
 
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
-_NOT_OPTIONS = ("name", "sampling", "training", "mirror")
+_NOT_OPTIONS = (
+    "name", "role", "reads", "version", "students", "sampling", "training", "mirror",
+)  # fmt: skip
 
 
 def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
@@ -31,7 +29,8 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
     Raises `UserError` for an option that the class does not have.
     """
     node = plain(cfg[key])
-    target = hydra.utils.get_class(node.pop("_target_"))
+    target = _class(cfg, key)
+    node.pop("_target_")
     parameters = inspect.signature(target).parameters
     for own in set(_NOT_OPTIONS) - set(parameters):
         node.pop(own, None)
@@ -40,7 +39,32 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
         checks.choice(f"an option of {key}", option, allowed)
         if value == "???":
             raise UserError(f"{key}.{option} is not set; give it as {key}.{option}=VALUE")
-    return target(**node, **runtime)
+    return _fulfilling(key, target(**node, **runtime))
+
+
+# What a run asks of each part, so that a class of one's own that lacks some is named at once.
+_CONTRACTS = {
+    "dataset": ("name", "classes", "student_size", "skip_broken", "location", "note", "images"),
+    "method": ("distill",),
+    "modes": ("__call__",),
+    "guidance": ("needs_modes", "check", "bind"),
+    "start": ("needs_modes", "steps", "initial"),
+    "sampler": ("steps", "__call__"),
+    "finetune": ("__call__",),
+    "select": ("fit", "__call__"),
+}
+
+
+def _fulfilling(key: str, part: Any) -> Any:
+    """The part, if it has what its place asks for."""
+    missing = [name for name in _CONTRACTS.get(key, ()) if not hasattr(part, name)]
+    if missing:
+        kind = type(part)
+        raise UserError(
+            f"{key}: {kind.__module__}.{kind.__qualname__} lacks {', '.join(missing)}; "
+            "docs/extending.md shows a complete example"
+        )
+    return part
 
 
 def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
@@ -50,25 +74,61 @@ def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
     method; the backbone only where it is used.
     """
     work = Work(
-        cache=Path(cfg.cache), batch_size=cfg.batch_size, workers=cfg.workers, flip=cfg.flip
+        cache=Path(cfg.cache),
+        batch_size=cfg.compute.batch_size,
+        workers=cfg.compute.workers,
+        flip=cfg.flip,
     )
-    parts: dict[str, Any] = {key: build(cfg, key) for key in _SMALL_PARTS} | {"work": work}
+    parts: dict[str, Any] = {
+        key: _build_with(cfg, key, precision=cfg.compute.training_precision) for key in _SMALL_PARTS
+    }
     parts["guidance"].check(parts["sampler"].steps)
-    target = hydra.utils.get_class(cfg.method["_target_"])
+    target = _class(cfg, "method")
     wanted = set(inspect.signature(target).parameters)
-    compute = Compute(
-        device=cfg.device,
-        precision=cfg.precision,
-        compile=cfg.compile,
-        channels_last=cfg.channels_last,
-        vae_slicing=cfg.vae_slicing,
-    )
+    compute = build_compute(cfg)
     if "backbone" in wanted:
         parts["backbone"] = _build_with(cfg, "backbone", compute=compute, cache=Path(cfg.cache))
     features = build_space(cfg, "features") if cfg.features else None
     parts |= {"features": features, "select": _build_with(cfg, "select", features=features)}
-    parts |= {"pool": cfg.pool, "ranks": ranks}
+    parts |= {"work": work, "pool": cfg.pool, "ranks": ranks, "on_step": _callback(cfg.on_step)}
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
+
+
+def build_compute(cfg: DictConfig) -> Compute:
+    """How the backbone's networks run."""
+    keys = ("device", "precision", "compile", "channels_last", "vae_slicing")
+    return Compute(**{key: cfg.compute[key] for key in keys})
+
+
+def build_execution(cfg: DictConfig) -> dict[str, Any]:
+    """How students run, as the evaluation's keyword arguments."""
+    return {key: cfg.compute[key] for key in ("channels_last", "compile", "parallel")}
+
+
+def _callback(name: str | None) -> Any:
+    """A user's own function by its dotted name."""
+    if name is None:
+        return None
+    try:
+        return hydra.utils.get_method(name)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f"on_step={name} cannot be imported ({error}); give module.function, and the module's "
+            "folder in PYTHONPATH"
+        ) from error
+
+
+def _class(cfg: DictConfig, key: str) -> Any:
+    """The class that a group names; `UserError` if it cannot be imported."""
+    target = cfg[key].get("_target_")
+    try:
+        return hydra.utils.get_class(target)
+    except Exception as error:  # whatever a user's module raises
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{key}: {target} cannot be imported ({reason}); check its name, and that its folder "
+            "is in PYTHONPATH"
+        ) from error
 
 
 def shares_work(distiller: Distiller) -> bool:
@@ -88,41 +148,15 @@ def build_space(cfg: DictConfig, key: str) -> Any:
 
 def _place(cfg: DictConfig) -> dict[str, Any]:
     """Where and with what a part trains something of its own."""
-    return {"device": pick_device(cfg.device), "cache": Path(cfg.cache), "workers": cfg.workers}
+    return {
+        "device": pick_device(cfg.compute.device),
+        "cache": Path(cfg.cache),
+        "workers": cfg.compute.workers,
+        "training_precision": cfg.compute.training_precision,
+    }
 
 
 def _build_with(cfg: DictConfig, key: str, **runtime: Any) -> Any:
     """`build` with those runtime arguments that the constructor takes."""
-    wanted = inspect.signature(hydra.utils.get_class(cfg[key]["_target_"])).parameters
+    wanted = inspect.signature(_class(cfg, key)).parameters
     return build(cfg, key, **{k: v for k, v in runtime.items() if k in wanted})
-
-
-def claim_folder(
-    folder: Path, cfg: DictConfig, file: str, keys: tuple[str, ...], **found: Any
-) -> None:
-    """Write what makes this folder's content into it, or refuse a folder made by other values.
-
-    `found` holds what no key says, such as class names read from a file.
-    """
-    values = {key: part_of_identity(cfg, key) for key in keys} | found
-    remedy = "choose another hydra.run.dir or leave it out, or delete that folder"
-    claim(folder, file, values, remedy)
-
-
-def dataset_of(folder: Path) -> RealDataset:
-    """The real dataset that the runs below `folder` distilled; `UserError` if they are several."""
-    manifests = [read_json(path) for path in sorted(folder.rglob(MANIFEST))]
-    configs = {
-        json.dumps(
-            {k: v for k, v in m["config"]["dataset"].items() if k not in _NOT_OPTIONS[1:]},
-            sort_keys=True,
-        )
-        for m in manifests
-    }
-    if len(configs) != 1:
-        names = ", ".join(sorted({m["dataset"] for m in manifests})) or "none"
-        raise UserError(
-            f"{folder} holds runs of {len(configs)} dataset configurations ({names}); name a "
-            "folder with one, such as runs/digits"
-        )
-    return build(OmegaConf.create({"dataset": json.loads(configs.pop())}), "dataset")

@@ -1,49 +1,39 @@
-"""The paper's tables and figures as grids of runs: what there is to run, and where its files lie.
+"""The papers' tables and figures as grids of runs: what there is to run, and where its files lie.
 
-An experiment file's `table` node says it: `rows` names what the paper compares and the overrides of
-each, `grid` the datasets, images per class and seeds that every row runs over. A row may fix a grid
-key for itself, and `ipc: full` is the full real set.
+A file below configs/paper says it in its `paper_table` node: `rows` names what the paper compares
+and the overrides of each, `grid` the datasets, images per class and seeds that every row runs over.
+A row may fix a grid key for itself, and `ipc: full` is the full real set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mgd3.config import identity
+from mgd3.config.command import explained
 from mgd3.config.paper import PLACES, read_table
-from mgd3.config.schema import (
-    CONFIGS,
-    DISTILLATION_KEYS,
-    EVALUATION_KEYS,
-    explained,
-    identity,
-    plain,
-    student_names,
-    student_seeds,
-    values_digest,
-)
+from mgd3.config.schema import CONFIGS, choices, composed, plain, student_names, student_seeds
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
 FULL = "full"  # as an `ipc`: all real images
 _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
 # Overrides that change no number.
-_NEUTRAL = (
-    "tracker", "batch_size", "device", "workers", "cache", "compile", "channels_last", "parallel",
-    "vae_slicing", "dataset.root", "runs", "report",
-)  # fmt: skip
+_NEUTRAL = ("tracker", "dataset.root", "runs", "cache", "report")
+_ROUNDING = ("compute.precision", "compute.training_precision")  # of compute: these do
 _FILTERS = ("row", *PLACES, "student")
+_OWN = ("table", "figure", "grid", "plan", "rehearsal")  # scripts/reproduce.py's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +58,62 @@ class Located:
     cfg: DictConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One paper's table, some of its cells, and overrides of run.py."""
+
+    name: str  # below configs/paper
+    only: Mapping[str, Sequence[str]]
+    overrides: tuple[str, ...]
+
+
+def paper_files() -> list[str]:
+    """Names below configs/paper, in the papers' order."""
+    folder = Path(CONFIGS, "paper")
+    names = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")]
+
+    def order(name: str) -> tuple[str, bool, int]:
+        number = re.search(r"(table|figure)(\d+)$", name)
+        kind, digits = number.groups() if number else ("", "0")
+        return str(Path(name).parent), kind == "figure", int(digits)
+
+    return sorted(names, key=order)
+
+
+def read_request(cfg: DictConfig, arguments: Sequence[str]) -> Request:
+    """What scripts/reproduce.py was asked for: `table=1`, `figure=7` or `grid=FOLDER/NAME`."""
+    named = [(kind, cfg[kind]) for kind in ("table", "figure", "grid") if cfg[kind] is not None]
+    if len(named) != 1:
+        raise UserError(f"name one of them: table=1, figure=7, grid=FOLDER/NAME; got {len(named)}")
+    ((kind, value),) = named
+    name = str(value)
+    if kind != "grid":
+        of_kind = [n.removeprefix(f"mgd3/{kind}") for n in paper_files() if f"/{kind}" in n]
+        name = f"mgd3/{kind}{checks.choice(kind, name, of_kind)}"
+    only, overrides = _split(arguments)
+    return Request(name=name, only=only, overrides=tuple(overrides))
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Filters `only.KEY=VALUE,…` by key, and what goes to run.py."""
+    parser = OverridesParser.create()
+    only: dict[str, list[str]] = {}
+    rest = []
+    for text in arguments:
+        override = parser.parse_override(text)
+        key = override.key_or_group
+        if key.startswith("only."):
+            value: Any = override.value()
+            values = value.list if override.is_sweep_override() else value
+            only[key.removeprefix("only.")] = [
+                str(getattr(v, "text", v))
+                for v in (values if isinstance(values, list) else [values])
+            ]
+        elif key not in _OWN:
+            rest.append(text)
+    return only, rest
+
+
 class Experiment:
     """One experiment file, perhaps filtered, overridden or in rehearsal."""
 
@@ -75,26 +121,25 @@ class Experiment:
         self,
         name: str,
         overrides: Sequence[str] = (),
-        only: Sequence[str] = (),
+        only: Mapping[str, Sequence[str]] | None = None,
         rehearsal: bool = False,
     ) -> None:
-        """Raises `UserError` for an unknown experiment and for a filter that leaves nothing."""
-        known = sorted(p.stem for p in Path(CONFIGS, "experiment").glob("*.yaml"))
-        self.name = checks.choice("experiment", name, known)
+        """`name` is a file's below configs/paper, such as mgd3/table1.
+
+        Raises `UserError` for one that is not there and for a filter that leaves nothing.
+        """
+        self.file, self.name = name, Path(name).name
         self.overrides, self.rehearsal = tuple(overrides), rehearsal
-        base = _compose([f"experiment={name}", *overrides], with_hydra=True)
-        if base.table is None:
-            raise UserError(
-                f"experiment={name} is not a table or figure of the paper; run it as «python "
-                f"run.py experiment={name}»"
-            )
-        self.table = read_table(plain(base.table))
+        base = composed(f"paper={name}", *overrides, name="reproduce")
+        if base.paper_table is None:
+            raise UserError(f"configs/paper/{name}.yaml has no paper_table node")
+        self.table = read_table(plain(base.paper_table))
         self.students = student_names(base)  # the paper's
         for group in (s for s in self.students if s.startswith("cross_arch")):
             raise UserError(f"students: name the four students that {group} stands for")
         self._refuse_overrides()
-        self._choices = base.hydra.runtime.choices
-        self._only = _filters(only)
+        self._choices = choices(base)
+        self._only = _filters(only or {})
         self._unfit: dict[str, str] = {}
         self._stand_ins = _stand_ins() if rehearsal else {}
         self.jobs = [job for job in self._every_job() if self._kept(job)]
@@ -102,18 +147,19 @@ class Experiment:
         for key, values in self._only.items():
             if unknown := [v for v in values if v not in self._values()[key]]:
                 raise UserError(
-                    f"only={key}={unknown[0]}: {name} has no such {key}; there are {there}"
+                    f"only.{key}={unknown[0]}: {self.name} has no such {key}; there are {there}"
                 )
         if not self.jobs:
             raise UserError(
-                f"only={' only='.join(only)} leaves no run of {name}; there are {there}"
+                f"{' '.join(f'only.{k}={v}' for k, v in (only or {}).items())} leaves no run of "
+                f"{self.name}; there are {there}"
             )
 
     @property
     def variant(self) -> str:
         """The name, and where overrides make other numbers, what tells them apart."""
-        own = [o for o in self.overrides if o.lstrip("+").split("=")[0] not in _NEUTRAL]
-        return self.name + (f"-{values_digest({'overrides': own})}" if own else "")
+        own = [o for o in self.overrides if not _is_neutral(o.lstrip("+").split("=")[0])]
+        return self.name + (f"-{identity.digest({'overrides': own})}" if own else "")
 
     def _refuse_overrides(self) -> None:
         """An override of what the table varies would put runs into cells that are not theirs."""
@@ -126,7 +172,7 @@ class Experiment:
             if of_one or any(v == key or v.startswith(f"{key}.") for v in varied):
                 raise UserError(
                     f"{override}: {self.name} varies {key.split('.')[0]} itself; choose among its "
-                    "cells with only=KEY=VALUE, or copy its file for another table"
+                    "cells with only.KEY=VALUE, or copy its file for another table"
                 )
 
     def locate(self, job: Job) -> Located:
@@ -136,12 +182,11 @@ class Experiment:
             (self._student(job.row, student), seed): student
             for student, seed in product(self._students(), student_seeds(cfg))
         }
-        distilled = Path(cfg.runs) / cfg.folder
-        run_id = identity(cfg, DISTILLATION_KEYS + EVALUATION_KEYS)
+        distilled = Path(cfg.runs) / identity.set_folder(cfg, choices(cfg))
         return Located(
             job=job,
             distilled=distilled,
-            folder=distilled / f"{cfg.protocol.name}-{run_id}",
+            folder=distilled / f"{cfg.protocol.name}-{identity.run_id(cfg, choices(cfg))}",
             wanted=wanted,
             cfg=cfg,
         )
@@ -150,14 +195,13 @@ class Experiment:
     def located(self) -> list[Located]:
         """Every job's place, but for those of rows that the overrides do not fit."""
         found = []
-        with _hydra():
-            for job in self.jobs:
-                try:
-                    found.append(self.locate(job))
-                except (HydraException, OmegaConfBaseException) as error:
-                    if not self.overrides:
-                        raise
-                    self._unfit[job.row] = explained(error)
+        for job in self.jobs:
+            try:
+                found.append(self.locate(job))
+            except (HydraException, OmegaConfBaseException) as error:
+                if not self.overrides:
+                    raise
+                self._unfit[job.row] = explained(error)
         return found
 
     @property
@@ -200,11 +244,11 @@ class Experiment:
     def _overrides(self, row: str, values: Mapping[str, Any]) -> tuple[str, ...]:
         """run.py's arguments for one job."""
         groups = {g: self._choices[g] for g in _PARTS if g in self._stand_ins}
-        found = [f"experiment={self.name}"]
+        found = [f"paper={self.file}"]
         for key, value in (groups | dict(values)).items():
             if (key, value) == ("ipc", FULL):
                 continue
-            found += self._stand_ins.get(key, {}).get(value, [f"{key}={_spelt(value)}"])
+            found += self._stand_ins.get(key, {}).get(value, [f"{key}={identity.spelt(value)}"])
         students = [self._student(row, student) for student in self._students()]
         found.append(f"students=[{','.join(dict.fromkeys(students))}]")
         return (*found, *self._stand_ins.get("always", {}).get("always", []), *self.overrides)
@@ -239,7 +283,7 @@ class Experiment:
         values = dict(o.split("=", 1) for o in job.overrides if o.startswith(("ipc=", "seed=")))
         shared = tuple(o for o in job.overrides if not o.startswith(("ipc=", "seed=")))
         if shared not in self._compositions:
-            self._compositions[shared] = _compose(shared)
+            self._compositions[shared] = composed(*shared, name="reproduce")
         cfg = self._compositions[shared].copy()
         for key, value in values.items():
             cfg[key] = int(value)
@@ -250,42 +294,18 @@ class Experiment:
         return {}
 
 
-def _filters(only: Sequence[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for text in only:
-        key, is_pair, values = text.partition("=")
-        checks.choice("the key of only=KEY=VALUE,…", key, _FILTERS)
-        if not is_pair:
-            raise UserError(f"only={text}: give values, such as only=ipc=10,20")
-        found[key] = found.get(key, []) + values.split(",")
-    return found
+def _filters(only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    for key, values in only.items():
+        checks.choice("the key of only.KEY=VALUE,…", key, _FILTERS)
+        if not any(values):
+            raise UserError(f"only.{key}: give values, such as only.ipc=10,20")
+    return {key: list(values) for key, values in only.items()}
+
+
+def _is_neutral(key: str) -> bool:
+    """Does an override of this key leave every number as it is?"""
+    return key in _NEUTRAL or (key.split(".")[0] == "compute" and key not in _ROUNDING)
 
 
 def _stand_ins() -> dict[str, Any]:
     return plain(OmegaConf.load(Path(CONFIGS, "rehearsal.yaml")))
-
-
-def _spelt(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_spelt, value))}]"
-    return f'"{value}"' if isinstance(value, str) and set(value) & set(" ,:=[]{}") else str(value)
-
-
-def _compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    with _hydra():
-        return compose("config", list(overrides), return_hydra_config=with_hydra)
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra's state, made where there is none yet."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-        return
-    with initialize_config_dir(CONFIGS, version_base="1.3", job_name="run"):
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from PIL import Image
@@ -27,7 +28,7 @@ class BackgroundWriter:
             if kind is None:
                 self._wait()
 
-    def write(self, keys: list[tuple[str, int]], pixels: Tensor) -> None:
+    def write(self, keys: Sequence[tuple[str, int]], pixels: Tensor) -> None:
         """Begin with a batch (B, 3, H, W) uint8, once the last one is done."""
         self._wait()
         self._pending = [

@@ -178,7 +178,7 @@ class ImageTree:
                 f"dataset.root is not set: dataset={name} reads images from disk; give the folder "
                 "that holds train/ and val/ (or validation/), e.g. dataset.root=PATH"
             )
-        self.root = Path(str(root)).expanduser()
+        self.root = Path(str(root)).expanduser()  # a Path: where files lie is no setting
         self.location: Path | None = self.root.resolve()
         self._folders = {"train": self._split("train"), "val": self._split(*_VAL_NAMES)}
         known = read_class_list(class_list) if class_list else self._folders_as_classes()

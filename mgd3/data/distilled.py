@@ -49,6 +49,18 @@ class DistilledDataset:
             ) from error
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What made the set, by group or key; `UserError` for one of an earlier version."""
+        identity = self.manifest.get("identity")
+        if not isinstance(identity, dict) or "data" not in self.manifest:
+            raise UserError(
+                f"{self.folder} was made by an earlier version of this project, whose manifest "
+                "does not say what it was made from: it is left as it is. Make it again, or score "
+                "its images/ folder as images of your own (scripts/evaluate.py images=…/images)"
+            )
+        return dict(identity)
+
+    @property
     def complete(self) -> bool:
         """True once the manifest is written and every file that it lists exists."""
         try:
@@ -73,6 +85,12 @@ class DistilledDataset:
         for entry in self.manifest["images"]:
             path = self.folder / entry["file"]
             data = path.read_bytes() if path.is_file() else b""
+            if "sha256" not in entry:
+                raise UserError(
+                    f"{self.folder / MANIFEST} has no checksum of {entry['file']}: it was not "
+                    "written by this project, or by an early version of it; score the images as a "
+                    "folder of your own (scripts/evaluate.py) without that manifest"
+                )
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise UserError(
                     f"{path} is missing or differs from its manifest's checksum; delete the image "

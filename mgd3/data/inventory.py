@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset, RealImage
@@ -69,6 +71,59 @@ def take_inventory(
             )
         usable.append(ClassImages(kept, tuple(found[i.key] for i in kept)))
     return usable
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """What the usable images of a split are: by name and bytes, wherever they lie."""
+
+    digest: str
+    images: int
+    classes: dict[str, list[Any]]  # wnid: [number of images, digest]
+
+
+def content_of(dataset: RealDataset, inventory: Sequence[ClassImages], cache: Path) -> SplitContent:
+    """Digests of a split; the lists behind them are kept in `cache`, to tell later what changed."""
+    classes: dict[str, list[Any]] = {}
+    for info, found in zip(dataset.classes, inventory, strict=True):
+        names = [image.key for image in found.images]
+        listing = dict(zip(names, found.digests, strict=True))
+        digest = _digest_of(json.dumps(listing))
+        classes[info.wnid] = [len(listing), digest]
+        if dataset.location is not None and not (kept := _listing(cache, digest)).is_file():
+            write_json(kept, listing)
+    return SplitContent(
+        digest=_digest_of(json.dumps(classes)),
+        images=sum(count for count, _ in classes.values()),
+        classes=classes,
+    )
+
+
+def changed_images(before: Mapping[str, Any], now: SplitContent, cache: Path) -> tuple[int, bool]:
+    """How many images differ from `before` (a SplitContent's `classes`), and whether that is exact.
+
+    Without the lists that earlier runs kept, whole classes are counted.
+    """
+    changed, exact = 0, True
+    for wnid, (count, digest) in now.classes.items():
+        old_count, old_digest = before.get(wnid, (0, ""))
+        if digest == old_digest:
+            continue
+        try:
+            old, new = (read_json(_listing(cache, d)) for d in (old_digest, digest))
+        except (FileNotFoundError, CorruptFileError):
+            changed, exact = changed + max(count, old_count), False
+            continue
+        changed += sum(old.get(key) != new.get(key) for key in old.keys() | new.keys())
+    return changed, exact
+
+
+def _listing(cache: Path, digest: str) -> Path:
+    return cache / "inventory" / "content" / f"{digest or 'none'}.json"
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
 
 
 def _memory(dataset: RealDataset, split: str, info: ClassInfo, cache: Path) -> Path | None:

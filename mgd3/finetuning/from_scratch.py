@@ -41,7 +41,7 @@ class TrainSettings:
         checks.number("train.lr", self.lr, minimum=0)
         checks.number("train.ema_decay", self.ema_decay, minimum=0, maximum=1)
         checks.number("train.label_dropout", self.label_dropout, minimum=0, maximum=1)
-        checks.choice("train.precision", self.precision, ["float32", "bfloat16"])
+        checks.choice("compute.training_precision", self.precision, ["float32", "bfloat16"])
         checks.integer("train.checkpoint_steps", self.checkpoint_steps, minimum=1)
 
     def lr_factor(self, step: int) -> float:

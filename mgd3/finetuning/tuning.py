@@ -107,7 +107,7 @@ class FineTuning:
         for key in ("ema_decay", "label_dropout"):
             checks.number(f"finetune.{key}", getattr(self, key), minimum=0, maximum=1)
         checks.choice("finetune.memory_policy", self.memory_policy, POLICIES)
-        checks.choice("finetune.precision", self.precision, ["float32", "bfloat16"])
+        checks.choice("compute.training_precision", self.precision, ["float32", "bfloat16"])
         checks.flag("finetune.gradient_checkpointing", self.gradient_checkpointing)
         checks.integer("finetune.seed", self.seed, minimum=0)
 

@@ -78,7 +78,7 @@ def cluster(finder: ModeFinder, latents: Tensor, num_modes: int) -> Modes:
 
 
 class _Shelf:
-    """Modes by class: in the run's folder and, for runs of other seeds or guidance, in the cache."""
+    """Modes by class: in the run's folder and, for runs of other seeds, in the cache."""
 
     def __init__(
         self, latents: LatentCache, finder: ModeFinder, ipc: int, own: Path, shared: Path

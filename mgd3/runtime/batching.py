@@ -6,10 +6,10 @@ import logging
 import sys
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 import torch
@@ -20,7 +20,17 @@ from torch.utils._pytree import tree_leaves
 from mgd3.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+
+class Sliceable(Protocol):
+    """A list or a tensor."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> Any: ...
+
+
+S = TypeVar("S", bound=Sliceable)
 
 LARGEST_BATCH = 128  # beyond it no network here gets faster
 _SHARE = 0.7  # of the free memory: the allocator's gaps and the libraries' workspaces need some
@@ -96,7 +106,7 @@ def largest_batch(work: Callable[[int], object], device: torch.device) -> int:
     room = _SHARE * free_bytes(device) - max(0, one - per_image)
     fits = max(1, min(LARGEST_BATCH, int(room / per_image)))
     size = 1 << (fits.bit_length() - 1)
-    log.info("batch_size=auto: %d at once, %.2f GiB each", size, per_image / 2**30)
+    log.info("compute.batch_size=auto: %d at once, %.2f GiB each", size, per_image / 2**30)
     return size
 
 
@@ -126,7 +136,7 @@ class Batches:
         self.size = size
         self._doing = doing
 
-    def attempts(self, items: Sequence[T]) -> Iterator[Attempt[T]]:
+    def attempts(self, items: S) -> Iterator[Attempt[S]]:
         """All items, part by part; a part whose block ran out of memory comes again, halved.
 
         Use each attempt in a `with` block. Raises `UserError` if one item does not fit.
@@ -150,14 +160,14 @@ class Batches:
         log.warning(message, self._doing, rows, self.size)
 
 
-class Attempt(Generic[T]):
+class Attempt(Generic[S]):
     """A part of a batch that may turn out too large for the memory."""
 
-    def __init__(self, part: Sequence[T]) -> None:
+    def __init__(self, part: S) -> None:
         self.part = part
         self.error: BaseException | None = None
 
-    def __enter__(self) -> Sequence[T]:
+    def __enter__(self) -> S:
         return self.part
 
     def __exit__(
@@ -173,6 +183,6 @@ class Attempt(Generic[T]):
 
 def _too_large(doing: str) -> UserError:
     return UserError(
-        f"out of memory while {doing} a single image; try vae_slicing=true, precision=bfloat16 or "
-        "a smaller backbone.image_size, or free memory that other processes hold"
+        f"out of memory while {doing} a single image; try compute.vae_slicing=true, "
+        "compute.precision=bfloat16 or a smaller backbone.image_size, or free memory that other processes hold"
     )

@@ -1,4 +1,4 @@
-"""What is made once and found again: latents, modes, fine-tuned weights, teachers, labels, pixels."""
+"""What is made once and found again: latents, modes, weights, teachers, labels, pixels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from mgd3.runtime.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Format(Protocol[T]):
+class Format(Protocol[T_co]):
     """How one kind of thing lies in a file; `key` says what it was made from."""
 
-    def read(self, path: Path, key: Mapping[str, str]) -> T:
+    def read(self, path: Path, key: Mapping[str, str]) -> T_co:
         """Raises `FileNotFoundError`, or `CorruptFileError` for damage and for another key."""
 
-    def write(self, path: Path, value: Any, key: Mapping[str, str]) -> T:
+    def write(self, path: Path, value: Any, key: Mapping[str, str]) -> T_co:
         """Write whole or not at all; what a reader would get."""
 
 

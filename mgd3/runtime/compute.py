@@ -31,7 +31,7 @@ def pick_device(device: str) -> torch.device:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device={device} is not available here; allowed: auto, cpu, cuda"
+            f"compute.device={device} is not available here; allowed: auto, cpu, cuda"
         ) from error
 
 
@@ -50,18 +50,18 @@ class Compute:
     torch_device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
-        checks.choice("precision", self.precision, ["float32", "tf32", *_AUTOCAST])
+        checks.choice("compute.precision", self.precision, ["float32", "tf32", *_AUTOCAST])
         for key in ("compile", "channels_last", "vae_slicing"):
-            checks.flag(key, getattr(self, key))
+            checks.flag(f"compute.{key}", getattr(self, key))
         compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
         if self.compile and not any(shutil.which(c) for c in compilers if c):
             raise UserError(
-                "compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named by CXX; "
-                "install one, or leave compile=false"
+                "compute.compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named by CXX; "
+                "install one, or leave compute.compile=false"
             )
         object.__setattr__(self, "torch_device", pick_device(self.device))
         if self.precision == "tf32" and self.torch_device.type == "cpu":
-            log.warning("precision=tf32 is float32 on a CPU")
+            log.warning("compute.precision=tf32 is float32 on a CPU")
 
     def place(self, network: Network) -> Network:
         """`network` on the device, frozen, in the chosen layout."""
@@ -100,8 +100,8 @@ class Work:
 
     def __post_init__(self) -> None:
         if self.batch_size != "auto":
-            checks.integer("batch_size (or auto)", self.batch_size, minimum=1)
-        checks.integer("workers", self.workers, minimum=1)
+            checks.integer("compute.batch_size (or auto)", self.batch_size, minimum=1)
+        checks.integer("compute.workers", self.workers, minimum=1)
         checks.choice("flip", self.flip, ["none", "random"])
 
 

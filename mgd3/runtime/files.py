@@ -70,7 +70,7 @@ def remove_leftovers(*folders: Path) -> None:
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Delete what killed writers of one file left beside it; call it only while holding its lock."""
+    """Delete what killed writers left beside one file; only while holding its lock."""
     for leftover in path.parent.glob(f".{path.name}.*{_TEMPORARY}"):
         leftover.unlink(missing_ok=True)
 
@@ -88,35 +88,28 @@ def read_json(path: Path) -> Any:
         raise CorruptFileError(f"{path} is not valid JSON") from error
 
 
-def claim(folder: Path, file: str, values: dict[str, Any], remedy: str) -> None:
-    """Write what makes this folder's content into it, or refuse a folder made by other values."""
-    path = folder / file
-    if not path.is_file():
-        write_json(path, values)
-        return
-    try:
-        theirs = _flat(read_json(path))
-    except CorruptFileError as error:
-        raise UserError(f"{error}; delete it, or {remedy}") from error
-    mine = _flat(json.loads(json.dumps(values)))
-    differing = [key for key in mine if mine[key] != theirs.get(key)]
-    if differing:
-        changes = ", ".join(f"{k}={mine[k]} (there: {theirs.get(k)})" for k in differing[:5])
-        raise UserError(f"{folder} already holds a run with other values: {changes}; {remedy}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
-
-
 def stamp_digest(path: Path) -> str:
     """Identifies a large file that is not worth reading: by place, size and time of change."""
     stat = path.stat()
     text = f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}"
     return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+
+
+def content_digest(path: Path, memory: Path) -> str:
+    """SHA-256 of a file; remembered in `memory` by place, size and time of change."""
+    stamp = stamp_digest(path)
+    try:
+        known = read_json(memory)
+    except (FileNotFoundError, CorruptFileError):
+        known = {}
+    if stamp not in known:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        known[stamp] = digest.hexdigest()
+        write_json(memory, known)
+    return known[stamp]
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def main(
     batches: list[int],
     steps: int,
     precisions: list[str],
-    compiled: bool,
+    compile: bool,  # noqa: A002
 ) -> None:
     """A table of images per second for sampling, and one for decoding."""
     device = default_device()
@@ -89,7 +89,7 @@ def main(
     loop = f"{network}, {image_size} px, {steps} steps, reference's loop"
     jobs = [(loop, 1, 2, Compute(device=device, precision="tf32"))]
     for precision in precisions:
-        for compile_ in (False, True) if compiled else (False,):
+        for compile_ in (False, True) if compile else (False,):
             compute = Compute(device=device, precision=precision, compile=compile_)
             label = f"{precision}{', compiled' if compile_ else ''}"
             jobs += [(f"{label}, batch {batch}", batch, 1, compute) for batch in batches]

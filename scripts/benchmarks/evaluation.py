@@ -29,8 +29,9 @@ from eval.protocols.augmentation import (
     shuffle_patches,
 )
 from eval.protocols.hard_label import HardTargets
+from eval.protocols.recipe import Cosine, Recipe, Steps
 from eval.protocols.soft_label import Answers, SoftTargets, soft_loss
-from eval.protocols.training import Cosine, Recipe, Steps, StudentTraining
+from eval.protocols.training import StudentTraining
 from eval.students.registry import make_student
 from mgd3.runtime.machine import keep_freed_memory
 
@@ -126,10 +127,15 @@ def _training(student: str, device: str, epochs: int, precision: str) -> Student
         precision=precision,
     )
     augmentation = Augmentation(
-        crop_scale=(0.5, 1.0), crop_ratio=(0.75, 4 / 3), flip=0.5, jitter=0.4, lighting=0.1
+        crop_scale=(0.5, 1.0),
+        crop_ratio=(0.75, 4 / 3),
+        flip=0.5,
+        jitter=0.4,
+        lighting=0.1,
+        cutmix=1,
     )
     net = make_student(student, 10, SIZE, seed=0).to(device)
-    return StudentTraining(net, recipe, HardTargets(augmentation, 1.0), 0, Path("unwritten"))
+    return StudentTraining(net, recipe, HardTargets(augmentation), 0, Path("unwritten"))
 
 
 class RDEDPerImage(PerImage):
@@ -194,8 +200,9 @@ def our_soft_epochs(device: str, epochs: int, precision: str) -> float:
     )
     targets = SoftTargets(
         answers=Answers(teacher.eval(), precision),
-        augmentation=SoftAugmentation(size=SIZE, patches=2, crop_scale=(0.5, 1.0), flip=0.5),
-        cutmix_probability=1.0,
+        augmentation=SoftAugmentation(
+            size=SIZE, patches=2, crop_scale=(0.5, 1.0), flip=0.5, cutmix=1.0
+        ),
         temperature=20,
         double_norm_update=True,
         seed=None,

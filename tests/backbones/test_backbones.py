@@ -1,8 +1,19 @@
 """Weights in every form that a user may have, and forms that must be refused."""
 
+import argparse
+import io
 import json
+import pickle
 import shutil
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections import defaultdict, deque
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
@@ -111,16 +122,174 @@ def test_a_published_width_with_other_heads_is_refused_unless_the_file_says_so(t
     assert own.bare.network.config.num_attention_heads == 4
 
 
-class Scripted(torch.nn.Module):
+class Payload:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+class Program(torch.nn.Module):
+    """Prints as soon as torch takes the file for what it is."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
+    @torch.jit.export
+    def __getstate__(self) -> bool:
+        return self.training
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-def test_a_program_is_not_taken_for_weights(tmp_path):
-    torch.jit.script(Scripted()).save(str(tmp_path / "program.pt"))
-    with pytest.raises(UserError, match="TorchScript program"):
-        read_weights("backbone.weights", tmp_path / "program.pt")
+    @torch.jit.export
+    def __setstate__(self, state: bool) -> None:
+        print("this must never run")
+        self.training = state
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The bytes of a TorchScript archive."""
+    path = tmp_path_factory.mktemp("program") / "program.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(Program()).save(str(path))
+    return path.read_bytes()
+
+
+def refused(path, capfd, message="not a readable weight file"):
+    """One `UserError` that names key and file, and nothing has run."""
+    with pytest.raises(UserError, match=message) as caught:
+        read_weights("backbone.weights", path)
+    assert f"backbone.weights={path} is not a readable weight file" in str(caught.value)
+    out = capfd.readouterr()
+    assert "never run" not in out.out + out.err
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.*:FutureWarning")
+def test_the_program_would_print(program, tmp_path, capfd):
+    (tmp_path / "program.pt").write_bytes(program)
+    torch.jit.load(tmp_path / "program.pt")
+    out = capfd.readouterr()
+    assert "never run" in out.out + out.err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda program: program, "TorchScript program"),
+        (lambda program: program + b"PK\x05\x06", "not a zip file"),
+        (lambda program: program + b"PK\x05\x06" + bytes(18), "not a readable"),
+        (lambda program: program + b"more", "not a readable"),
+        (lambda program: b"more" + program, "opcode b.m. unknown"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors", ""])
+def test_a_program_is_not_taken_for_weights(program, tmp_path, capfd, change, message, suffix):
+    path = tmp_path / f"program{suffix}"
+    path.write_bytes(change(program))
+    refused(path, capfd, "not a readable" if suffix == ".safetensors" else message)
+
+
+@pytest.mark.parametrize("end", [0, 3, 4, 30, 200, 0.25, 0.5, 0.9, -500, -200, -22, -5, -1])
+def test_a_truncated_program_is_refused(program, tmp_path, capfd, end):
+    (tmp_path / "w.pt").write_bytes(program[: int(end * len(program)) if 0 < end < 1 else end])
+    refused(tmp_path / "w.pt", capfd)
+
+
+def _tar(path):
+    """The oldest format of torch, a tar archive of pickles."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            body = pickle.dumps(Payload(), 2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            archive.addfile(entry, io.BytesIO(body))
+
+
+def _older(content):
+    return lambda path: torch.save(content(), path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save(Payload(), path),
+        lambda path: torch.save({"ema": Payload()}, path),
+        lambda path: torch.save({"ema": {"x": Payload()}}, path),
+        lambda path: torch.save([torch.ones(1)], path),
+        _older(lambda: Payload()),
+        _older(lambda: {"x": torch.ones(1), "y": Payload()}),
+        _tar,
+        *[lambda path, p=p: path.write_bytes(pickle.dumps(Payload(), p)) for p in range(6)],
+        lambda path: path.write_bytes(b"cos\nsystem\n(S'echo this must never run'\ntR."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+def test_a_pickle_that_calls_is_refused(tmp_path, capfd, write):
+    write(tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", capfd)
+
+
+class Attributes(dict):
+    """Lightning keeps hyperparameters in such a class."""
+
+
+class Sequence(list):
+    pass
+
+
+class Slots:
+    __slots__ = ("a",)
+
+
+def foreign_objects():
+    slots, attributes = Slots(), Attributes(lr=1)
+    slots.a, attributes.note = 1, "x"
+    counts = defaultdict(list, {"a": [1]})
+    return {
+        "args": argparse.Namespace(path=Path("x"), call=Payload(), kinds={Slots, int}),
+        "callbacks": {Payload: Payload(), Slots: slots},
+        "others": [attributes, Sequence([1, 2]), counts, deque([1]), Fraction(1, 2), np.float64(3)],
+    }
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_objects_of_foreign_frameworks_are_dropped(tmp_path, capfd, older):
+    tensors, _ = read_weights("w", ORIGINAL)
+    content = {"ema": tensors} | foreign_objects()
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not older)
+    known = torch.serialization.get_safe_globals()
+    read, metadata = read_weights("w", tmp_path / "w.pt")
+    assert metadata == {} and list(read) == list(tensors)
+    assert all(torch.equal(read[k], v) for k, v in tensors.items())
+    assert torch.serialization.get_safe_globals() == known
+    assert "never run" not in capfd.readouterr().out
+
+
+def test_a_module_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "foreign_kind.py").write_text("class Kind:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import foreign_kind
+
+    torch.save({"ema": {"x": torch.ones(1)}, "args": foreign_kind.Kind()}, tmp_path / "w.pt")
+    del sys.modules["foreign_kind"]
+    assert list(read_weights("w", tmp_path / "w.pt")[0]) == ["x"]
+    assert "foreign_kind" not in sys.modules
+
+
+def test_a_compressed_zip_gives_its_values(tmp_path):
+    torch.save({"x": torch.arange(10000)}, tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as plain,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as compressed,
+    ):
+        for name in plain.namelist():
+            compressed.writestr(name, plain.read(name))
+    tensors, _ = read_weights("w", tmp_path / "small.pt")
+    assert torch.equal(tensors["x"], torch.arange(10000))
+
+
+def test_a_file_named_code_is_no_program(tmp_path):
+    """torch names the folder inside the archive after the file."""
+    torch.save({"x": torch.ones(1)}, tmp_path / "code.pt")
+    assert list(read_weights("w", tmp_path / "code.pt")[0]) == ["x"]
 
 
 def test_a_training_checkpoint_gives_its_average(tmp_path):
@@ -153,11 +322,6 @@ def test_export_and_import_are_inverse():
 
 def _truncate(path, out):
     out.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-class Payload:
-    def __reduce__(self):
-        return (print, ("this must never run",))
 
 
 def _drop(path, out):

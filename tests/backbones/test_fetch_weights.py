@@ -5,10 +5,11 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import run
+from conftest import apart, run
 from networks import compvis_tensors, small_stable_diffusion
 from support import GOLDEN
 
@@ -27,6 +28,7 @@ class Server:
     def __init__(self, files, stop_after=None, times=0, ranges=True):
         self.files, self.stop_after, self.times, self.ranges = files, stop_after, times, ranges
         self.requested, self.busy, self.weak = [], 0, False
+        self.altered_once = {}  # by path, what is sent the first time
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -78,6 +80,7 @@ class Server:
         request.end_headers()
         if not with_body:
             return
+        body = self.altered_once.pop(path, body)
         if self.times and self.stop_after is not None:
             self.times -= 1
             request.wfile.write(body[start : start + self.stop_after])
@@ -141,7 +144,7 @@ def test_an_address_that_names_no_file_is_refused(url):
 
 
 def test_a_hub_that_does_not_answer_is_one_message(tmp_path):
-    done = run(
+    done = apart(
         tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_HUB_OFFLINE=None,
         HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path),
     )  # fmt: skip
@@ -217,20 +220,24 @@ def test_a_truncated_file_is_refused_and_not_kept(tmp_path):
 
 def hub(folder, repository, corrupt=()):
     """The part of the hub's interface that its client uses, over a folder."""
-    files, siblings = {}, []
+    files, siblings, tree = {}, [], []
     for path in sorted(f for f in folder.rglob("*") if f.is_file()):
         name, body = str(path.relative_to(folder)), path.read_bytes()
-        entry = {"rfilename": name, "size": len(body)}
+        digest = hashlib.sha256(body).hexdigest()
+        sizes = {"size": len(body), "pointerSize": 100}
+        siblings.append({"rfilename": name, "size": len(body)})
+        tree.append({"type": "file", "path": name, "size": len(body), "oid": digest[:40]})
         if path.suffix == ".safetensors":
-            digest = hashlib.sha256(body).hexdigest()
-            entry["lfs"] = {"sha256": digest, "size": len(body), "pointerSize": 100}
-        siblings.append(entry)
+            siblings[-1]["lfs"] = {"sha256": digest} | sizes
+            tree[-1]["lfs"] = {"oid": digest} | sizes
         if name in corrupt:
             body = body[:-1] + bytes([body[-1] ^ 1])
         files[f"/{repository}/resolve/main/{name}"] = body
         files[f"/{repository}/resolve/{'0' * 40}/{name}"] = body
     info = {"id": repository, "sha": "0" * 40, "siblings": siblings, "tags": [], "private": False}
     files[f"/api/models/{repository}"] = json.dumps(info).encode()
+    files[f"/api/models/{repository}/revision/main"] = files[f"/api/models/{repository}"]
+    files[f"/api/models/{repository}/tree/{'0' * 40}"] = json.dumps(tree).encode()
     return Server(files)
 
 
@@ -245,22 +252,28 @@ def pipeline(tmp_path_factory):
 
 def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path):
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": None}
+    name = "unet/diffusion_pytorch_model.safetensors"
     with hub(pipeline, "org/sd") as server:
-        done = run(
+        path, size = f"/org/sd/resolve/{'0' * 40}/{name}", (pipeline / name).stat().st_size
+        server.altered_once[path] = bytes(size)
+        done = apart(
             tmp_path, "sd15", "backbone.weights=org/sd", script="scripts/fetch_weights.py",
             HF_ENDPOINT=server.url, **home,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         fetched = {path for path, _ in server.requested}
     assert not any("fp16" in path or "pruned" in path for path in fetched)
+    assert not server.altered_once  # it was sent, and the file fetched again
+    assert f"org/sd/{name}, {size / 1e6:.1f} MB" in done.stderr
     snapshot = done.stdout.split("org/sd: ")[1].strip()
+    assert sha256_of(Path(snapshot) / name) == sha256_of(pipeline / name)
     backbone = StableDiffusion(snapshot, 64, 64)
     assert backbone.class_ids([ClassInfo("cat", "cat")]) == [1]
     assert backbone.latent_shape == (4, 8, 8)
-    offline = run(
+    offline = apart(
         tmp_path, "backbone=sd15", "backbone.weights=org/sd", "backbone.image_size=64",
         "backbone.output_size=8", "sampler.steps=2", "guidance.stop_t=1", "ipc=1", "tracker=none",
-        "report=false", "batch_size=10", "students=[convnet2_w8]",
+        "report=false", "compute.batch_size=10", "students=[convnet2_w8]",
         "protocol.epochs_by_ipc=[[null,2]]", "dataset.student_size=8",
         **home | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
@@ -271,17 +284,19 @@ def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path):
 def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path):
     name = "unet/diffusion_pytorch_model.safetensors"
     with hub(pipeline, "org/sd", corrupt=[name]) as server:
-        done = run(
+        done = apart(
             tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_ENDPOINT=server.url,
             HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE=None,
         )  # fmt: skip
     assert done.returncode == 1
-    assert f"{name} arrived with another size or SHA-256" in done.stderr
+    assert f"org/sd/{name} arrived with another size or SHA-256" in done.stderr
+    (snapshot,) = (tmp_path / "hf/hub/models--org--sd/snapshots").iterdir()
+    assert (snapshot / "vae/config.json").exists() and not (snapshot / name).exists()
     assert "Traceback" not in done.stderr
 
 
 def test_offline_every_missing_weight_has_one_message(tmp_path):
-    done = run(
+    done = apart(
         tmp_path, "dataset=digits", "backbone=sd15", "tracker=none",
         HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"),
     )  # fmt: skip
@@ -290,7 +305,7 @@ def test_offline_every_missing_weight_has_one_message(tmp_path):
     for part in ("hub's " + source, f"python scripts/fetch_weights.py {source}", "weights=PATH"):
         assert part in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
-    fetching = run(tmp_path, source, script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1")
+    fetching = apart(tmp_path, source, script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1")
     assert fetching.returncode == 1 and "HF_HUB_OFFLINE is set" in fetching.stderr
 
 

@@ -60,8 +60,9 @@ def test_features_are_what_the_classifier_sees():
 
 def features(tmp_path, **options):
     cfg = composed("method=herding", "features.student=convnet2_w8", "features.epochs=2")
+    values = {k: v for k, v in plain(cfg.features).items() if k not in ("_target_", "reads")}
     return StudentFeatures(
-        **{k: v for k, v in plain(cfg.features).items() if k != "_target_"} | options,
+        **values | options,
         device=torch.device("cpu"),
         cache=tmp_path,
         workers=1,
@@ -101,7 +102,7 @@ def test_a_run_chooses_real_images(tmp_path):
     done = run(
         tmp_path, "method=herding", "ipc=2", "tracker=none", "report=false", "features.epochs=1",
         "features.student=convnet2_w8", "students=[convnet2_w8]",
-        "protocol.epochs_by_ipc=[[null,2]]", "device=cpu",
+        "protocol.epochs_by_ipc=[[null,2]]", "compute.device=cpu",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1500:]
     assert len(list(tmp_path.rglob("images/*/*.png"))) == 20

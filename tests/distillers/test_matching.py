@@ -77,7 +77,7 @@ def test_a_diverging_matching_is_named(tmp_path):
 
 def test_a_run_writes_images_of_the_students_size(tmp_path):
     cfg = composed(
-        "method=dm", "method.iterations=3", "features.student=convnet2_w8", "device=cpu",
+        "method=dm", "method.iterations=3", "features.student=convnet2_w8", "compute.device=cpu",
         f"cache={tmp_path / 'cache'}",
     )  # fmt: skip
     out = build_distiller(cfg).distill(

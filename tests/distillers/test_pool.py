@@ -15,7 +15,7 @@ from mgd3.runtime.files import read_json
 SHORT = (
     "tracker=none", "report=false", "features=student", "features.epochs=1",
     "features.student=convnet2_w8",
-    "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]", "device=cpu", "ipc=2",
+    "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]", "compute.device=cpu", "ipc=2",
     "sampler.steps=4", "guidance.stop_t=2",
 )  # fmt: skip
 

@@ -214,7 +214,7 @@ def test_a_killed_run_fine_tunes_to_the_same_images(tmp_path):
     options = (
         "method=minimax", "finetune.epochs=2", "finetune.batch_size=32", "ipc=1",
         "finetune.checkpoint_steps=5", "sampler.steps=3", "tracker=none", "report=false",
-        "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,1]]", "device=cpu",
+        "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,1]]", "compute.device=cpu",
     )  # fmt: skip
     for folder in ("whole", "cut"):
         (tmp_path / folder).mkdir()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from eval.metrics.planes import Plane, maps_picture, pca_plane, tsne_plane, tsne_scores
+from eval.metrics.planes import Plane, pca_plane, tsne_plane, tsne_scores
 from eval.metrics.set_metrics import measure, metrics_layout
+from eval.reports.maps import maps_picture
 from mgd3.runtime.errors import UserError
 
 
@@ -47,7 +48,7 @@ def test_a_class_smaller_than_the_neighbourhood_counts_whole():
     assert measure(real, made, neighbors=3) != measure(real, made, neighbors=2)
 
 
-def test_one_image_per_class_leaves_gaps_that_json_can_hold():
+def test_one_image_per_class_leaves_values_out_that_json_can_hold():
     metrics = measure([line(0, 1), line(5, 6)], [line(0), line(5)])
     assert (metrics.diversity, metrics.diversity_mean, metrics.pairwise) == (
         [None, None],
@@ -185,8 +186,8 @@ def test_plane_scores_are_scaled_over_all_methods_and_classes():
     plane = Plane(
         real=[planar(0), planar(0)],
         made={
-            "near": [planar(0, 1), planar(0, 2)],  # gaps 1, 2; distances 0.5, 1
-            "far": [planar(2, 5), planar(3, 4, 11)],  # gaps 3, 3; distances 3.5, 6
+            "near": [planar(0, 1), planar(0, 2)],  # nearest 1, 2; to real 0.5, 1
+            "far": [planar(2, 5), planar(3, 4, 11)],  # nearest 3, 3; to real 3.5, 6
         },
     )
     scores = tsne_scores(plane)

@@ -8,6 +8,7 @@ from eval.protocols.augmentation import (
     MEAN,
     STD,
     Augmentation,
+    SoftAugmentation,
     color_jitter,
     crop_boxes,
     cutmix,
@@ -78,7 +79,7 @@ def test_lighting_follows_imagenets_covariance():
 
 def test_normalisation_is_last():
     plain = Augmentation(
-        crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, lighting=0.0
+        crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, jitter=0.0, lighting=0.0, cutmix=0.0
     )
     pixels = torch.randint(0, 256, (2, 3, 8, 8), generator=draw(), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
@@ -101,8 +102,35 @@ def test_cutmix_counts_the_pixels_it_mixed(seed):
 
 def test_augmentation_depends_on_its_generator_alone():
     augmentation = Augmentation(
-        crop_scale=(0.5, 1.0), crop_ratio=(0.75, 4 / 3), flip=0.5, jitter=0.4, lighting=0.1
+        crop_scale=(0.5, 1.0),
+        crop_ratio=(0.75, 4 / 3),
+        flip=0.5,
+        jitter=0.4,
+        lighting=0.1,
+        cutmix=1.0,
     )
     pixels = torch.randint(0, 256, (4, 3, 8, 8), generator=draw(), dtype=torch.uint8)
     assert torch.equal(augmentation(pixels, draw(1)), augmentation(pixels, draw(1)))
     assert not torch.equal(augmentation(pixels, draw(1)), augmentation(pixels, draw(2)))
+
+
+OFF = {
+    "crop_scale": (1, 1), "crop_ratio": (1.0, 1.0), "flip": 0, "jitter": 0.0, "lighting": 0.0,
+    "cutmix": 0.0,
+}  # fmt: skip
+SOFT_OFF = {"size": 8, "patches": 1, "crop_scale": (1.0, 1.0), "flip": 0.0, "cutmix": 0}
+
+
+@pytest.mark.parametrize(("kind", "off"), [(Augmentation, OFF), (SoftAugmentation, SOFT_OFF)])
+def test_every_switch_alone_augments(kind, off):
+    assert not kind(**off).changes
+    on = {"crop_scale": (0.5, 1), "crop_ratio": (0.75, 1), "patches": 2}
+    for switch in off.keys() - {"size"}:
+        assert kind(**off | {switch: on.get(switch, 0.1)}).changes, switch
+
+
+def test_an_augmentation_that_is_off_only_normalises():
+    """So that «augmented» says what students see: also whole crops of a square of any ratio."""
+    pixels = torch.randint(0, 256, (64, 3, 8, 8), generator=draw(), dtype=torch.uint8)
+    for off in (Augmentation(**OFF), SoftAugmentation(**SOFT_OFF)):
+        assert torch.allclose(off(pixels, draw()), normalise(pixels / 255), atol=1e-5)

@@ -2,19 +2,23 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from PIL import Image
+from support import composed
 from torch import nn
+from torchvision.transforms import functional as tv
 
 import eval.protocols.training
-from eval.images import TestImages, student_pixels
+from eval.images import TestImages, held_or_mapped, student_pixels
 from eval.protocols.augmentation import Augmentation
-from eval.protocols.hard_label import HardTargets, _cross_entropy
-from eval.protocols.training import Recipe, Steps, StudentTraining
+from eval.protocols.hard_label import HardLabel, HardTargets, _cross_entropy
+from eval.protocols.recipe import Recipe, Steps
+from eval.protocols.training import StudentTraining
 from eval.students.registry import find_student, make_student
 from mgd3.config.build import build_protocol
-from mgd3.config.schema import CONFIGS, register
+from mgd3.config.schema import plain
 from mgd3.data.datasets import Digits
 from mgd3.data.pixels import to_pil
 from mgd3.runtime.errors import UserError
@@ -25,15 +29,12 @@ RECIPE = Recipe(
     schedule=Steps(milestones=(4, 5), gamma=0.2), tests=(2, 4, 6), precision="float32",
 )  # fmt: skip
 AUGMENTATION = Augmentation(
-    crop_scale=(0.5, 1.0), crop_ratio=(0.75, 4 / 3), flip=0.5, jitter=0.4, lighting=0.1
+    crop_scale=(0.5, 1.0), crop_ratio=(0.75, 4 / 3), flip=0.5, jitter=0.4, lighting=0.1, cutmix=1.0
 )
 
 
 def protocol(*overrides):
-    register()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = compose("config", overrides=["dataset=imagenette", "dataset.root=unused", *overrides])
-    return build_protocol(cfg)
+    return build_protocol(composed("dataset=imagenette", "dataset.root=unused", *overrides))
 
 
 @pytest.mark.parametrize(
@@ -75,15 +76,52 @@ def test_an_ipc_without_a_row_is_refused():
     [
         ("epochs_by_ipc=[[null,0]]", r"epochs_by_ipc=0 is out of range"),
         ("epochs_by_ipc=5", r"5 must be a pair"),
-        ("milestones=[1/0]", r"'1/0' is not a fraction"),
+        ("optimization.milestones=[1/0]", r"optimization\.milestones: '1/0' is not a fraction"),
+        ("optimization.milestones=2/3", r"milestones='2/3' must be a list of fractions"),
+        ("optimization.lr=x", r"protocol\.optimization\.lr='x' is not a number"),
+        ("optimization.batch_size=0", r"protocol\.optimization\.batch_size=0 is out of range"),
         ("many_classes.lr=x", r"protocol\.many_classes\.lr='x'"),
-        ("crop_scale=[1.0,0.5]", r"must be \[low, high\]"),
-        ("precision=half", r"protocol\.precision='half'"),
+        ("augmentation.crop_scale=[1.0,0.5]", r"augmentation\.crop_scale=.* must be \[low, high\]"),
+        ("augmentation.crop_ratio=1", r"augmentation\.crop_ratio=1 must be \[low, high\]"),
+        ("augmentation.cutmix=2", r"protocol\.augmentation\.cutmix=2 is out of range"),
+        ("augmentation=none", r"augmentation='none' must be a mapping of crop_scale, crop_ratio"),
     ],
 )
 def test_wrong_protocol_values_are_named(override, message):
     with pytest.raises(UserError, match=message):
         protocol(f"protocol.{override}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+protocol.optimization.lrr=1", r"optimization='lrr' is unknown\. Did you mean lr\?"),
+        ("+protocol.many_classes.least=1", r"many_classes='least' .*Allowed: above, lr"),
+        ("+protocol.augmentation.patches=2", r"augmentation='patches' .*Allowed: crop_scale"),
+        ("~protocol.optimization.gamma", r"protocol\.optimization\.gamma is not set"),
+    ],
+)
+def test_unknown_and_missing_nested_keys_are_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        protocol(override)
+
+
+def test_the_training_precision_comes_from_outside():
+    options = plain(composed("dataset=imagenette", "protocol=hard_label").protocol)
+    kept = {k: v for k, v in options.items() if k not in ("_target_", "reads", "students")}
+    assert HardLabel(**kept).recipe(10, 10, "convnet6").precision == "float32"
+    fast = HardLabel(**kept, training_precision="bfloat16")
+    assert fast.recipe(10, 10, "convnet6").precision == "bfloat16"
+    with pytest.raises(UserError, match=r"compute\.training_precision='half'"):
+        HardLabel(**kept, training_precision="half")
+
+
+def test_a_protocol_says_what_students_see():
+    assert (protocol().labels, protocol().augmented) == ("hard", True)
+    assert not protocol("protocol=hard_label_noaug").augmented
+    assert protocol("protocol=hard_label_noaug", "protocol.augmentation.cutmix=0.5").augmented
+    off = ("jitter=0", "lighting=0", "flip=0", "cutmix=0", "crop_scale=[1,1]", "crop_ratio=[1,1]")
+    assert not protocol(*(f"protocol.augmentation.{o}" for o in off)).augmented
 
 
 @pytest.mark.parametrize(
@@ -133,7 +171,7 @@ def data(count=20):
 
 def training(path, recipe=RECIPE):
     student = make_student("convnet2_w8", 4, 8, seed=0)
-    return StudentTraining(student, recipe, HardTargets(AUGMENTATION, 1.0), 0, path)
+    return StudentTraining(student, recipe, HardTargets(AUGMENTATION), 0, path)
 
 
 class KilledError(Exception):
@@ -190,7 +228,7 @@ def test_learning_rate_follows_the_milestones(tmp_path):
 
 
 def test_a_diverged_student_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"not finite in epoch .*protocol\.lr"):
+    with pytest.raises(UserError, match=r"not finite in epoch .*protocol\.optimization\.lr"):
         training(tmp_path / "x", dataclasses.replace(RECIPE, lr=1e30)).fit(
             *data(), data(), lambda h: None
         )
@@ -204,9 +242,11 @@ def test_a_student_learns_the_digits(tmp_path):
     recipe = dataclasses.replace(
         RECIPE, epochs=25, schedule=Steps(milestones=(20,), gamma=0.2), batch_size=32, tests=(25,)
     )
-    plain = Augmentation(crop_scale=(0.8, 1), crop_ratio=(1, 1), flip=0, jitter=0, lighting=0)
+    plain = Augmentation(
+        crop_scale=(0.8, 1), crop_ratio=(1, 1), flip=0, jitter=0, lighting=0, cutmix=1
+    )
     student = make_student("convnet2_w32", 10, 8, seed=0)
-    trained = StudentTraining(student, recipe, HardTargets(plain, 1.0), 0, tmp_path / "x")
+    trained = StudentTraining(student, recipe, HardTargets(plain), 0, tmp_path / "x")
     test = TestImages(dataset, tmp_path, 1).on(8, CPU)
     assert trained.fit(pixels, labels, test, lambda h: None).top1_last > 80
 
@@ -219,12 +259,41 @@ def test_test_images_are_cropped_from_the_shorter_side():
     assert out[:, :, 2:8].min() > 250
 
 
+def test_resizing_and_cropping_are_torchvisions():
+    """Pixel for pixel, over many sides, also odd differences, enlarged images and wider margins."""
+    draw = np.random.default_rng(0)
+    mode = tv.InterpolationMode.BILINEAR
+    for _ in range(300):
+        width, height, size = (int(n) for n in draw.integers([1, 1, 1], [90, 90, 40]))
+        resized = None if draw.random() < 0.5 else size + int(draw.integers(0, 9))
+        image = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        theirs = tv.center_crop(tv.resize(image, [resized or size], mode), [size, size])
+        assert torch.equal(student_pixels(image, size, resized), tv.pil_to_tensor(theirs))
+
+
+def test_images_that_do_not_fit_are_mapped_once_and_made_again_when_cut_short(tmp_path):
+    images = [torch.full((3, 2, 2), i, dtype=torch.uint8) for i in range(5)]
+    shape, digests = (5, 3, 2, 2), list("abcde")
+
+    def mapped(source):
+        return held_or_mapped(source, shape, digests, CPU, tmp_path, limit=0)
+
+    held = held_or_mapped(iter(images), shape, digests, CPU, tmp_path, limit=1000)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(mapped(iter(images)), held)
+    (path,) = (tmp_path / "pixels").glob("*.uint8")
+    assert torch.equal(mapped(iter(())), held)  # found: nothing is read again
+    path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(mapped(iter(images)), held)
+    assert not list((tmp_path / "pixels").glob(".*.tmp"))
+
+
 def test_weights_multiply_each_images_loss(tmp_path):
     """Weight 0 takes an image's class out of what is learned; all ones are no weights."""
 
     def trained(weights):
         one = training(tmp_path / "none")
-        one.objective = HardTargets(AUGMENTATION, 1.0, weights)
+        one.objective = HardTargets(AUGMENTATION, weights)
         one.fit(*data(), data(), lambda h: None)
         return torch.cat([p.flatten() for p in one.student.parameters()])
 

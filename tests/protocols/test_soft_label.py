@@ -14,6 +14,7 @@ from eval.protocols.soft_label import Answers, StoredAnswers, soft_loss
 from eval.results.rows import read_results
 from eval.students.registry import make_student
 from mgd3.config.build import build_protocol
+from mgd3.config.schema import plain
 from mgd3.data.datasets import Digits
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import read_json
@@ -97,11 +98,18 @@ def test_patches_keep_every_pixel_and_move_strips_as_wholes():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("patches=3", r"protocol\.patches=3 does not divide the stored images' 256 px"),
+        (
+            "augmentation.patches=3",
+            r"protocol\.augmentation\.patches=3 does not divide the stored images' 256 px",
+        ),
         ("batch_by_ipc=[[10,50]]", r"no row for ipc=1"),
-        ("temperature=0", r"protocol\.temperature=0"),
-        ("labels=hard", r"protocol\.labels='hard'"),
+        ("batch_by_ipc=[10]", r"10 must be a pair \[smallest ipc, batch size\]"),
+        ("optimization.lr_by_student.vit=x", r"protocol\.optimization\.lr_by_student\.vit='x'"),
+        ("tests.after=2", r"protocol\.tests\.after=2 is out of range"),
+        ("answers.temperature=0", r"protocol\.answers\.temperature=0"),
+        ("answers.source=hard", r"protocol\.answers\.source='hard'"),
         ("teacher.epochs=0", r"protocol\.teacher\.epochs=0"),
+        ("teacher.minimum_top1=x", r"protocol\.teacher\.minimum_top1='x'"),
         ("teacher.student=resnet7", r"students: 'resnet7'"),
     ],
 )
@@ -110,10 +118,42 @@ def test_wrong_values_are_named(override, message):
         protocol(f"protocol.{override}").recipe(1, 10, "resnet18_bn")
 
 
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [
+        ("optimization.momentum", "lr, lr_by_student"),
+        ("answers.labels", "source, seed, temperature"),
+        ("augmentation.size", "patches, crop_scale"),
+        ("tests.before", "every, after"),
+        ("many_classes.above", "from_classes, batch_factor"),
+        ("teacher.key", "student, epochs, seed, weights, recipe, minimum_top1"),
+        ("teacher.recipe.augmentation.patches", "crop_scale, crop_ratio"),
+    ],
+)
+def test_unknown_nested_keys_are_refused(key, allowed):
+    with pytest.raises(UserError, match=f"is unknown.*Allowed: {allowed}"):
+        protocol(f"+protocol.{key}=1")
+
+
+def test_a_protocol_says_what_students_see():
+    assert (protocol().labels, protocol().augmented) == ("soft", True)
+    off = [f"protocol.augmentation.{o}" for o in ("flip=0", "cutmix=0", "crop_scale=[1,1]")]
+    assert protocol(*off).augmented
+    assert not protocol(*off, "protocol.augmentation.patches=1").augmented
+
+
+def test_the_protocol_changes_nothing_but_itself():
+    hard, soft = (composed(f"protocol={name}") for name in ("hard_label_short", "soft_label_fkd"))
+    assert hard.keys() == soft.keys()
+    keys = hard.keys() - {"protocol", "folder", "hydra"}  # a folder has the protocol's name
+    differing = {key for key in keys if plain(hard[key]) != plain(soft[key])}
+    assert not differing
+
+
 def digits_protocol(cache, *overrides):
     return build_protocol(
         composed(
-            "protocol=soft_label_short", f"cache={cache}", "device=cpu",
+            "protocol=soft_label_short", f"cache={cache}", "compute.device=cpu",
             "protocol.teacher.epochs=20", *overrides,
         )
     )  # fmt: skip
@@ -127,6 +167,7 @@ def test_the_teacher_is_trained_once_and_one_of_another_class_order_is_refused(t
     stamp = path.stat().st_mtime_ns
     assert digits_protocol(tmp_path).prepare(test, CPU).top1 == teacher.top1
     assert path.stat().st_mtime_ns == stamp
+    assert not list((tmp_path / "students").glob("*.part"))  # the checkpoint goes with the end
 
     state = teacher.network.state_dict()
     rows = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
@@ -157,13 +198,17 @@ def test_stored_answers_are_the_teachers_in_half_precision(tmp_path):
     assert not torch.equal(again(images), first)
     again.begin(3)
     assert not torch.equal(again(images, 0, 12), first)  # half of a larger batch
+    (path,) = (tmp_path / "labels/6/0003").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    stored.begin(3)
+    assert torch.equal(stored(images), first)  # a damaged file is made again
 
 
-@pytest.mark.parametrize("labels", ["online", "stored"])
-def test_a_run_with_soft_labels_names_its_teacher(tmp_path, labels):
+@pytest.mark.parametrize("source", ["online", "stored"])
+def test_a_run_with_soft_labels_names_its_teacher(tmp_path, source):
     done = run(
-        tmp_path, "method=random", "ipc=2", "tracker=none", "report=false", "device=cpu",
-        "protocol=soft_label_short", "protocol.epochs=4", f"protocol.labels={labels}",
+        tmp_path, "method=random", "ipc=2", "tracker=none", "report=false", "compute.device=cpu",
+        "protocol=soft_label_short", "protocol.epochs=4", f"protocol.answers.source={source}",
         "protocol.teacher.epochs=20", "student_seeds=2", "students=[convnet2_w8]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1500:]
@@ -171,7 +216,7 @@ def test_a_run_with_soft_labels_names_its_teacher(tmp_path, labels):
     assert [r.teacher for r in rows] == ["convnet3_w64"] * 2
     assert rows[0].teacher_top1 == rows[1].teacher_top1 > 75
     kept = list(tmp_path.rglob("cache/labels/*/*/*/*.safetensors"))
-    assert len(kept) == (8 if labels == "stored" else 0)  # two batches, four epochs, once
+    assert len(kept) == (8 if source == "stored" else 0)  # two batches, four epochs, once
     (manifest,) = tmp_path.rglob("manifest.json")
     assert "protocol" not in read_json(manifest)["config"]
 

@@ -3,7 +3,7 @@
 from support import cell
 
 from eval.reports.comparison import PaperComparison
-from eval.reports.paper_report import accuracy_pictures, swept_value
+from eval.reports.curves import accuracy_pictures
 
 
 def test_only_what_has_been_run_is_drawn():
@@ -15,11 +15,15 @@ def test_only_what_has_been_run_is_drawn():
     assert accuracy_pictures(PaperComparison(title="T", cells=published), sweep=None) == []
 
 
-def test_a_sweeps_rows_end_in_their_value():
-    assert [swept_value(r) for r in ("t_stop 25", "lambda 0.05", "Random (seeded)")] == [
-        25,
-        0.05,
-        None,
-    ]
-    rows = [cell("t_stop 25", [60]), cell("t_stop 0", [50]), cell("Random", [40])]
-    assert len(accuracy_pictures(PaperComparison(title="T", cells=rows), sweep="stop_t")) == 1
+def test_a_sweep_draws_the_rows_that_have_a_value():
+    rows = [cell("late", [60]), cell("early", [50]), cell("ends in 7", [40])]
+    swept = PaperComparison(title="T", cells=rows, values={"late": 25, "early": 0.05})
+    ((svg, _, _),) = accuracy_pictures(swept, sweep="stop_t")
+    assert all(f"<!-- {text} -->" in svg for text in ("25", "0.05", "stop_t"))
+    assert "<!-- 7 -->" not in svg
+
+
+def test_names_are_no_formulas_in_pictures():
+    rows = [cell(r"A $\frac{1$", [60]), cell("B $x$", [50])]
+    ((svg, _, _),) = accuracy_pictures(PaperComparison(title="T", cells=rows), sweep=None)
+    assert "<!-- B $x$ -->" in svg

@@ -18,7 +18,9 @@ def scored(method, protocol, last, **other):
     """A row under a protocol; cells of one method and place differ by `configuration`."""
     configuration = other.pop("configuration", "")
     cell = f"{method}-{protocol}-{other.get('ipc', 10)}{configuration}"
-    return row(method, protocol=protocol, last=last, cell_id=cell, **other)
+    soft, bare = protocol.startswith("soft_label"), protocol.endswith("_noaug")
+    fields = {"labels": "soft" if soft else "hard", "augmented": not bare, "cell_id": cell}
+    return row(method, protocol=protocol, last=last, **{**fields, **other})
 
 
 # Accuracies of all arms in percent: every score can be computed from these.
@@ -168,19 +170,33 @@ def test_augmentation_is_all_that_both_halves_differ_in():
     found = by_protocol(long + short)
     assert "hard_label_noaug" not in found
     assert found["hard_label_short"].ars == pytest.approx(normalised(0.5 * 0.05 + 0.5 * 0.2))
-    named = [
-        scored("mgd3", "hard_label_short_noaug", 40.0),
-        scored("random", "hard_label_short_noaug", 30.0),
+    second = [scored("mgd3", "another_noaug", 40.0)]
+    found = by_protocol(long + short + second)
+    assert found["hard_label_short"].missing == (
+        "ARS: one configuration of mgd3 without augmentation, hard labels, 3 epochs (there are 2)",
+    )
+
+
+def test_roles_and_labels_are_fields_not_names():
+    rows = [
+        scored("all_of_it", "p", 90.0, ipc=180, role="full"),
+        scored("seeded", "p", 50.0, role="random"),
+        scored("full", "p", 60.0, role=None),
+        scored("full", "q", 80.0, role=None, labels="soft"),
+        scored("full", "r", 40.0, role=None, augmented=False),
+        scored("seeded", "r", 30.0, role="random", augmented=False),
     ]
-    found = by_protocol(long + short + named)
-    assert found["hard_label_short"].ars == pytest.approx(normalised(0.5 * 0.05 + 0.5 * 0.1))
+    hard, soft = fairness(rows)
+    assert (hard.cell.protocol, hard.hlr, hard.ior) == ("p", *pytest.approx((0.3, 0.1)))
+    assert hard.ars == pytest.approx(normalised(0.1))
+    assert (soft.cell.protocol, soft.hlr) == ("q", pytest.approx(0.3))
 
 
-def test_a_protocol_without_a_teacher_has_hard_labels_whatever_its_name():
-    rows = [scored("full", "idc", 90.0, ipc=180), scored("mgd3", "idc", 60.0)]
-    rows += [scored("mgd3", "rded", 80.0, teacher="resnet18"), scored("mgd3", "soft_label_x", 70.0)]
-    found = by_protocol(rows)
-    assert [found[p].hlr for p in ("idc", "rded", "soft_label_x")] == pytest.approx([0.3] * 3)
+def test_scores_on_other_test_images_are_no_reference():
+    rows = [scored("mgd3", "hard_label", 60.0, test_data="b")]
+    rows += [r for r in WHOLE if r.method in ("random", "full")]
+    (found,) = fairness(rows)
+    assert (found.hlr, found.ior) == (None, None)
 
 
 @pytest.mark.parametrize("other", [{"ipc": 20}, {"dataset": "imagenette"}, {"student": "resnet18"}])

@@ -1,14 +1,16 @@
 """Result rows on disk, and tables against arithmetic by hand."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from scipy.stats import ttest_rel
 from support import row
 
 from eval.reports.run_report import write_summary
+from eval.results.cells import cells
 from eval.results.rows import ResultStore, read_results
-from eval.results.tables import cells, layout, markdown, paired_difference
+from eval.results.tables import explanation, layout, markdown, minus_unguided, notes
 
 
 def test_rows_survive(tmp_path):
@@ -46,18 +48,20 @@ def test_differences_are_paired_by_distillation_seed():
     rows = [row(seed=s, last=v) for s, v in enumerate(ours)]
     rows += [row("unguided", seed=s, last=v) for s, v in reversed(list(enumerate(theirs)))]
     rows.append(row("unguided", seed=9, last=0.0))  # has no partner
-    difference = paired_difference(rows, cells(rows)[0], "unguided")
+    difference, of_itself = minus_unguided(rows, cells(rows))
     interval = ttest_rel(ours, theirs).confidence_interval(0.95)
     assert difference.mean == pytest.approx(3.0)
     assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
     assert difference.n == 4
-    assert paired_difference(rows, cells(rows)[1], "unguided") is None
+    assert of_itself is None
+    named = [replace(r, method=r.method[::-1]) for r in rows]  # the role says who is held against
+    assert minus_unguided(named, cells(named)) == [difference, None]
 
 
 def test_student_seeds_are_averaged_before_pairing():
     rows = [row(seed=s, student_seed=t, last=50.0 + 10 * t + s) for s in (0, 1) for t in (0, 1)]
     rows += [row("unguided", seed=s, last=50.0) for s in (0, 1)]
-    difference = paired_difference(rows, cells(rows)[0], "unguided")
+    difference, _ = minus_unguided(rows, cells(rows))
     assert (difference.mean, difference.n) == (5.5, 2)
 
 
@@ -97,3 +101,38 @@ def test_what_differs_gets_a_column():
     assert table.title == "digits, p, convnet3"
     assert table.headers == ["ipc", "method", "top1_last", "top1_best", "n"]
     assert [line[0] for line in table.lines] == ["10", "20"]
+
+
+def test_lines_of_earlier_versions_are_read(tmp_path):
+    old = {k: v for k, v in asdict(row()).items() if k not in ("role", "labels", "train_data")}
+    (tmp_path / "results.jsonl").write_text(json.dumps(old | {"unknown": 1}) + "\n")
+    assert ResultStore(tmp_path / "results.jsonl").rows() == [row()]
+
+
+def test_rows_of_replaced_photographs_are_another_cell(tmp_path):
+    before, after = row(train_data="a" * 16), row(train_data="b" * 16, last=70.0)
+    for name, r in (("before", before), ("after", after), ("copy", after)):
+        ResultStore(tmp_path / name / "results.jsonl").append(r)
+    rows = read_results(tmp_path)
+    assert len(rows) == 2
+    assert {(c.method, c.top1_last_mean) for c in cells(rows)} == {
+        ("mgd3 #mgd3 train aaaaaaaa", 50.0),
+        ("mgd3 #mgd3 train bbbbbbbb", 70.0),
+    }
+    warning = "Warning: rows of different real images of digits stand here."
+    assert warning in notes(rows) and warning in explanation(rows)
+    assert notes([after, after]) == notes([row(), row("unguided", train_data="a")]) == []
+    assert warning in notes([row(), row(test_data="t")])
+
+
+def test_differences_are_among_the_same_real_images():
+    rows = [
+        row(method, seed, last=last + 10 * (data == "new"), train_data=data, test_data=data)
+        for data in ("old", "new")
+        for method, last in (("mgd3", 60.0), ("unguided", 50.0))
+        for seed in (0, 1)
+    ]
+    found = cells(rows)
+    assert [d and d.mean for d in minus_unguided(rows, found)] == [10.0, None, 10.0, None]
+    crossed = [r for r in rows if (r.method == "mgd3") == (r.test_data == "new")]
+    assert minus_unguided(crossed, cells(crossed)) == [None, None]

@@ -5,14 +5,15 @@ import pytest
 from scipy.stats import f_oneway, ttest_1samp, ttest_ind, ttest_rel
 from support import row
 
+from eval.results.cells import cells
 from eval.results.statistics import (
     compare,
     components,
     components_layout,
     differences_layout,
     scores_by_set,
+    units,
 )
-from eval.results.tables import cells
 
 BALANCED = {0: [50.0, 52.0], 1: [54.0, 56.0], 2: [58.0, 60.0]}
 UNBALANCED = {0: [10.0, 12.0, 14.0], 1: [20.0], 2: [15.0, 17.0]}
@@ -145,8 +146,28 @@ def test_scores_are_one_cells_and_of_the_metric_asked_for():
         row(student="resnet18", last=9.0),
     ]
     cell = cells(rows)[0]
-    assert scores_by_set(rows, cell) == {0: [1.0], 1: [2.0, 3.0]}
-    assert scores_by_set(rows, cell, "top1_best") == {0: [10.0], 1: [20.0, 30.0]}
+    mine = cell.rows(rows)
+    assert scores_by_set(mine) == {0: [1.0], 1: [2.0, 3.0]}
+    assert scores_by_set(mine, "top1_best") == {0: [10.0], 1: [20.0, 30.0]}
+
+
+def test_students_are_the_units_of_a_method_without_seeds():
+    """Its set is one: nothing pairs it, and what varies are the students."""
+    ours, alone = {0: [50.0, 52.0], 1: [57.0]}, {None: [40.0, 44.0, 45.0]}
+    assert (units(ours), units(alone)) == ([51.0, 57.0], [40.0, 44.0, 45.0])
+    assert (components(alone).sets, components(alone).n, components(alone).low) == (1, 3, None)
+    found = compare(ours, alone)
+    expected = ttest_ind([51, 57], [40, 44, 45], equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert (found.n, found.paired) == (5, False)
+    assert compare(alone, {None: [41.0, 44.0, 45.0]}).paired is False
+    assert compare(ours, {None: [40.0]}) is None
+    rows = [row("herding", None, t, last=40.0 + t) for t in range(3)]
+    rows += [row(seed=s, last=50.0 + s) for s in range(2)]
+    table = components_layout(rows)
+    assert [line[table.headers.index("sets")] for line in table.lines] == ["1", "2"]
+    ((_, _, _, n, kind),) = differences_layout(rows).lines
+    assert (n, kind) == ("5", "Welch")
 
 
 def test_tables_hold_every_cell_and_every_pair_of_one_place():

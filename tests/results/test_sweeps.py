@@ -6,10 +6,12 @@ import pytest
 from PIL import Image
 from support import row
 
+from eval.reports.curves import sweep_picture
 from eval.reports.run_report import distilled_sets, named
+from eval.results.cells import cells
 from eval.results.costs import cost_layout
 from eval.results.rows import ResultStore
-from eval.results.sweeps import rows_by, sweep_picture
+from eval.results.sweeps import rows_by, value_of
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import write_json
 
@@ -36,9 +38,13 @@ def sweep(tmp_path):
 
 def test_rows_are_named_by_the_value_and_stand_in_its_order(sweep):
     rows, values = rows_by(sweep, "guidance.scale")
-    names = ["unguided", "mgd3 scale=0.02", *["mgd3 scale=0.1"] * 2, "mgd3 scale=1"]
-    assert [r.method for r in rows] == names
-    assert values == {"mgd3 scale=0.02": 0.02, "mgd3 scale=0.1": 0.1, "mgd3 scale=1": 1}
+    variants = ["scale=0.02", "scale=0.1", "scale=0.1", "scale=1"]
+    assert [(r.method, r.variant) for r in rows] == [
+        ("unguided", None),
+        *(("mgd3", v) for v in variants),
+    ]
+    assert values == {"scale=0.02": 0.02, "scale=0.1": 0.1, "scale=1": 1}
+    assert [c.method for c in cells(rows)][1:] == [f"mgd3 {v}" for v in sorted(set(variants))]
     picture = Image.open(io.BytesIO(sweep_picture(rows, values, "guidance.scale")))
     assert picture.size[0] > picture.size[1] > 300
     assert len(picture.convert("L").getcolors()) > 20  # something is drawn
@@ -48,6 +54,30 @@ def test_a_key_without_two_values_is_refused(sweep):
     for key in ("modes", "guidance.nothing"):
         with pytest.raises(UserError, match=f"--by {key}: no method .* more than one value"):
             rows_by(sweep, key)
+
+
+def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):
+    for seed in (0, 1):
+        manifest = {"method": "mgd3", "identity": {"seed": seed}, "config": {}, "images": []}
+        write_json(tmp_path / f"{seed}/manifest.json", manifest)
+        ResultStore(tmp_path / f"{seed}/p/results.jsonl").append(row(seed=seed, last=50.0 + seed))
+    rows, _ = rows_by(tmp_path, "seed")
+    assert [(c.method, c.top1_last_mean) for c in cells(rows)] == [
+        ("mgd3 seed=0", 50.0),
+        ("mgd3 seed=1", 51.0),
+    ]
+
+
+def test_values_are_those_of_a_sets_identity_and_configuration():
+    modes = {"choice": "kmeans", "version": 2, "values": {}}
+    manifest = {
+        "identity": {"modes": modes, "ipc": 5}, "choices": {"start": "noise"},
+        "config": {"guidance": {"scale": 0.1}, "modes": {"n_init": 1}},
+    }  # fmt: skip
+    keys = ("modes", "ipc", "guidance.scale", "modes.n_init", "guidance", "start")
+    assert [value_of(manifest, k) for k in keys] == ["kmeans", 5, 0.1, 1, None, None]
+    del manifest["identity"]  # as sets of earlier versions are
+    assert value_of(manifest, "start") == "noise"
 
 
 def test_costs_are_means_per_stage(sweep):

@@ -85,8 +85,8 @@ def test_encoding_is_float32_whatever_the_precision(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "precision='int8' is unknown.*float32, tf32, bfloat16, float16"),
-        ({"compile": "yes"}, "compile='yes' must be true or false"),
+        ({"precision": "int8"}, "compute.precision='int8' is unknown.*float32, tf32, bfloat16, float16"),
+        ({"compile": "yes"}, "compute.compile='yes' must be true or false"),
         ({"device": "warp"}, "device=warp is not available"),
     ],
 )
@@ -158,7 +158,7 @@ def test_parts_shrink_until_they_fit_and_stay_small():
     for _ in range(2):
         assert torch.equal(in_parts(batches, work), torch.arange(10) + 1)
     assert work.calls == [10, 5, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
-    with pytest.raises(UserError, match=r"decoding a single image; try vae_slicing=true"):
+    with pytest.raises(UserError, match=r"decoding a single image; try compute.vae_slicing=true"):
         in_parts(Batches(16, "decoding"), _Limited(0))
 
 

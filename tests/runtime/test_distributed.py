@@ -20,11 +20,11 @@ from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 
 RUN = (
-    "method=random", "ipc=3", "tracker=none", "report=false", "device=cpu", "student_seeds=2",
-    "students=[convnet2_w8]", "workers=1",
+    "method=random", "ipc=3", "tracker=none", "report=false", "compute.device=cpu", "student_seeds=2",
+    "students=[convnet2_w8]", "compute.workers=1",
 )  # fmt: skip
 PROTOCOLS = {
-    "hard": ("protocol.epochs_by_ipc=[[null,6]]", "protocol.batch_size=7"),
+    "hard": ("protocol.epochs_by_ipc=[[null,6]]", "protocol.optimization.batch_size=7"),
     "soft": (
         "protocol=soft_label_short", "protocol.epochs=6", "protocol.teacher.epochs=12",
         "protocol.batch_by_ipc=[[1,7]]",
@@ -46,7 +46,7 @@ def started(cwd, processes, *overrides):
 @pytest.mark.parametrize("kind", PROTOCOLS)
 def test_two_processes_give_what_one_does(tmp_path, kind):
     alone = started(tmp_path / "one", 1, *RUN, *PROTOCOLS[kind])
-    together = started(tmp_path / "two", 2, *RUN, *PROTOCOLS[kind], "parallel=batches")
+    together = started(tmp_path / "two", 2, *RUN, *PROTOCOLS[kind], "compute.parallel=batches")
     assert len(alone) == len(together) == 2
     for ours, theirs in zip(together, alone, strict=True):
         assert (ours[0], ours[3]) == (theirs[0], theirs[3])
@@ -99,8 +99,8 @@ def files(folder):
 
 
 SHARDED = (
-    "backbone=toy", "ipc=5", "batch_size=7", "tracker=none", "report=false", "device=cpu",
-    "students=[convnet2_w8]", "student_seeds=3", "protocol.epochs_by_ipc=[[null,3]]", "workers=1",
+    "backbone=toy", "ipc=5", "compute.batch_size=7", "tracker=none", "report=false", "compute.device=cpu",
+    "students=[convnet2_w8]", "student_seeds=3", "protocol.epochs_by_ipc=[[null,3]]", "compute.workers=1",
 )  # fmt: skip
 
 

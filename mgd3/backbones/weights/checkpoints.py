@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
+import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from mgd3.runtime.errors import UserError
 
 _NAMED = 3  # tensors named in a message
+_ZIP = b"PK\x03\x04"  # what torch goes by, too
+_OLDER_PICKLES = 4  # a number, the format's version, the machine, the content; then bytes
 
 
 def read_weights(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -27,30 +33,83 @@ def read_weights(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        zipped = zipfile.is_zipfile(path)
-        if zipped and any(n.endswith("constants.pkl") for n in zipfile.ZipFile(path).namelist()):
-            raise TypeError("it is a TorchScript program")  # torch would run it
-        content = torch.load(
-            path, map_location="cpu", weights_only=False, mmap=zipped, pickle_module=_Inert
-        )
-        if isinstance(content, _Placeholder) or not isinstance(content, Mapping):
-            raise TypeError("it holds no dictionary of tensors")
-        content = next((content[k] for k in ("ema", "state_dict") if k in content), content)
-        tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if len(tensors) != len(content):
-            raise TypeError("it holds something else than tensors")
-        return tensors, {}
+        return _tensors(_read_pickled(path)), {}
     except Exception as error:  # torch raises half a dozen types for a truncated file
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the code
+            reason = "it is no pickle of plain data"
         raise UserError(
-            f"{key}={path} is not a readable weight file ({first_line(error)}); it may be "
+            f"{key}={path} is not a readable weight file ({reason}); it may be "
             "truncated or hold pickled code: fetch it again, or convert it to safetensors"
         ) from error
 
 
-class _Placeholder(dict):
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The network's tensors in what a file holds."""
+    if isinstance(content, Mapping):
+        content = next((content[k] for k in ("ema", "state_dict") if k in content), content)
+    if not isinstance(content, Mapping):
+        raise TypeError("it holds no dictionary of tensors")
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    if len(tensors) != len(content):
+        raise TypeError("it holds something else than tensors")
+    return tensors
+
+
+def _read_pickled(path: Path) -> Any:
+    """What `torch.save` wrote, in its zip or older format, objects of other kinds emptied.
+
+    DiT's and CompVis's training checkpoints hold objects of their frameworks beside the tensors.
+    """
+    with path.open("rb") as file:
+        is_zip = file.read(len(_ZIP)) == _ZIP
+    if not is_zip and tarfile.is_tarfile(path):
+        raise TypeError("it is a tar archive")
+    mmap = is_zip and _can_be_mapped(path)  # refuses programs before torch opens the file
+    names = get_unsafe_globals_in_checkpoint(path) if is_zip else _older_names(path)
+    placeholders: list[Any] = [(_Kind("_Emptied", (_Placeholder,), {}), name) for name in names]
+    with safe_globals(placeholders):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Are a zip's entries uncompressed? Raises `TypeError` for one with code among them."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        inside = entry.filename.lower().partition("/")[2]  # the folder has the file's own name
+        if inside == "constants.pkl" or inside.startswith("code/"):
+            raise TypeError("it is a TorchScript program")
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+
+
+def _older_names(path: Path) -> list[str]:
+    """Every name in the pickles of torch's older format, as torch spells it."""
+    names = set()
+    with path.open("rb") as file:
+        for _ in range(_OLDER_PICKLES):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    module, name = str(argument).split(" ", 1)
+                    new_module = IMPORT_MAPPING.get(module, module)
+                    names.add(".".join(NAME_MAPPING.get((module, name), (new_module, name))))
+    return list(names)
+
+
+class _Kind(type):
+    """The type of placeholders; torch fills a dictionary only if its type equals `dict`."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is dict
+
+    __hash__ = type.__hash__
+
+
+class _Placeholder(list, metaclass=_Kind):
     """Stands for any object of a checkpoint that is not tensors; whatever fills it is dropped."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -58,57 +117,7 @@ class _Placeholder(dict):
     def _drop(self, *_: Any) -> None:
         """Forgets what a pickle would put in."""
 
-    __setstate__ = __setitem__ = append = extend = add = _drop
-
-
-class _Builder:
-    """A function that a pickle may call, but not change."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        """Forgets what a pickle would set."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; every other name becomes an empty placeholder."""
-
-    _BUILDERS = (
-        ("collections", "OrderedDict"),
-        ("torch", "Size"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_parameter"),
-        ("torch.nn.parameter", "Parameter"),
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """torch's builders of tensors by exact name, storages by kind."""
-        if module == "torch" and name.isalpha() and name.endswith("Storage"):
-            return super().find_class(module, name)
-        if (module, name) in self._BUILDERS:
-            return _Builder(super().find_class(module, name))
-        return _Placeholder
-
-
-class _Inert:
-    """A `pickle_module` for `torch.load`.
-
-    DiT's and CompVis's training checkpoints hold objects of their frameworks (arguments,
-    callbacks) beside the tensors, so `weights_only=True` refuses them whole.
-    """
-
-    Unpickler = _Unpickler
-
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        """One pickled object."""
-        return _Unpickler(file, **options).load()
+    __setstate__ = __setitem__ = append = extend = _drop
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

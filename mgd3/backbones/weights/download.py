@@ -158,7 +158,7 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
     Of a pipeline, the folders `parts`; of anything else, its own files. Safetensors where there
     are some, never half-precision copies.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
@@ -169,17 +169,7 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
         wanted = needed_files(files, parts)
         if not wanted:
             raise UserError(f"{repository} on the hub holds no weights that this project reads")
-        for file in wanted:
-            log.info("%s/%s, %.1f MB", repository, file.name, file.size / 1e6)
-            path = Path(hf_hub_download(repository, file.name))
-            if not _is_whole(path, file):
-                path = Path(hf_hub_download(repository, file.name, force_download=True))
-            if not _is_whole(path, file):
-                path.resolve().unlink()
-                raise UserError(
-                    f"{repository}/{file.name} arrived with another size or SHA-256 than the hub "
-                    "publishes, twice; it was thrown away: try again later"
-                )
+        return _snapshot(repository, wanted)
     except UserError:
         raise
     except OfflineModeIsEnabled as error:
@@ -190,7 +180,31 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
             f"{repository} could not be fetched from the hub ({reason}); what has arrived is kept: "
             "try the same command again later"
         ) from error
-    return path.parents[len(Path(file.name).parts) - 1]
+
+
+def _snapshot(repository: str, wanted: Sequence[HubFile]) -> Path:
+    """Download `wanted` and verify each file; returns their folder.
+
+    An altered file is downloaded once more, then thrown away with `UserError`.
+    """
+    from huggingface_hub import snapshot_download
+
+    for file in wanted:
+        log.info("%s/%s, %.1f MB", repository, file.name, file.size / 1e6)
+    folder = Path(snapshot_download(repository, allow_patterns=[f.name for f in wanted]))
+    altered = [f for f in wanted if not _is_whole(folder / f.name, f)]
+    if altered:
+        names = [f.name for f in altered]
+        snapshot_download(repository, allow_patterns=names, force_download=True)
+        altered = [f for f in altered if not _is_whole(folder / f.name, f)]
+    for file in altered:
+        (folder / file.name).resolve().unlink()
+    if altered:
+        raise UserError(
+            f"{', '.join(f'{repository}/{f.name}' for f in altered)} arrived with another size or "
+            "SHA-256 than the hub publishes, twice; it was thrown away: try again later"
+        )
+    return folder
 
 
 def needed_files(files: Sequence[HubFile], parts: Sequence[str]) -> list[HubFile]:

@@ -43,7 +43,7 @@ def load_ldm(path: Path, num_heads: int, cache: Path) -> LDMNetworks:
     """The networks of a `model.ckpt`; its converted tensors are kept in `cache`/weights."""
     source = f"backbone.weights={path}"
     converted = cache / "weights" / f"{path.stem}-{stamp_digest(path)}.safetensors"
-    tensors = cached(
+    tensors: dict[str, Tensor] = cached(
         converted,
         {"made_from": path.name},
         lambda: _convert(read_weights("backbone.weights", path)[0], source),

@@ -1,0 +1,58 @@
+"""Nested options: a mapping of the YAML becomes the dataclass that checks its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+
+T = TypeVar("T")
+
+
+def options(kind: type[T], key: str, values: object, /, **own: Any) -> T:
+    """The dataclass of a mapping, lists as tuples; `own` fields come from elsewhere.
+
+    Raises `UserError` for an option that the dataclass does not have, and for one left out.
+    """
+    allowed = [f.name for f in fields(kind) if f.name not in own]  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise UserError(f"{key}={values!r} must be a mapping of {', '.join(allowed)}")
+    for option in values:
+        checks.choice(f"an option of {key}", option, allowed)
+    for option in allowed:
+        if option not in values:
+            raise UserError(f"{key}.{option} is not set; give it as {key}.{option}=VALUE")
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**given, **own)
+
+
+def check_interval(key: str, value: object) -> None:
+    """`UserError` naming `key` unless the value is a pair (low, high)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UserError(f"{key}={value!r} must be [low, high]")
+    low, high = (checks.number(key, v, minimum=0) for v in value)
+    if low > high:
+        raise UserError(f"{key}={list(value)} must be [low, high]")
+
+
+def pairs(key: str, rows: object, columns: str) -> list[tuple[Any, Any]]:
+    """A table of two columns as pairs, their values unchecked; `columns` names them."""
+    table = []
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, list) or len(row) != 2:
+            raise UserError(f"{key}: {row!r} must be a pair [{columns}]")
+        table.append((row[0], row[1]))
+    return table
+
+
+def check_image_weights(value: object) -> str:
+    """How each training image counts: all alike, or by the mass of its mode."""
+    return checks.choice("protocol.image_weights", value, ["none", "mass"])
+
+
+def check_training_precision(value: object) -> str:
+    """What networks are trained and asked in: float32 or, by autocast, bfloat16."""
+    return checks.choice("compute.training_precision", value, ["float32", "bfloat16"])

@@ -1,0 +1,136 @@
+"""The command line: one dialect for every script, and errors that people can act on."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from mgd3.config.identity import register
+from mgd3.config.schema import ROOT
+from mgd3.runtime.errors import CorruptFileError, UserError
+
+_MOVED = {  # keys of earlier versions, and what stands for them
+    **{
+        key: f"compute.{key}"
+        for key in (
+            "device", "precision", "compile", "channels_last", "vae_slicing", "batch_size",
+            "workers", "parallel",
+        )
+    },
+    **{
+        f"protocol.{key}": f"protocol.optimization.{key}"
+        for key in (
+            "lr", "lr_by_student", "momentum", "weight_decay", "milestones", "gamma",
+            "cosine_periods",
+        )
+    },
+    **{
+        f"protocol.{key}": f"protocol.augmentation.{key}"
+        for key in ("crop_scale", "crop_ratio", "flip", "jitter", "lighting", "cutmix", "patches")
+    },
+    "protocol.batch_size": "protocol.optimization.batch_size",
+    "protocol.labels": "protocol.answers.source",
+    "protocol.label_seed": "protocol.answers.seed",
+    "protocol.temperature": "protocol.answers.temperature",
+    "protocol.precision": "compute.training_precision",
+    "finetune.precision": "compute.training_precision",
+    "train.precision": "compute.training_precision",
+    "guidance.schedule": None, "guidance.adapt": None, "guidance.repulsion": None,
+}  # fmt: skip
+
+
+def command(main: Callable[[], None], positional: str | None = None) -> None:
+    """Run a script's Hydra main; `positional` is the key that a bare word most likely means."""
+    register()
+    with errors_for_people():
+        refuse_old_words(sys.argv[1:], positional)
+        main()
+
+
+def refuse_old_words(arguments: Sequence[str], positional: str | None = None) -> None:
+    """`UserError` for what Hydra's dialect does not know: bare words, options, keys that moved."""
+    follows = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            follows = argument in ("--config-dir", "-cd", "--config-name", "-cn", "-cp", "-p", "-c")
+            follows |= argument in ("--cfg", "--info", "-i", "--package", "--config-path")
+            continue
+        key, is_pair, value = argument.lstrip("+~").partition("=")
+        if not is_pair and not follows and not argument.startswith("~"):
+            hint = f"; write {positional}={argument}" if positional else ""
+            raise UserError(f"{argument!r} is not KEY=VALUE{hint}")
+        follows = False
+        if key in _MOVED:
+            now = _MOVED[key]
+            raise UserError(
+                f"{key} is now {now}: write {now}={value}"
+                if now
+                else f"{key} is gone: no table and no result used it"
+            )
+        if key == "guidance.tangent_dim" and "guidance=mode_tangent" not in arguments:
+            raise UserError(f"{key} belongs to guidance=mode_tangent: add that")
+        if key == "only" and "=" in value:
+            raise UserError(f"{argument} is now only.{value}")
+
+
+@contextmanager
+def errors_for_people() -> Iterator[None]:
+    """Print what a user can mend in one paragraph, exit with 1; a bug shows its traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra swallows the exception's type
+    try:
+        yield
+    except UserError as error:
+        _exit(str(error))
+    except CorruptFileError as error:
+        _exit(f"{error}; delete it and run the same command to make it again")
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(explained(error))
+    except OSError as error:
+        if not _raised_by_hydra(error):
+            raise
+        _exit(f"hydra.run.dir: cannot make {error.filename}: {error.strerror}; choose another")
+    except KeyboardInterrupt:
+        _exit("interrupted; the same command goes on where this one stopped", status=130)
+
+
+def explained(error: Exception) -> str:
+    """Hydra's message; where a key is unknown, with the allowed ones and the closest."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
+        options = sorted(str(k) for k in parent if k not in ("_target_", "hydra"))
+        close = difflib.get_close_matches(str(cause.key), options, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"{key} is not a key of this configuration.{hint} Allowed: {', '.join(options)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{key}: {cause.msg or cause}".splitlines()[0]
+    if table := re.search(r"experiment/(table|figure)(\d+)", str(error)):
+        kind, number = table.groups()
+        return (
+            f"experiment={kind}{number} is a {kind} of the paper, many runs; run it as «python "
+            f"scripts/reproduce.py {kind}={number}» (plan=true says what it would take)"
+        )
+    return str(error).split("Config search path")[0].strip()
+
+
+def _raised_by_hydra(error: OSError) -> bool:
+    """Did Hydra fail to make the run's folder, rather than one of our own files?"""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    known = [f for f in files if "site-packages" in f or f.startswith(str(ROOT))]
+    return f"{os.sep}hydra{os.sep}" in known[-1].removeprefix(str(ROOT))
+
+
+def _exit(message: str, status: int = 1) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

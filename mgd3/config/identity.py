@@ -1,0 +1,249 @@
+"""What a run is: the values that make its content, and nothing else. Needs no torch.
+
+A part of an identity is a group's choice, the version that its author raises when the meaning
+changes, and the values that differ from the choice's own YAML. So renaming a module or adding an
+option leaves every finished run where it is. Only what the method says it `reads` counts, followed
+through the groups that it names. Paths never count: what files hold is compared by content
+(claims.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from mgd3.config.schema import choices as choices_of
+from mgd3.config.schema import hydra_ready, plain, prepared
+from mgd3.runtime.errors import UserError
+
+TRAIN = "train"  # what a method reads beside groups and keys: the real training images
+_KEYS = ("ipc", "seed", "pool", "flip")
+_COMPUTE = ("precision", "training_precision")  # what of compute= moves a result, if by rounding
+_SKIPPED = ("_target_", "reads", "version", "role", "name")
+# What a group holds for others, whose own values show it where they take it.
+_FOR_OTHERS = {
+    "dataset": ("root", "student_size", "students", "mirror", "training", "skip_broken"),
+    "backbone": ("sampling",),
+    "protocol": ("students",),
+}
+
+
+def register() -> None:
+    """Make our resolvers known; call before Hydra composes anything."""
+    OmegaConf.register_new_resolver("prepared", prepared, replace=True)
+    OmegaConf.register_new_resolver(
+        "set_folder", lambda *, _root_: set_folder(_root_, choices_of(_root_)), replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "run_id", lambda *, _root_: run_id(_root_, choices_of(_root_)), replace=True
+    )
+
+
+def reads(cfg: DictConfig) -> list[str]:
+    """Groups and keys that a method's images depend on, in the order of the method's list."""
+    return _closure(cfg, cfg.method, "method")
+
+
+def _closure(cfg: DictConfig, node: DictConfig, name: str) -> list[str]:
+    if node.get("reads") is None and name == "method":
+        raise UserError(
+            f"method.reads is missing: {node.get('name')} must list the groups and keys that its "
+            "images depend on, such as [backbone, modes, ipc, seed] (docs/extending.md)"
+        )
+    found: list[str] = []
+    queue = list(node.get("reads") or [])
+    while queue:
+        key = queue.pop(0)
+        if key in found:
+            continue
+        found.append(key)
+        if isinstance(group := cfg.get(key), DictConfig):
+            queue += group.get("reads") or []
+        elif key not in (*_KEYS, *_COMPUTE, TRAIN) and key not in cfg:
+            raise UserError(f"{name}.reads names {key!r}, which is no group and no key")
+    return found
+
+
+def set_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """What makes a distilled set, by group or key."""
+    found: dict[str, Any] = {key: _part(cfg, key, choices) for key in ("dataset", "method")}
+    found |= {key: _part(cfg, key, choices) for key in reads(cfg) if key != TRAIN}
+    return found
+
+
+def score_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """What makes a student's score, given the images and the student."""
+    found = {"protocol": _part(cfg, "protocol", choices)}
+    found["training_precision"] = cfg.compute.training_precision
+    return found
+
+
+def set_reads_train(cfg: DictConfig) -> bool:
+    """Do the images depend on the real training images?"""
+    return TRAIN in reads(cfg)
+
+
+def protocol_reads_train(cfg: DictConfig) -> bool:
+    """Do scores depend on the real training images, as a teacher's do?"""
+    return TRAIN in _closure(cfg, cfg.protocol, "protocol")
+
+
+def dataset_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """The dataset's part alone."""
+    return _part(cfg, "dataset", choices)
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Eight hex digits of plain values by key."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()
+
+
+def set_folder(cfg: DictConfig, choices: Mapping[str, str]) -> str:
+    """Where a distilled set lies below `runs`: names for people, then its identity's digest."""
+    identity = set_identity(cfg, choices)
+    parts = [cfg.dataset.name, cfg.method.name]
+    if "ipc" in identity:
+        parts.append(f"ipc{cfg.ipc}")
+    seed = f"seed{cfg.seed}-" if "seed" in identity else ""
+    return "/".join(map(str, [*parts, f"{seed}{digest(identity)}"]))
+
+
+def run_id(cfg: DictConfig, choices: Mapping[str, str]) -> str:
+    """Of a set and how it is scored."""
+    return digest(set_identity(cfg, choices) | score_identity(cfg, choices))
+
+
+def cell_id(identity: Mapping[str, Any], data: Mapping[str, str | None]) -> str:
+    """What all seeds of one table cell share: everything but the seed, and the real images."""
+    apart = {key: value for key, value in identity.items() if key != "seed"}
+    return digest(apart | {"data": dict(data)})
+
+
+def _part(cfg: DictConfig, key: str, choices: Mapping[str, str]) -> Any:
+    if key in _COMPUTE:
+        return cfg.compute[key]
+    if key not in choices:
+        return plain(cfg[key])
+    choice, node = choices[key], cfg.get(key)
+    if node is None:
+        return {"choice": choice}
+    version = node.get("version", 1) if isinstance(node, DictConfig) else 1
+    return {"choice": choice, "version": version, "values": _changed(key, choice, node)}
+
+
+def _changed(group: str, choice: str, node: DictConfig) -> dict[str, Any]:
+    """Values that are not the choice's own; those that its YAML takes from elsewhere always."""
+    own = _defaults(group, str(choice))
+    values = {}
+    for key, value in _leaves(plain(node)):
+        first, last = key.split(".")[0], key.split(".")[-1]
+        if first in _FOR_OTHERS.get(group, ()) or last in _SKIPPED:
+            continue
+        default = own.get(key)
+        taken = isinstance(default, str) and "${" in default
+        if taken or key not in own or default != value:
+            values[key] = _portable(value)
+    return values
+
+
+def _portable(value: Any) -> Any:
+    """A file or folder by its name and size, wherever it lies; other values as they are."""
+    if not isinstance(value, str) or ("/" not in value and "." not in value):
+        return value
+    try:
+        path = Path(value).expanduser()
+        if path.is_dir():
+            return f"{path.resolve().name}/, {sum(f.stat().st_size for f in path.rglob('*'))} bytes"
+        return f"{path.name}, {path.stat().st_size} bytes" if path.is_file() else value
+    except OSError:
+        return value
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a list is one value."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), value
+
+
+@cache
+def _defaults(group: str, choice: str) -> dict[str, Any]:
+    """A choice's own values by dotted key, what it takes from elsewhere unresolved."""
+    with hydra_ready():
+        try:
+            cfg = compose(f"{group}/{choice}")
+        except HydraException:  # a method that chooses other groups is composed with them
+            cfg = compose("config", [f"{group}={choice}"])
+    node = OmegaConf.select(cfg, group, throw_on_missing=False)
+    return dict(_leaves(OmegaConf.to_container(node, resolve=False))) if node is not None else {}
+
+
+def files(cfg: DictConfig) -> dict[str, Path]:
+    """Local files among the values that make a set, by dotted key: their content counts."""
+    found = {}
+    for key in reads(cfg):
+        for name, value in _leaves(plain(cfg[key])) if key in cfg and cfg[key] is not None else ():
+            if isinstance(value, str) and ("/" in value or "." in value):
+                path = Path(value).expanduser()
+                if path.is_file():
+                    found[f"{key}.{name}"] = path
+    return found
+
+
+def values_for_people(cfg: DictConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """All values of the groups that count, for the manifest: no paths, no names of classes."""
+    found: dict[str, Any] = {}
+    for key, part in identity.items():
+        if not isinstance(part, Mapping):
+            found[key] = part
+            continue
+        leaves = _leaves(plain(cfg[key])) if cfg.get(key) is not None else ()
+        found[key] = {
+            name: _portable(value)
+            for name, value in leaves
+            if name not in ("root", "reads", "version") and not name.endswith("_target_")
+        }
+    return found
+
+
+def overrides_of(identity: Mapping[str, Any]) -> list[str]:
+    """run.py's arguments that give this identity again (without paths, which it does not hold)."""
+    found = []
+    for key, part in identity.items():
+        if not isinstance(part, Mapping):
+            name = f"compute.{key}" if key in _COMPUTE else key
+            found.append(f"{name}={spelt(part)}")
+            continue
+        found.append(f"{key}={part['choice']}")
+        found += [
+            f"++{key}.{name}={spelt(value)}" for name, value in part.get("values", {}).items()
+        ]
+    return found
+
+
+def spelt(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(spelt, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{spelt(k)}:{spelt(v)}" for k, v in value.items()) + "}"
+    if not isinstance(value, str):
+        return str(value)
+    if value == "" or set(value) & set(" ,:=[]{}()'\"\\"):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value

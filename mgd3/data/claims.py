@@ -1,0 +1,106 @@
+"""What a folder was made from, written into it first and compared before anything is reused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mgd3.data.inventory import SplitContent, changed_images
+from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.files import read_json, write_json
+
+FORMAT = 2  # folders of earlier versions of the project have none
+_WORDS = {"train": "training", "val": "test"}
+
+
+def claim(
+    path: Path,
+    identity: Mapping[str, Any],
+    contents: Mapping[str, SplitContent],
+    cache: Path,
+    remedy: str,
+    **more: Any,
+) -> None:
+    """Write what makes a folder's content to `path`, or refuse a folder that was made otherwise.
+
+    `contents` are the real images by split, `more` what no key says, such as class names.
+    """
+    data = {split: asdict(content) for split, content in contents.items()}
+    mine = json.loads(json.dumps({"identity": dict(identity), **more}))
+    if not path.is_file():
+        write_json(path, {"format": FORMAT, **mine, "data": data})
+        return
+    try:
+        theirs = read_json(path)
+    except CorruptFileError as error:
+        raise UserError(f"{error}; delete it, or {remedy}") from error
+    if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
+        raise UserError(
+            f"{path.parent} was made by an earlier version of this project and is left as it is: "
+            f"{remedy}"
+        )
+    _compare_values(path.parent, mine, theirs, remedy)
+    for split, content in contents.items():
+        _compare_images(path, split, theirs.get("data", {}).get(split), content, cache, remedy)
+
+
+def _compare_values(
+    folder: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any], remedy: str
+) -> None:
+    ours, others = _flat(mine), _flat({key: theirs.get(key) for key in mine})
+    differing = [key for key in ours | others if ours.get(key) != others.get(key)]
+    if differing:
+        changes = ", ".join(
+            f"{_short(key)}={ours.get(key)} (there: {others.get(key)})" for key in differing[:5]
+        )
+        raise UserError(f"{folder} already holds a run with other values: {changes}; {remedy}")
+
+
+def _compare_images(
+    path: Path,
+    split: str,
+    before: Mapping[str, Any] | None,
+    now: SplitContent,
+    cache: Path,
+    remedy: str,
+) -> None:
+    if before is None:
+        raise UserError(f"{path} does not say which real images it was made from; {remedy}")
+    if before["digest"] == now.digest:
+        return
+    changed, exact = changed_images(before["classes"], now, cache)
+    when = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    raise UserError(
+        f"{'' if exact else 'up to '}{changed:,} of {now.images:,} {_WORDS[split]} images changed "
+        f"since {when}, when {path.parent} was made from {before['images']:,}: put the old ones "
+        f"back, or {remedy}"
+    )
+
+
+def _short(key: str) -> str:
+    """A dotted key as the command line has it: identity.guidance.values.scale is guidance.scale."""
+    return ".".join(part for part in key.split(".") if part not in ("identity", "values"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def earlier_folders(runs: Path, dataset: str, method: str) -> list[Path]:
+    """Sets of one dataset and method that an earlier version of the project has made."""
+    found = []
+    for path in [*(runs / dataset / method).glob("*/*/identity.json")]:
+        try:
+            content = read_json(path)
+        except CorruptFileError:
+            continue
+        if not isinstance(content, dict) or "format" not in content:
+            found.append(path.parent)
+    return found

@@ -1,0 +1,254 @@
+"""One cell of a table: distil a set unless it is there, score it by every student asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from eval.evaluate import Execution, RunIds, missing_rows, score
+from eval.images import TestImages
+from eval.students.registry import expand_students, find_student
+from mgd3.config import identity
+from mgd3.config.build import (
+    build,
+    build_distiller,
+    build_execution,
+    build_protocol,
+    shares_work,
+)
+from mgd3.config.schema import choices, plain, student_names, student_seeds, validate
+from mgd3.data.claims import claim, earlier_folders
+from mgd3.data.datasets import RealDataset
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.inventory import SplitContent, content_of, take_inventory
+from mgd3.distillers.parts import Distiller
+from mgd3.runtime.compute import pick_device
+from mgd3.runtime.distributed import Ranks, join
+from mgd3.runtime.files import (
+    content_digest,
+    exclusive,
+    nothing_left_behind,
+    remove_leftovers,
+    waiting,
+)
+from mgd3.runtime.machine import keep_freed_memory, machine_name
+
+log = logging.getLogger(__name__)
+
+_REMEDY = "choose another hydra.run.dir or leave it out, or delete that folder"
+_REMEDY_OF_DATA = (
+    "give the new data a name of their own with dataset.name=NAME, or delete that folder"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a run is made of, checked before any work."""
+
+    cfg: DictConfig
+    run_dir: Path  # of the scores
+    out: Path  # of the distilled set, one level up, where every protocol finds it
+    dataset: RealDataset
+    protocol: Any
+    students: list[str]
+    distiller: Distiller
+    execution: Execution
+    tracker: Any
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of this run."""
+        return self.execution.ranks
+
+
+def run_cell(cfg: DictConfig, show: bool) -> None:
+    """Distil, evaluate; each stage skips what its folder holds. `show` prints the table."""
+    keep_freed_memory()
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    with nothing_left_behind(run_dir):
+        cell = _checked(cfg, run_dir)
+    if cell.dataset.note:
+        log.warning("dataset=%s: %s", cell.dataset.name, cell.dataset.note)
+    _say_what_was_chosen(cfg)
+    test = TestImages(cell.dataset, Path(cfg.cache), cfg.compute.workers)
+    ranks = cell.ranks
+    # Two sweeps may meet in a set that both train students on: the second waits for the first.
+    with exclusive(run_dir, patient=not show) if ranks.first else nullcontext():
+        if ranks.first:
+            remove_leftovers(run_dir)
+        ranks.wait()
+        contents = ranks.in_turn(lambda: _contents(cell))
+        if ranks.first:
+            _claim(cell, contents)
+        ranks.wait()
+        wanted = list(product(cell.students, student_seeds(cfg)))
+        if missing_rows(run_dir, wanted):  # refuse a teacher before hours of sampling, not after
+            ranks.in_turn(lambda: cell.protocol.prepare(test, cell.execution.device))
+        distilled = _distil(cell, contents)
+        log.info("distilled dataset: %s", cell.out)
+        if wanted:
+            _score(cell, distilled, test, contents, wanted, show)
+    log.info("results: %s", run_dir)
+
+
+def _checked(cfg: DictConfig, run_dir: Path) -> Cell:
+    """Build every part; `UserError` for a wrong value in any of them."""
+    validate(cfg)
+    dataset = build(cfg, "dataset")
+    ranks, device = join(pick_device(cfg.compute.device))  # which GPU is this process's
+    protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
+    for student in students:
+        find_student(student, protocol.image_size)
+        protocol.recipe(cfg.ipc, len(dataset.classes), student)
+    inside = run_dir.parent.name == Path(cfg.folder).name
+    return Cell(
+        cfg=cfg,
+        run_dir=run_dir,
+        out=run_dir.parent if inside else run_dir,
+        dataset=dataset,
+        protocol=protocol,
+        students=students,
+        distiller=build_distiller(cfg, ranks),
+        execution=Execution(device=device, ranks=ranks, **build_execution(cfg)),
+        tracker=build(cfg, "tracker"),
+    )
+
+
+def _say_what_was_chosen(cfg: DictConfig) -> None:
+    """What goes with the dataset without having been asked for, and folders of earlier versions."""
+    asked = {o.split("=")[0].lstrip("+") for o in HydraConfig.get().overrides.task}
+    taken = [
+        f"{group}={choices(cfg)[group]}"
+        for group in ("backbone", "protocol", "compute")
+        if group not in asked
+    ]
+    if taken:
+        log.info("%s: %s unless told otherwise", cfg.dataset.name, ", ".join(taken))
+    old = earlier_folders(Path(cfg.runs), str(cfg.dataset.name), str(cfg.method.name))
+    if old:
+        log.warning(
+            "%d sets such as %s were made by an earlier version of this project; they are left "
+            "alone and not used",
+            *(len(old), old[0]),
+        )
+
+
+def _contents(cell: Cell) -> dict[str, SplitContent]:
+    """What the real images are, by split."""
+    cfg, found = cell.cfg, {}
+    for split in ("val", "train"):
+        needed = identity.set_reads_train(cfg) or identity.protocol_reads_train(cfg)
+        if split == "train" and not needed:
+            continue
+        inventory = take_inventory(cell.dataset, split, 1, Path(cfg.cache), cfg.compute.workers)
+        found[split] = content_of(cell.dataset, inventory, Path(cfg.cache))
+    return found
+
+
+def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:
+    """Both folders say what they were made from, or refuse to be another run's."""
+    cfg, cache = cell.cfg, Path(cell.cfg.cache)
+    names = {info.wnid: info.name for info in cell.dataset.classes}  # classes.csv makes prompts
+    files = {
+        key: content_digest(path, cache / "inventory" / "weights.json")
+        for key, path in identity.files(cfg).items()
+    }
+    train = {"train": contents["train"]} if "train" in contents else {}
+    with waiting(cell.out):
+        claim(
+            cell.out / "identity.json",
+            identity.set_identity(cfg, choices(cfg)),
+            train if identity.set_reads_train(cfg) else {},
+            cache,
+            _REMEDY if cell.out == cell.run_dir else _REMEDY_OF_DATA,
+            classes=names,
+            files=files,
+        )
+    if cell.students:
+        claim(
+            cell.run_dir / "protocol.json",
+            identity.score_identity(cfg, choices(cfg)),
+            {"val": contents["val"], **(train if identity.protocol_reads_train(cfg) else {})},
+            cache,
+            _REMEDY if cell.out == cell.run_dir else _REMEDY_OF_DATA,
+        )
+
+
+def _distil(cell: Cell, contents: Mapping[str, SplitContent]) -> DistilledDataset:
+    """The finished distilled dataset, made now if it is not there."""
+    cfg, out, ranks = cell.cfg, cell.out, cell.ranks
+    distilled = DistilledDataset(out)
+    with waiting(out) if ranks.first else nullcontext():
+        if ranks.first:
+            remove_leftovers(out, out / "modes", *out.glob("images/*"), *out.glob("pool/images/*"))
+        done = ranks.agreed(ranks.first and distilled.complete, torch.device("cpu"))
+        if done or not (ranks.first or shares_work(cell.distiller)):
+            ranks.wait()
+            return distilled
+        provenance = _provenance(cell, contents)
+        distilled = cell.distiller.distill(cell.dataset, cfg.ipc, cfg.seed, out, provenance)
+        ranks.wait()
+        return distilled
+
+
+def _provenance(cell: Cell, contents: Mapping[str, SplitContent]) -> dict[str, Any]:
+    """What the manifest says of how the images were made."""
+    cfg = cell.cfg
+    made_from = identity.set_identity(cfg, choices(cfg))
+    for_set = identity.set_reads_train(cfg)
+    found = {
+        "method": cfg.method.name,
+        "role": cfg.method.get("role"),
+        "machine": machine_name(pick_device(cfg.compute.device), cell.ranks.world),
+        "identity": made_from,
+        "config": identity.values_for_people(cfg, made_from),
+        "data": {"train": contents["train"].digest if for_set else None},
+    }
+    return found if "seed" in made_from else found | {"seed": None}
+
+
+def _score(
+    cell: Cell,
+    distilled: DistilledDataset,
+    test: TestImages,
+    contents: Mapping[str, SplitContent],
+    wanted: list[tuple[str, int]],
+    show: bool,
+) -> None:
+    """Train what is missing; write the report and print the table where that is asked for."""
+    from eval.reports.run_report import write_report
+    from eval.results.tables import terminal
+
+    cfg, run_dir = cell.cfg, cell.run_dir
+    whole = identity.set_identity(cfg, choices(cfg)) | identity.score_identity(cfg, choices(cfg))
+    data = {"train": distilled.manifest["data"]["train"], "val": contents["val"].digest}
+    run_id = identity.digest(whole)
+    ids = RunIds(run=run_id, cell=identity.cell_id(whole, data), **data)
+    experiment = HydraConfig.get().runtime.choices.get("experiment")
+    group = experiment or f"{cell.dataset.name}-ipc{cfg.ipc}"
+    start = partial(cell.tracker.start, cell.ranks.named(run_id), group, plain(cfg), run_dir)
+    rows = score(distilled, test, cell.protocol, wanted, run_dir, ids, start, cell.execution)
+    if not cell.ranks.first:
+        return
+    if cfg.report:
+        title = f"{cell.dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
+        write_report(run_dir / "report.html", rows, [distilled], cell.dataset, title)
+    if show:
+        Console().print(terminal(rows))
+    for row in rows:
+        log.info(
+            "%s, ipc %d, %s, seeds %s/%d: top1_last %.1f, top1_best %.1f",
+            *(row.dataset, row.ipc, f"{row.method}, {row.student}"),
+            *(row.distill_seed, row.student_seed, row.top1_last, row.top1_best),
+        )
