@@ -99,7 +99,7 @@ def score(
             if ranks.first:
                 record.log_images("distilled", image_strips(distilled))
                 table = layout(store.rows())
-                record.log_table(f"accuracy: {table.title}", table.headers, table.lines)
+                record.log_table(f"accuracy: {table.title}", table.headers, table.texts())
     ranks.wait()
     rows = store.rows()
     if not ranks.first:

@@ -96,7 +96,7 @@ def training_images(
     by_wnid = {c.wnid: label for label, c in enumerate(distilled.classes)}
     labels = torch.tensor([by_wnid[entry["wnid"]] for entry in entries], device=device)
     images = (student_pixels(image, size) for image, _ in distilled.images())
-    digests = [entry["sha256"] for entry in entries]
+    digests = [distilled.checksum(entry) for entry in entries]
     shape = (len(entries), 3, size, size)
     return held_or_mapped(images, shape, digests, device, cache, limit), labels
 

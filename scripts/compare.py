@@ -13,6 +13,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.results.layout import escaped
 from eval.results.robustness import fairness_layout
 from eval.results.rows import EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
@@ -54,9 +55,10 @@ def main(cfg: DictConfig) -> None:
     ]
     sections = [(layout, text) for layout, text in sections if layout.lines]
     if cfg.markdown:
-        pages = [f"{layout.markdown()}\n{text}\n" for layout, text in sections]
+        pages = [f"{layout.markdown()}\n{escaped(text)}\n" for layout, text in sections]
         write_atomic(Path(cfg.markdown), "\n".join(pages).encode())
-    console = Console() if sys.stdout.isatty() else Console(width=240)  # a pipe cuts nothing off
+    width = None if sys.stdout.isatty() else 240  # a pipe cuts nothing off
+    console = Console(width=width, markup=False)
     for layout, text in sections:
         console.print(layout.for_terminal(), text, "", highlight=False)
 
@@ -75,9 +77,8 @@ def read_runs(folders: Sequence[Path]) -> list[EvalResult]:
         for path in sorted(folder.rglob("results.jsonl")):
             for row in ResultStore(path).rows():
                 found = True
-                key = (row.cell_id, row.distill_seed, row.student, row.student_seed)
-                first = origins.setdefault(key, path.parent)
-                if _scores(rows.setdefault(key, row)) != _scores(row):
+                first = origins.setdefault(row.key, path.parent)
+                if _scores(rows.setdefault(row.key, row)) != _scores(row):
                     raise UserError(
                         f"{first} and {path.parent} disagree on {row.method}, {row.student}, seeds "
                         f"{row.distill_seed}/{row.student_seed}; leave one of them out"

@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.metrics.measuring import Measured, measure_sets
 from eval.metrics.set_metrics import metrics_layout
-from eval.reports.comparison import MEAN, PaperComparison, TableCell, averaged
+from eval.reports.comparison import PaperComparison
+from eval.reports.paper_cell import MEAN, TableCell, averaged
 from eval.reports.paper_report import Section, write_paper_report
+from eval.results.layout import Layout
 from eval.results.rows import EvalResult, ResultStore, order_of
-from eval.results.tables import Layout
 from mgd3.config import identity
 from mgd3.config.build import build, build_space
 from mgd3.config.command import command
@@ -76,7 +77,7 @@ def write_tables(experiment: Experiment) -> Path:
             records = comparison.records()
             run.log_table(experiment.name, list(records[0]), [list(r.values()) for r in records])
         for table in extra:
-            run.log_table(table.title, table.headers, table.lines)
+            run.log_table(table.title, table.headers, table.texts())
         run.log_images("report", pictures)
     return folder
 
@@ -134,7 +135,14 @@ def compared(experiment: Experiment) -> PaperComparison:
         remarks=remarks,
         errata={} if experiment.rehearsal else table.errata,
         claims=table.claims,
+        values=_swept(experiment),
     )
+
+
+def _swept(experiment: Experiment) -> dict[str, float]:
+    """The value of the table's sweep in each row that sets it."""
+    table = experiment.table
+    return {row: float(o[table.sweep]) for row, o in table.rows.items() if table.sweep in o}
 
 
 def _everything(
@@ -214,9 +222,7 @@ def _by_class(
             "" if None in values else f"{fmean(values):.4g}"  # type: ignore[type-var]
             for values in zip(*in_space, strict=True)
         ]
-    lines = [list(line) for line in zip(*columns.values(), strict=True)]
-    title = f"diversity by class, {section.title}"
-    return Layout(title=title, headers=list(columns), lines=lines)
+    return Layout.of_columns(f"diversity by class, {section.title}", columns)
 
 
 def _manifests(experiment: Experiment) -> list[Mapping[str, Any]]:

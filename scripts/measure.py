@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.images import TestImages
 from eval.metrics.features import PixelFeatures
-from eval.metrics.measuring import measure_sets
-from eval.metrics.planes import maps_picture
+from eval.metrics.measuring import FeatureExtractor, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
+from eval.reports.maps import maps_picture
 from eval.reports.run_report import distilled_sets
+from eval.results.layout import Layout
 from eval.results.sweeps import value_of
-from eval.results.tables import Layout
 from eval.students.registry import expand_students
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
@@ -32,7 +32,6 @@ from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain, student_names
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
-from mgd3.distillers.parts import FeatureExtractor
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import nothing_left_behind, write_atomic, write_json
@@ -82,9 +81,8 @@ def main(cfg: DictConfig) -> None:
             }
         table = metrics_layout(found.metrics, f"{name}, ipc {ipc}", found.scores)
         if repeated:
-            table.headers.append("redundancy, % ↓")
-            for line in table.lines:
-                line.append(f"{repeated[line[0]]:.1f}" if line[0] in repeated else "")
+            shown = [f"{repeated[m]:.1f}" if m in repeated else "" for m in found.metrics]
+            table = table.with_column("redundancy, % ↓", shown)
         write_json(
             out / "metrics.json",
             {
@@ -131,12 +129,7 @@ def names_of(sets: Sequence[DistilledDataset], keys: Sequence[str]) -> dict[Path
 
 def brief(table: Layout) -> Layout:
     """What fits a terminal; the files have every column."""
-    shown = [0, 2, *(k for k, h in enumerate(table.headers) if h.startswith(_BRIEF))]
-    return Layout(
-        title=table.title,
-        headers=[table.headers[k] for k in shown],
-        lines=[[line[k] for k in shown] for line in table.lines],
-    )
+    return table.kept([0, 2, *(k for k, h in enumerate(table.headers) if h.startswith(_BRIEF))])
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from eval.evaluate import missing_rows
 from eval.reports.rates import Rates
-from eval.results.tables import Layout
+from eval.results.layout import Layout
+from mgd3.config import identity
 from mgd3.config.build import build, build_protocol
 from mgd3.config.grid import FULL, Located
-from mgd3.config.schema import plain
+from mgd3.config.schema import choices, plain
 from mgd3.data.class_lists import read_class_list
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.compute import pick_device
@@ -104,10 +105,11 @@ def _add(
     if new and not DistilledDataset(place.distilled).complete:
         needed["images"] += images
         needed["bytes"] += images * rates.image_bytes(name, backbone)
-        spent = rates.distilling(cfg.method.name, backbone)
+        made_by = identity.set_identity(cfg, choices(cfg)).get("backbone")
+        spent = rates.distilling(cfg.method.name, made_by)
         if spent is None:
             unknown = True
-            untimed.add(f"{cfg.method.name} with {backbone['weights']}")
+            untimed.add(f"{cfg.method.name} with {backbone.get('weights', 'a closed form')}")
         else:
             needed["seconds"] += spent * images
     protocol = build_protocol(cfg)

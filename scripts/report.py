@@ -14,11 +14,12 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from eval.reports.curves import sweep_picture
 from eval.reports.run_report import distilled_sets, named, write_report, write_summary
 from eval.reports.samples import overview_picture
 from eval.results.costs import cost_layout
 from eval.results.rows import read_results
-from eval.results.sweeps import rows_by, sweep_picture
+from eval.results.sweeps import rows_by
 from eval.results.tables import markdown, terminal
 from mgd3.config.build import build
 from mgd3.config.command import command

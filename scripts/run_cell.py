@@ -47,9 +47,7 @@ from mgd3.runtime.machine import keep_freed_memory, machine_name
 log = logging.getLogger(__name__)
 
 _REMEDY = "choose another hydra.run.dir or leave it out, or delete that folder"
-_REMEDY_OF_DATA = (
-    "give the new data a name of their own with dataset.name=NAME, or delete that folder"
-)
+_REMEDY_OF_DATA = "name the new data apart with dataset.name=NAME, or delete that folder"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 
 from eval.reports.paper_cell import TableCell
 from eval.results.rows import FULL, RANDOM, UNGUIDED, EvalResult
-from mgd3.config.schema import CONFIGS
 from mgd3.config.identity import register
+from mgd3.config.schema import CONFIGS
 
 GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"))
 

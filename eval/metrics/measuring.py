@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eval.metrics.planes import Plane, TsneScores, pca_plane, tsne_plane, tsne_scores
 from eval.metrics.set_metrics import SetMetrics, measure
 from mgd3.data.distilled import DistilledDataset
-from mgd3.distillers.parts import FeatureExtractor
 from mgd3.runtime.progress import track
+
+
+class FeatureExtractor(Protocol):
+    """Where images are compared: the features of a real dataset, and of any images."""
+
+    def real(self, label: int) -> Tensor:
+        """Features (N, D) of a class's real images."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)

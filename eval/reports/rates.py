@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from eval.evaluate import EvalProtocol
+from eval.protocols.recipe import EvalProtocol
 from eval.results.rows import ResultStore
 from eval.students.registry import make_student
 from mgd3.data.distilled import MANIFEST
@@ -57,13 +59,19 @@ class Rates:
             return statistics.median(recorded), peak, True
         return step.seconds, peak, False
 
-    def distilling(self, method: str, backbone: dict[str, Any]) -> float | None:
-        """Seconds per image, without what is done once for all runs; None: never done here."""
-        found = self._recorded[0].get((method, str(backbone.get("weights")), _side(backbone)))
+    def distilling(self, method: str, backbone: Mapping[str, Any] | None) -> float | None:
+        """Seconds per image, without what is done once for all runs; None: never done here.
+
+        `backbone` is that part of a set's identity.
+        """
+        found = self._recorded[0].get((method, json.dumps(backbone, sort_keys=True)))
         return statistics.median(found) if found else None
 
-    def image_bytes(self, dataset: str, backbone: dict[str, Any]) -> float:
-        """Of one PNG: as finished sets of the dataset have, else as photographs do."""
+    def image_bytes(self, dataset: str, backbone: Mapping[str, Any]) -> float:
+        """Of one PNG: as finished sets of the dataset have, else as photographs do.
+
+        `backbone` is its configuration.
+        """
         found = self._recorded[2].get(dataset)
         return statistics.fmean(found) if found else _PHOTOGRAPH * _side(backbone) ** 2
 
@@ -84,17 +92,18 @@ class Rates:
                 if row.machine == here
             ]
             for row, folder in rows:
-                size = read_json(folder / "protocol.json")["protocol"]["image_size"]
+                scored = read_json(folder / "protocol.json").get("identity", {})
+                size = scored.get("protocol", {}).get("values", {}).get("image_size")
                 spent = (row.train_seconds + row.test_seconds) / (row.epochs * count)
                 training[row.student, row.protocol, size].append(spent)
             first = path.parent / manifest["images"][0]["file"]
             if first.is_file():
                 sizes[manifest["dataset"]].append(first.stat().st_size)
-            if manifest.get("machine") == here and "backbone" in manifest["config"]:
-                backbone = manifest["config"]["backbone"]
+            if manifest.get("machine") == here and "identity" in manifest:
+                backbone = manifest["identity"].get("backbone")
                 stages = StageTimes(path.parent / "times.json").read()
                 spent = sum(s for stage, s in stages.items() if stage not in _ONCE)
-                key = manifest["method"], str(backbone.get("weights")), _side(backbone)
+                key = manifest["method"], json.dumps(backbone, sort_keys=True)
                 distilling[key].append(spent / count)
         return distilling, training, sizes
 
@@ -122,6 +131,6 @@ class Rates:
         return self._steps[key]
 
 
-def _side(backbone: dict[str, Any]) -> int:
+def _side(backbone: Mapping[str, Any]) -> int:
     """Pixels of the images that a backbone's runs write."""
     return int(backbone.get("output_size") or backbone["image_size"])

@@ -66,7 +66,7 @@ def overview_panels(
     first = first_of_each_method(sets)
     found: dict[str, Tensor] = {}
     for method in methods:
-        distilled = first[checks.choice("--methods", method, list(first))]
+        distilled = first[checks.choice("methods", method, list(first))]
         previews = load_previews(distilled.folder)
         if real and previews and not found:
             shown = [previews[c.wnid] for c in distilled.classes[:MOST_CLASSES]]

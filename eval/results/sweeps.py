@@ -33,7 +33,7 @@ def rows_by(folder: Path, key: str) -> tuple[list[EvalResult], dict[str, Value]]
     several = {method for method, values in found.items() if len(values) > 1}
     if not several:
         raise UserError(
-            f"--by {key}: no method below {folder} ran with more than one value; give a group such "
+            f"by={key}: no method below {folder} ran with more than one value; give a group such "
             "as modes, or an option such as guidance.scale"
         )
     rows, values = [], {}
@@ -53,10 +53,16 @@ def value_of(manifest: Mapping[str, Any], key: str) -> Value | None:
     named = manifest.get("identity", manifest.get("choices", {})).get(key)
     value = named.get("choice") if isinstance(named, Mapping) else named
     if value is None:
-        value = manifest["config"]
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value = _looked_up(manifest["config"], key)
     return value if isinstance(value, str | float | int) else None
+
+
+def _looked_up(values: Any, key: str) -> Any:
+    """The value of a dotted key, whose later dots may stand in names."""
+    if not isinstance(values, Mapping) or key in values:
+        return values.get(key) if isinstance(values, Mapping) else None
+    first, _, rest = key.partition(".")
+    return _looked_up(values.get(first), rest) if rest else None
 
 
 def in_order_of_size(values: Collection[Value]) -> list[Value]:

@@ -31,14 +31,13 @@ def layout(rows: Sequence[EvalResult]) -> Layout:
 def minus_unguided(rows: Sequence[EvalResult], found: Sequence[Cell]) -> list[Difference | None]:
     """Each cell's `top1_last` minus that of its place's unguided method, by distillation seed.
 
-    None under two pairs, or where there is not one such method of the same real images.
+    None under two pairs, or where there is not one such method, as far as known of the same
+    real images.
     """
     differences: list[Difference | None] = []
     for cell in found:
         others = [
-            c
-            for c in found
-            if c.role == UNGUIDED and (c.place, c.train_data) == (cell.place, cell.train_data)
+            c for c in found if c.role == UNGUIDED and c.place == cell.place and _alike(c, cell)
         ]
         if len(others) != 1 or others[0] is cell:
             differences.append(None)
@@ -81,6 +80,11 @@ def notes(rows: Sequence[EvalResult]) -> list[str]:
     if len(commits) > 1:
         found.append(f"Warning: rows of {len(commits)} commits stand here: {', '.join(commits)}.")
     return found
+
+
+def _alike(one: Cell, other: Cell) -> bool:
+    """Were both made from the same training images? A method that reads none goes with any."""
+    return None in (data := (one.train_data, other.train_data)) or data[0] == data[1]
 
 
 def _several_data(rows: Sequence[EvalResult]) -> bool:

@@ -85,18 +85,22 @@ class DistilledDataset:
         for entry in self.manifest["images"]:
             path = self.folder / entry["file"]
             data = path.read_bytes() if path.is_file() else b""
-            if "sha256" not in entry:
-                raise UserError(
-                    f"{self.folder / MANIFEST} has no checksum of {entry['file']}: it was not "
-                    "written by this project, or by an early version of it; score the images as a "
-                    "folder of your own (scripts/evaluate.py) without that manifest"
-                )
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            if hashlib.sha256(data).hexdigest() != self.checksum(entry):
                 raise UserError(
                     f"{path} is missing or differs from its manifest's checksum; delete the image "
                     "and run the same command to make it again"
                 )
             yield Image.open(io.BytesIO(data)).convert("RGB"), labels[entry["wnid"]]
+
+    def checksum(self, entry: Mapping[str, Any]) -> str:
+        """SHA-256 of one image's file; `UserError` for a manifest that holds none."""
+        if "sha256" not in entry:
+            raise UserError(
+                f"{self.folder / MANIFEST} has no checksum of {entry['file']}: it was not written "
+                "by this project, or by an early version of it; score the images as a folder of "
+                "your own (scripts/evaluate.py) without that manifest"
+            )
+        return entry["sha256"]
 
     def mass_weights(self) -> list[float]:
         """What each image counts for: its mode's share of the class, times the IPC (mean 1).

@@ -316,7 +316,7 @@ def _require_finite(keys: Sequence[ImageKey], rows: Tensor) -> None:
     if bad.any():
         wnid, k = keys[int(bad.nonzero()[0])]
         raise UserError(
-            f"the sample of class {wnid}, image {k} is not finite: compute.precision=float16 overflows "
-            "(use bfloat16), the backbone's weights are bad, or guidance.scale or "
+            f"the sample of class {wnid}, image {k} is not finite: compute.precision=float16 "
+            "overflows (use bfloat16), the backbone's weights are bad, or guidance.scale or "
             "sampler.cfg_scale is far too large; nothing of it was written"
         )

@@ -184,5 +184,6 @@ class Attempt(Generic[S]):
 def _too_large(doing: str) -> UserError:
     return UserError(
         f"out of memory while {doing} a single image; try compute.vae_slicing=true, "
-        "compute.precision=bfloat16 or a smaller backbone.image_size, or free memory that other processes hold"
+        "compute.precision=bfloat16 or a smaller backbone.image_size, or free memory that other "
+        "processes hold"
     )

@@ -4,19 +4,18 @@ import pytest
 import torch
 from support import composed, row
 
-from eval.protocols.hard_label import HardLabel
 from eval.reports.rates import Rates
 from eval.results.rows import ResultStore
-from mgd3.config.schema import plain
+from mgd3.config.build import build_protocol
 from mgd3.runtime.files import write_json
 from mgd3.runtime.machine import machine_name
 
 CPU = torch.device("cpu")
-BACKBONE = {"weights": "w", "image_size": 8}
+BACKBONE = {"choice": "dit_digits", "version": 1, "values": {}}
 
 
 def protocol():
-    return HardLabel(**{k: v for k, v in plain(composed().protocol).items() if k != "_target_"})
+    return build_protocol(composed())
 
 
 def finished(folder, machine, seconds, student_seconds):
@@ -24,12 +23,12 @@ def finished(folder, machine, seconds, student_seconds):
     (folder / "images").mkdir(parents=True)
     (folder / "images/0.png").write_bytes(b"x" * 123)
     images = [{"file": "images/0.png"}] * 5
-    config = {"backbone": BACKBONE}
-    manifest = {"machine": machine, "method": "mgd3", "dataset": "digits", "config": config}
+    identity = {"backbone": BACKBONE}
+    manifest = {"machine": machine, "method": "mgd3", "dataset": "digits", "identity": identity}
     write_json(folder / "manifest.json", manifest | {"images": images})
     write_json(folder / "times.json", {"sample": seconds, "encode": 1000.0})
-    scores = folder / "hard-1"
-    write_json(scores / "protocol.json", {"protocol": {"image_size": 8}})
+    scores, scored = folder / "hard-1", {"values": {"image_size": 8}}
+    write_json(scores / "protocol.json", {"identity": {"protocol": scored}})
     ResultStore(scores / "results.jsonl").append(
         row(
             student="convnet2_w8", protocol=protocol().name, machine=machine, epochs=2,
@@ -44,10 +43,11 @@ def test_rates_are_this_machines(tmp_path):
     rates = Rates(tmp_path, CPU)
     assert rates.distilling("mgd3", BACKBONE) == pytest.approx(2.0)  # encoding is done once
     assert rates.distilling("unguided", BACKBONE) is None
-    assert rates.distilling("mgd3", BACKBONE | {"weights": "others"}) is None
+    assert rates.distilling("mgd3", BACKBONE | {"version": 2}) is None
+    assert rates.distilling("mgd3", None) is None
     seconds, _, recorded = rates.training("convnet2_w8", protocol(), 10, 20)
     assert (seconds, recorded) == (pytest.approx(3.0), True)  # 30 s for 2 epochs of 5 images
-    assert rates.image_bytes("digits", BACKBONE) == 123
+    assert rates.image_bytes("digits", {"image_size": 8}) == 123
     assert rates.image_bytes("imagenette", {"image_size": 256}) > 256**2
 
 

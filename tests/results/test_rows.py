@@ -136,3 +136,7 @@ def test_differences_are_among_the_same_real_images():
     assert [d and d.mean for d in minus_unguided(rows, found)] == [10.0, None, 10.0, None]
     crossed = [r for r in rows if (r.method == "mgd3") == (r.test_data == "new")]
     assert minus_unguided(crossed, cells(crossed)) == [None, None]
+    reads_none = [r if r.method == "mgd3" else replace(r, train_data=None) for r in rows]
+    assert [d and d.mean for d in minus_unguided(reads_none, cells(reads_none))] == [
+        10.0, None, 10.0, None,
+    ]  # fmt: skip

@@ -52,7 +52,7 @@ def test_rows_are_named_by_the_value_and_stand_in_its_order(sweep):
 
 def test_a_key_without_two_values_is_refused(sweep):
     for key in ("modes", "guidance.nothing"):
-        with pytest.raises(UserError, match=f"--by {key}: no method .* more than one value"):
+        with pytest.raises(UserError, match=f"by={key}: no method .* more than one value"):
             rows_by(sweep, key)
 
 
@@ -72,10 +72,12 @@ def test_values_are_those_of_a_sets_identity_and_configuration():
     modes = {"choice": "kmeans", "version": 2, "values": {}}
     manifest = {
         "identity": {"modes": modes, "ipc": 5}, "choices": {"start": "noise"},
-        "config": {"guidance": {"scale": 0.1}, "modes": {"n_init": 1}},
+        "config": {"guidance": {"scale": 0.1, "a.b": 2}, "modes": {"n": {"init": 1}}, "pool": 3},
     }  # fmt: skip
-    keys = ("modes", "ipc", "guidance.scale", "modes.n_init", "guidance", "start")
-    assert [value_of(manifest, k) for k in keys] == ["kmeans", 5, 0.1, 1, None, None]
+    keys = ("modes", "ipc", "pool", "guidance.scale", "guidance.a.b", "modes.n.init")
+    assert [value_of(manifest, k) for k in keys] == ["kmeans", 5, 3, 0.1, 2, 1]
+    missing = ("guidance", "start", "guidance.nothing", "pool.x")
+    assert [value_of(manifest, k) for k in missing] == [None] * 4
     del manifest["identity"]  # as sets of earlier versions are
     assert value_of(manifest, "start") == "noise"
 

@@ -35,7 +35,7 @@ def test_markdown_has_its_lines_and_columns(table):
     title, blank, header, rule, line = table.markdown().splitlines()
     assert (blank, rule) == ("", "| --- | --- |")
     assert line.endswith(" | **1.0** (3) / *2.0* |")
-    assert line.startswith(r"| a\|b [red]\*x*[/red] & 50%\_#${}\~^\\ \<i> | ")
+    assert line.startswith(r"| a\|b [red]\*x\*[/red] & 50%\_#${}\~^\\ \<i> | ")
     assert line.replace(r"\|", "").count("|") == header.replace(r"\|", "").count("|") == 3
     assert title.startswith("**a") and title.endswith("**")
 

@@ -46,8 +46,8 @@ def missing(key: str, value: str, reason: str) -> UserError:
     origin = value if is_url(value) else f"the Hugging Face hub's {value}"
     return UserError(
         f"{key}={value}: these weights are not on this machine ({reason}). They come from "
-        f"{origin}; with a network: python scripts/fetch_weights.py source={value}. Without one, copy "
-        f"them here from a machine that has them and set {key}=PATH"
+        f"{origin}; with a network: python scripts/fetch_weights.py source={value}. Without one, "
+        f"copy them here from a machine that has them and set {key}=PATH"
     )
 
 
