@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## distil real digits by three methods, train students, write runs/demo/report.html
 	@$(BIN)/python run.py experiment=demo
-	@$(BIN)/python scripts/report.py runs/demo
+	@$(BIN)/python scripts/report.py folder=runs/demo
 
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
@@ -37,7 +37,7 @@ lint: $(STAMP) ## ruff (format and rules) and mypy
 $(TABLES): $(STAMP)
 	@$(BIN)/python scripts/reproduce.py table=$(@:table%=%) $(ARGS)
 
-table1: ## a table of the paper, 1 to 10; ARGS="plan=true", "rehearsal=true", "only=ipc=10 batch_size=auto"
+table1: ## a table of the paper, 1 to 10; ARGS="plan=true", "rehearsal=true", "only.ipc=10 compute.batch_size=auto"
 
 results: $(STAMP) ## everything on digits that results/ shows, again: hours
 	@PYTHON=$(BIN)/python sh scripts/digits.sh

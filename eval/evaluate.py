@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from eval.images import TestImages, training_images
 from eval.protocols.recipe import EvalProtocol

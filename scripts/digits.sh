@@ -8,7 +8,7 @@ run() { "$PYTHON" "$HERE/../run.py" "$@"; }
 script() { name=$1; shift; "$PYTHON" "$HERE/$name.py" "$@"; }
 
 run experiment=demo
-script report runs/demo --picture runs/demo/overview.png
+script report folder=runs/demo picture=runs/demo/overview.png
 
 METHODS=runs/digits_methods
 run experiment=digits_methods
@@ -21,13 +21,13 @@ done
 for method in "$METHODS"/digits/*/ipc10; do
   script evaluate "images=$method" dataset=digits protocol=hard_label_noaug student_seeds=2
 done
-script compare $METHODS --markdown $METHODS/compare.md
+script compare "folders=[$METHODS]" markdown=$METHODS/compare.md
 script measure images=$METHODS dataset=digits
-script report $METHODS
+script report folder=$METHODS
 
 run experiment=digits_modes
-script report runs/digits_modes --by modes --plot runs/digits_modes/sweep.png
+script report folder=runs/digits_modes by=[modes] plot=runs/digits_modes/sweep.png
 run experiment=digits_stop_t
-script report runs/digits_stop_t --by guidance.stop_t --plot runs/digits_stop_t/sweep.png
+script report folder=runs/digits_stop_t by=[guidance.stop_t] plot=runs/digits_stop_t/sweep.png
 run experiment=digits_scale
-script report runs/digits_scale --by guidance.scale --plot runs/digits_scale/sweep.png
+script report folder=runs/digits_scale by=[guidance.scale] plot=runs/digits_scale/sweep.png

@@ -22,7 +22,7 @@ from mgd3.runtime.machine import machine_name
 _OF_A_CLASS = 1300  # real images, where they cannot be counted: ImageNet's
 _UNTIMED = (
     "«>»: the making of images is not counted where no finished run on this machine says how long "
-    "it takes (run one cell with only=… to know): "
+    "it takes (run one cell with only.KEY=VALUE to know): "
 )
 
 
@@ -57,7 +57,7 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
         "with a row above count them there. What is done once for all runs comes on top: "
         "encoding, fine-tuning, teachers, feature networks. Disk is of the images; weights, and "
         "latents (about 17 kB a real image at 256 px), come on top. Memory is the largest training "
-        "batch's; sampling adapts itself with batch_size=auto.",
+        "batch's; sampling adapts itself with compute.batch_size=auto.",
         *sorted(notes),
         *([_UNTIMED + ", ".join(sorted(untimed)) + "."] if untimed else []),
     ]

@@ -1,4 +1,4 @@
-"""The README's lines of Python, as they stand."""
+"""The lines of Python that docs/python.md shows, as they stand."""
 
 import re
 import shutil
@@ -14,8 +14,8 @@ from mgd3.sampling.guidance import ModeGuidance, NoGuidance
 from mgd3.sampling.samplers import DDPM
 
 
-def test_the_readmes_lines_distil_a_folder(tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text().split("## From Python")[1]
+def test_the_ten_lines_distil_a_folder(tmp_path, monkeypatch):
+    text = (ROOT / "docs/python.md").read_text().split("## Ten lines")[1]
     lines = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert len([line for line in lines.splitlines() if line]) == 10
     digits = Digits(8)
@@ -23,11 +23,11 @@ def test_the_readmes_lines_distil_a_folder(tmp_path, monkeypatch):
         for label, info in enumerate(digits.classes):
             folder = tmp_path / "photos" / split / info.wnid
             folder.mkdir(parents=True)
-            for n, image in enumerate(digits.images(split, label)[:12]):
-                image.decode().save(folder / f"{n}.png")
+            for n, digit in enumerate(digits.images(split, label)[:12]):
+                digit.decode().save(folder / f"{n}.png")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(lines, "README.md", "exec"), names)
+    exec(compile(lines, "docs/python.md", "exec"), names)
     images = names["images"]
     assert len(images) == 100
     assert images[0][0].size == (8, 8) and images[0][1] == "0" and images[-1][1] == "9"

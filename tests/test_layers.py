@@ -6,11 +6,14 @@ from graphlib import TopologicalSorter
 import pytest
 from conftest import ROOT
 
-LEVELS = {
-    "mgd3": ("runtime", "data", "backbones", "modes", "sampling finetuning", "distillers", "api config"),
-    "eval": ("students results images tracking external", "protocols", "metrics", "reports", "evaluate"),
-}  # fmt: skip
-RANK = {f"{top}.{name}": k for top, order in LEVELS.items() for k, names in enumerate(order) for name in names.split()}  # fmt: skip
+MGD3 = "runtime / data / backbones / modes / sampling finetuning / distillers / api config"
+EVAL = "students results images tracking external / protocols / metrics / reports / evaluate"
+RANK = {
+    f"{top}.{name}": rank
+    for top, levels in (("mgd3", MGD3), ("eval", EVAL))
+    for rank, names in enumerate(levels.split(" / "))
+    for name in names.split()
+}
 FILES = sorted([*(ROOT / "mgd3").rglob("*.py"), *(ROOT / "eval").rglob("*.py")])
 
 

@@ -18,8 +18,8 @@ from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import read_json
 
 SHORT = (
-    "dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]", "compute.device=cpu",
-    "compute.workers=1",
+    "dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]",
+    "compute.device=cpu", "compute.workers=1",
 )  # fmt: skip
 METHODS = ("random", "full")
 

@@ -64,7 +64,8 @@ def synchronised(net: nn.Module, ranks: Ranks) -> nn.Module:
     if next(net.parameters()).device.type == "cpu":
         raise UserError(
             "students with batch norm cannot share batches among CPU processes (PyTorch "
-            "synchronises batch norm on GPUs only): use compute.parallel=students, or run without torchrun"
+            "synchronises batch norm on GPUs only): use compute.parallel=students, or run without "
+            "torchrun"
         )
     from timm.layers import convert_sync_batchnorm  # a second to import: only where needed
 

@@ -76,7 +76,8 @@ def refuse_old_words(arguments: Sequence[str], positional: str | None = None) ->
                 if now
                 else f"{key} is gone: no table and no result used it"
             )
-        if key == "guidance.tangent_dim" and "guidance=mode_tangent" not in arguments:
+        elsewhere = any(a.startswith(("guidance=", "experiment=")) for a in arguments)
+        if key == "guidance.tangent_dim" and not elsewhere:
             raise UserError(f"{key} belongs to guidance=mode_tangent: add that")
         if key == "only" and "=" in value:
             raise UserError(f"{argument} is now only.{value}")
@@ -112,7 +113,10 @@ def explained(error: Exception) -> str:
         options = sorted(str(k) for k in parent if k not in ("_target_", "hydra"))
         close = difflib.get_close_matches(str(cause.key), options, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        return f"{key} is not a key of this configuration.{hint} Allowed: {', '.join(options)}"
+        allowed = (
+            ", ".join(options) or f"nothing: {str(key).rpartition('.')[0]} has no options here"
+        )
+        return f"{key} is not a key of this configuration.{hint} Allowed: {allowed}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{key}: {cause.msg or cause}".splitlines()[0]
     if table := re.search(r"experiment/(table|figure)(\d+)", str(error)):

@@ -304,7 +304,7 @@ def _filters(only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 def _is_neutral(key: str) -> bool:
     """Does an override of this key leave every number as it is?"""
-    return key in _NEUTRAL or (key.split(".")[0] == "compute" and key not in _ROUNDING)
+    return key in _NEUTRAL or (key.startswith("compute.") and key not in _ROUNDING)
 
 
 def _stand_ins() -> dict[str, Any]:

@@ -56,8 +56,8 @@ class Compute:
         compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
         if self.compile and not any(shutil.which(c) for c in compilers if c):
             raise UserError(
-                "compute.compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named by "
-                "CXX; install one, or leave compute.compile=false"
+                "compute.compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named "
+                "by CXX; install one, or leave compute.compile=false"
             )
         object.__setattr__(self, "torch_device", pick_device(self.device))
         if self.precision == "tf32" and self.torch_device.type == "cpu":

@@ -140,7 +140,8 @@ def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):
     """The README's way for one's own images, in seconds: train, then run with the same keys."""
     own = (
         "dataset=folder", f"dataset.root={tree}", "dataset.student_size=16", "backbone=dit_digits",
-        f"backbone.weights={tmp_path / 'own.safetensors'}", "backbone.image_size=16", "compute.device=cpu",
+        f"backbone.weights={tmp_path / 'own.safetensors'}", "backbone.image_size=16",
+        "compute.device=cpu",
     )  # fmt: skip
     small = ("train.hidden_size=32", "train.depth=1", "train.steps=4", "train.checkpoint_steps=2")
     trained = run(tmp_path, *own, *small, script="scripts/train_backbone.py")

@@ -85,7 +85,10 @@ def test_encoding_is_float32_whatever_the_precision(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "compute.precision='int8' is unknown.*float32, tf32, bfloat16, float16"),
+        (
+            {"precision": "int8"},
+            "compute.precision='int8' is unknown.*float32, tf32, bfloat16, float16",
+        ),
         ({"compile": "yes"}, "compute.compile='yes' must be true or false"),
         ({"device": "warp"}, "device=warp is not available"),
     ],

@@ -20,8 +20,8 @@ from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 
 RUN = (
-    "method=random", "ipc=3", "tracker=none", "report=false", "compute.device=cpu", "student_seeds=2",
-    "students=[convnet2_w8]", "compute.workers=1",
+    "method=random", "ipc=3", "tracker=none", "report=false", "student_seeds=2",
+    "compute.device=cpu", "students=[convnet2_w8]", "compute.workers=1",
 )  # fmt: skip
 PROTOCOLS = {
     "hard": ("protocol.epochs_by_ipc=[[null,6]]", "protocol.optimization.batch_size=7"),
@@ -99,8 +99,9 @@ def files(folder):
 
 
 SHARDED = (
-    "backbone=toy", "ipc=5", "compute.batch_size=7", "tracker=none", "report=false", "compute.device=cpu",
-    "students=[convnet2_w8]", "student_seeds=3", "protocol.epochs_by_ipc=[[null,3]]", "compute.workers=1",
+    "backbone=toy", "ipc=5", "compute.batch_size=7", "tracker=none", "report=false",
+    "students=[convnet2_w8]", "student_seeds=3", "protocol.epochs_by_ipc=[[null,3]]",
+    "compute.device=cpu", "compute.workers=1",
 )  # fmt: skip
 
 
