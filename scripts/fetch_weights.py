@@ -25,12 +25,13 @@ from mgd3.runtime.errors import UserError
 
 def sources(cfg: DictConfig) -> dict[str, list[str]]:
     """What was asked for, with the pipeline folders that are needed of each repository."""
-    if (cfg.source is None) == (cfg.backbone is None):
+    backbone = cfg.get("backbone")
+    if (cfg.source is None) == (backbone is None):
         raise UserError("name one of them: backbone=NAME, or source=HUB_ID or source=https://…")
     if cfg.source is not None:
         checksum = "" if cfg.sha256 is None else f"#sha256={cfg.sha256}"
         return {f"{cfg.source}{checksum}": list(PARTS)}
-    options = plain(cfg.backbone)
+    options = plain(backbone)
     weights, vae = options.get("weights"), options.get("vae")
     if weights == "???":
         print("this backbone's weights are your own, made by scripts/train_backbone.py")

@@ -126,7 +126,7 @@ def _weights(
     from contextlib import nullcontext
 
     from mgd3.config.build import build
-    from mgd3.finetuning.tuning import NoFineTuning
+    from mgd3.finetuning.phases import NoFineTuning
 
     if isinstance(distiller.finetune, NoFineTuning):
         return nullcontext()

@@ -182,11 +182,12 @@ class Experiment:
             (self._student(job.row, student), seed): student
             for student, seed in product(self._students(), student_seeds(cfg))
         }
-        distilled = Path(cfg.runs) / identity.set_folder(cfg, choices(cfg))
+        of_set, run_id = identity.folders(cfg, choices(cfg))
+        distilled = Path(cfg.runs) / of_set
         return Located(
             job=job,
             distilled=distilled,
-            folder=distilled / f"{cfg.protocol.name}-{identity.run_id(cfg, choices(cfg))}",
+            folder=distilled / f"{cfg.protocol.name}-{run_id}",
             wanted=wanted,
             cfg=cfg,
         )

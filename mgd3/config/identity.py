@@ -40,10 +40,10 @@ def register() -> None:
     """Make our resolvers known; call before Hydra composes anything."""
     OmegaConf.register_new_resolver("prepared", prepared, replace=True)
     OmegaConf.register_new_resolver(
-        "set_folder", lambda *, _root_: set_folder(_root_, choices_of(_root_)), replace=True
+        "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True
     )
     OmegaConf.register_new_resolver(
-        "run_id", lambda *, _root_: run_id(_root_, choices_of(_root_)), replace=True
+        "run_id", lambda *, _root_: folders(_root_, choices_of(_root_))[1], replace=True
     )
 
 
@@ -107,19 +107,18 @@ def digest(values: Mapping[str, Any]) -> str:
     return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()
 
 
-def set_folder(cfg: DictConfig, choices: Mapping[str, str]) -> str:
-    """Where a distilled set lies below `runs`: names for people, then its identity's digest."""
+def folders(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[str, str]:
+    """Where a distilled set lies below `runs`, and the id of the run that scores it.
+
+    The set's folder is names for people, then the digest of its identity.
+    """
     identity = set_identity(cfg, choices)
     parts = [cfg.dataset.name, cfg.method.name]
     if "ipc" in identity:
         parts.append(f"ipc{cfg.ipc}")
     seed = f"seed{cfg.seed}-" if "seed" in identity else ""
-    return "/".join(map(str, [*parts, f"{seed}{digest(identity)}"]))
-
-
-def run_id(cfg: DictConfig, choices: Mapping[str, str]) -> str:
-    """Of a set and how it is scored."""
-    return digest(set_identity(cfg, choices) | score_identity(cfg, choices))
+    of_set = "/".join(map(str, [*parts, f"{seed}{digest(identity)}"]))
+    return of_set, digest(identity | score_identity(cfg, choices))
 
 
 def cell_id(identity: Mapping[str, Any], data: Mapping[str, str | None]) -> str:

@@ -19,7 +19,7 @@ from mgd3.data.pixels import center_crop, from_pil, to_pixels
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.distillers.parts import FineTune, Sampler, Selection
 from mgd3.distillers.pool import FirstCandidates
-from mgd3.finetuning.tuning import NoFineTuning
+from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, discover_modes
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime import checks

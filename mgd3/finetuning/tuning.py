@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from mgd3.finetuning.difffit import DiffFit
 from mgd3.finetuning.loss_curves import loss_curve
 from mgd3.finetuning.losses import add_noise, diffusion_loss
 from mgd3.finetuning.memories import POLICIES, LatentMemory, diversity_loss, representativeness_loss
+from mgd3.finetuning.phases import Phase, overwrite
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
 from mgd3.runtime.cache import cached
@@ -37,42 +37,9 @@ from mgd3.runtime.errors import UserError
 from mgd3.runtime.files import write_atomic
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
-from mgd3.runtime.tensors import load_tensors, tensors_digest
+from mgd3.runtime.tensors import tensors_digest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Some classes and the weights that generate them; None are the backbone's own."""
-
-    classes: Sequence[ClassInfo]
-    weights: Path | None
-
-    @contextmanager
-    def applied(self, backbone: Backbone) -> Iterator[None]:
-        """The backbone has these weights inside this block."""
-        if self.weights is None:
-            yield
-            return
-        assert isinstance(backbone, DiT)
-        network = backbone.bare.network
-        tensors = load_tensors(self.weights)
-        own = {k: v for k, v in network.state_dict().items() if k in tensors}
-        before = {k: v.clone() for k, v in own.items()}
-        _copy(network, tensors)
-        try:
-            yield
-        finally:
-            _copy(network, before)
-
-
-class NoFineTuning:
-    """The backbone as it is."""
-
-    def __call__(self, backbone: Backbone, dataset: RealDataset, work: Work) -> list[Phase]:
-        """All classes at once."""
-        return [Phase(dataset.classes, None)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +167,7 @@ class FineTuning:
                 after = {k: v.detach().clone() for k, v in network.state_dict().items()}
         finally:
             network.disable_gradient_checkpointing()
-            _copy(network, before)
+            overwrite(network, before)
         write_atomic(path.with_suffix(".loss.png"), loss_curve(state.losses))
         log.info("fine-tuned weights: %s, loss curve beside them", path)
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
@@ -239,10 +206,3 @@ class FineTuning:
             real.extend(c, x0[labels == c])
             generated.extend(c, x0_hat[labels == c])
         return loss
-
-
-@torch.no_grad()
-def _copy(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own = network.state_dict()
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)

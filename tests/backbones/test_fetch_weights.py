@@ -145,7 +145,7 @@ def test_an_address_that_names_no_file_is_refused(url):
 
 def test_a_hub_that_does_not_answer_is_one_message(tmp_path):
     done = apart(
-        tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_HUB_OFFLINE=None,
+        tmp_path, "source=org/sd", script="scripts/fetch_weights.py", HF_HUB_OFFLINE=None,
         HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 1
@@ -192,16 +192,16 @@ def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
         )  # fmt: skip
         before = run(tmp_path, *options, **weights)
         assert before.returncode == 1
-        assert f"python scripts/fetch_weights.py {url}" in before.stderr
+        assert f"python scripts/fetch_weights.py source={url}" in before.stderr
         assert "backbone.weights=PATH" in before.stderr and "Traceback" not in before.stderr
-        done = run(tmp_path, "ldm_cin256", options[1], script="scripts/fetch_weights.py", **weights)
+        done = run(tmp_path, *options[:2], script="scripts/fetch_weights.py", **weights)
         assert done.returncode == 0, done.stderr
         assert (
             str(tmp_path / f"weights/{server.url[7:].replace(':', '_')}/cin/model.ckpt")
             in done.stdout
         )
         count = len(server.requested)
-        again = run(tmp_path, url, script="scripts/fetch_weights.py", **weights)
+        again = run(tmp_path, f"source={url}", script="scripts/fetch_weights.py", **weights)
         assert again.returncode == 0 and len(server.requested) == count
     after = run(tmp_path, *options, **weights)
     assert "first 10 classes and does not know the class 'cat'" in after.stderr  # it was read
@@ -210,7 +210,7 @@ def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
 def test_a_truncated_file_is_refused_and_not_kept(tmp_path):
     with checkpoint_server(tmp_path, cut=50_000) as server:
         done = run(
-            tmp_path, f"{server.url}/cin/model.ckpt", script="scripts/fetch_weights.py",
+            tmp_path, f"source={server.url}/cin/model.ckpt", script="scripts/fetch_weights.py",
             MGD3_WEIGHTS=str(tmp_path / "weights"),
         )  # fmt: skip
     assert done.returncode == 1
@@ -257,7 +257,7 @@ def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path):
         path, size = f"/org/sd/resolve/{'0' * 40}/{name}", (pipeline / name).stat().st_size
         server.altered_once[path] = bytes(size)
         done = apart(
-            tmp_path, "sd15", "backbone.weights=org/sd", script="scripts/fetch_weights.py",
+            tmp_path, "backbone=sd15", "backbone.weights=org/sd", script="scripts/fetch_weights.py",
             HF_ENDPOINT=server.url, **home,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -285,7 +285,7 @@ def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path):
     name = "unet/diffusion_pytorch_model.safetensors"
     with hub(pipeline, "org/sd", corrupt=[name]) as server:
         done = apart(
-            tmp_path, "org/sd", script="scripts/fetch_weights.py", HF_ENDPOINT=server.url,
+            tmp_path, "source=org/sd", script="scripts/fetch_weights.py", HF_ENDPOINT=server.url,
             HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE=None,
         )  # fmt: skip
     assert done.returncode == 1
@@ -302,19 +302,25 @@ def test_offline_every_missing_weight_has_one_message(tmp_path):
     )  # fmt: skip
     source = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert done.returncode == 1
-    for part in ("hub's " + source, f"python scripts/fetch_weights.py {source}", "weights=PATH"):
+    for part in (
+        "hub's " + source,
+        f"python scripts/fetch_weights.py source={source}",
+        "weights=PATH",
+    ):
         assert part in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
-    fetching = apart(tmp_path, source, script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1")
+    fetching = apart(
+        tmp_path, f"source={source}", script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1"
+    )
     assert fetching.returncode == 1 and "HF_HUB_OFFLINE is set" in fetching.stderr
 
 
 def test_an_unknown_backbone_lists_the_known(tmp_path):
-    done = run(tmp_path, "dit_xl2", script="scripts/fetch_weights.py")
+    done = run(tmp_path, "backbone=dit_xl2", script="scripts/fetch_weights.py")
     assert done.returncode == 1
-    assert "BACKBONE='dit_xl2' is unknown. Did you mean dit_xl2_" in done.stderr
-    done = run(tmp_path, "toy", script="scripts/fetch_weights.py")
-    assert done.returncode == 0 and "backbone=toy needs no weights" in done.stdout
+    assert "Could not find 'backbone/dit_xl2'" in done.stderr and "dit_xl2_256" in done.stderr
+    done = run(tmp_path, "backbone=toy", script="scripts/fetch_weights.py")
+    assert done.returncode == 0 and "this backbone needs no weights" in done.stdout
 
 
 def test_what_is_fetched_of_a_repository():
@@ -332,7 +338,7 @@ def test_what_is_fetched_of_a_repository():
 
 def test_the_golden_file_is_read_by_its_path(tmp_path):
     done = run(
-        tmp_path, "dit_xl2_256", f"backbone.weights={GOLDEN / 'dit_mode_guidance.pt'}",
+        tmp_path, "backbone=dit_xl2_256", f"backbone.weights={GOLDEN / 'dit_mode_guidance.pt'}",
         f"backbone.vae={tmp_path}", script="scripts/fetch_weights.py",
     )  # fmt: skip
     assert done.returncode == 0

@@ -10,7 +10,7 @@ from conftest import QUICK, image, run
 from eval.results.rows import read_results
 from eval.results.tables import cells
 from mgd3.config import identity
-from mgd3.config.identity import overrides_of, register, run_id, set_folder, set_identity
+from mgd3.config.identity import overrides_of, register, set_identity
 from mgd3.config.schema import choices, composed
 
 SAME, SCORES, SET = "the same folders", "another folder of scores", "another set"
@@ -58,7 +58,7 @@ CHANGES = [  # base command, then the change
 def folders(*overrides):
     register()
     cfg = composed(*overrides)
-    return set_folder(cfg, choices(cfg)), run_id(cfg, choices(cfg))
+    return identity.folders(cfg, choices(cfg))
 
 
 @pytest.mark.parametrize(("base", "change", "expected"), CHANGES, ids=str)

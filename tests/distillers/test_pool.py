@@ -20,6 +20,9 @@ SHORT = (
 )  # fmt: skip
 
 
+TANGENT = ("guidance=mode_tangent", "guidance.tangent_dim=3")
+
+
 class Real:
     """A extract that knows one class's real features."""
 
@@ -76,9 +79,9 @@ def images_of(folder):
 def test_a_pool_extends_a_run_without_one_and_the_manifest_says_what_was_kept(tmp_path):
     plain, first, diverse = (tmp_path / name for name in ("plain", "first", "diverse"))
     for out, options in [
-        (plain, ["guidance.tangent_dim=3"]),
-        (first, ["guidance.tangent_dim=3", "pool=3"]),
-        (diverse, ["guidance.tangent_dim=3", "pool=3", "select=diverse"]),
+        (plain, [*TANGENT]),
+        (first, [*TANGENT, "pool=3"]),
+        (diverse, [*TANGENT, "pool=3", "select=diverse"]),
     ]:
         out.mkdir()
         done = run(out, *SHORT, *options)

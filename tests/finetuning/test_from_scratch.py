@@ -132,12 +132,12 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(UserError, match=r"train\.precision='half'"):
+    with pytest.raises(UserError, match=r"compute\.training_precision='half'"):
         dataclasses.replace(SETTINGS, precision="half")
 
 
 def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):
-    """The README's way for one's own images, in seconds: train, then run with the same keys."""
+    """The documented way for one's own images, in seconds: train, then run with the same keys."""
     own = (
         "dataset=folder", f"dataset.root={tree}", "dataset.student_size=16", "backbone=dit_digits",
         f"backbone.weights={tmp_path / 'own.safetensors'}", "backbone.image_size=16",

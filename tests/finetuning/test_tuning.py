@@ -138,10 +138,10 @@ def test_biases_the_class_table_and_scales_are_trained():
     )
 
 
-def tuning(name="minimax", **options):
+def tuning(name="minimax", precision="float32", **options):
     quick = {"epochs": 1, "batch_size": 64, "ema_decay": 0.5, "checkpoint_steps": 3} | options
     overrides = [f"finetune.{k}={v}" for k, v in quick.items()]
-    return build(composed(f"finetune={name}", *overrides), "finetune")
+    return build(composed(f"finetune={name}", *overrides), "finetune", precision=precision)
 
 
 def digits_backbone():
@@ -212,7 +212,7 @@ def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(tmp_path):
 
 def test_a_killed_run_fine_tunes_to_the_same_images(tmp_path):
     options = (
-        "method=minimax", "finetune.epochs=2", "finetune.batch_size=32", "ipc=1",
+        "method=minimax", "dataset.classes=[0,1]", "finetune.epochs=3", "finetune.batch_size=32", "ipc=1",
         "finetune.checkpoint_steps=5", "sampler.steps=3", "tracker=none", "report=false",
         "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,1]]", "compute.device=cpu",
     )  # fmt: skip
@@ -230,7 +230,7 @@ def test_a_killed_run_fine_tunes_to_the_same_images(tmp_path):
         assert done.returncode == 0, done.stderr[-1500:]
         files = sorted((tmp_path / folder).rglob("images/*/*.png"))
         pictures[folder] = [f.read_bytes() for f in files]
-    assert len(pictures["cut"]) == 10
+    assert len(pictures["cut"]) == 2
     assert pictures["cut"] == pictures["whole"]
 
 
