@@ -29,7 +29,7 @@ demo: $(STAMP) ## distil real digits by three methods, train students, write run
 	@$(BIN)/python scripts/report.py folder=runs/demo
 
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff (format and rules) and mypy
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

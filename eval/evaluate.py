@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from eval.images import TestImages, training_images
-from eval.protocols.recipe import EvalProtocol
+from eval.protocols.recipe import EvalProtocol, Teacher
 from eval.protocols.training import History, StudentTraining
 from eval.reports.run_report import write_summary
 from eval.reports.samples import image_strips
@@ -122,9 +123,10 @@ def evaluate_students(
 
     `tracker` None is for a process that another one writes for.
     """
-    manifest, ranks = distilled.manifest, execution.trainers
-    num_classes, device = len(distilled.classes), execution.device
+    ranks, device = execution.trainers, execution.device
+    num_classes = len(distilled.classes)
     teacher = execution.ranks.in_turn(lambda: protocol.prepare(test, device))
+    shared = _of_every_row(distilled, test, protocol, ids, teacher)
     pixels, labels = training_images(distilled, protocol.stored_size, device, test.cache)
     real = test.on(protocol.image_size, device, protocol.test_resize)
     weights = None
@@ -153,12 +155,7 @@ def evaluate_students(
             continue
         store.append(
             EvalResult(
-                dataset=manifest["dataset"],
-                ipc=distilled.ipc,
-                method=manifest["method"],
-                protocol=protocol.name,
                 student=student,
-                distill_seed=manifest["seed"],
                 student_seed=seed,
                 top1_last=history.top1_last,
                 top1_best=history.top1_best,
@@ -167,21 +164,40 @@ def evaluate_students(
                 epochs=recipe.epochs,
                 train_seconds=round(history.train_seconds, 2),
                 test_seconds=round(history.test_seconds, 2),
-                run_id=ids.run,
-                cell_id=ids.cell,
-                commit=commit(),
-                dataset_note=test.dataset.note or manifest["dataset_note"],
-                teacher=teacher.name if teacher else None,
-                teacher_top1=teacher.top1 if teacher else None,
                 machine=machine_name(device, ranks.world),
-                role=manifest.get("role"),
-                labels=protocol.labels,
-                augmented=protocol.augmented,
-                train_data=ids.train,
-                test_data=ids.val,
+                **shared,
             )
         )
         checkpoint.unlink(missing_ok=True)  # only now: the row is on disk
+
+
+def _of_every_row(
+    distilled: DistilledDataset,
+    test: TestImages,
+    protocol: EvalProtocol,
+    ids: RunIds,
+    teacher: Teacher | None,
+) -> dict[str, Any]:
+    """What the rows of one set under one protocol share."""
+    manifest = distilled.manifest
+    return {
+        "dataset": manifest["dataset"],
+        "ipc": distilled.ipc,
+        "method": manifest["method"],
+        "protocol": protocol.name,
+        "distill_seed": manifest["seed"],
+        "run_id": ids.run,
+        "cell_id": ids.cell,
+        "commit": commit(),
+        "dataset_note": test.dataset.note or manifest["dataset_note"],
+        "teacher": teacher.name if teacher else None,
+        "teacher_top1": teacher.top1 if teacher else None,
+        "role": manifest.get("role"),
+        "labels": protocol.labels,
+        "augmented": protocol.augmented,
+        "train_data": ids.train,
+        "test_data": ids.val,
+    }
 
 
 def _observer(

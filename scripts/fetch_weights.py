@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mgd3.backbones.weights.checkpoints import read_weights
 from mgd3.backbones.weights.download import PARTS, fetch_repository, fetch_url
 from mgd3.backbones.weights.sources import download_path, find_file, is_url
 from mgd3.config.command import command
@@ -44,6 +43,8 @@ def sources(cfg: DictConfig) -> dict[str, list[str]]:
 def fetch(source: str, parts: list[str]) -> Path:
     """The local path of a source, fetched unless it is there."""
     if is_url(source):
+        from mgd3.backbones.weights.checkpoints import read_weights  # imports torch
+
         path = download_path(source)
         is_new = not path.is_file()
         fetch_url(source, path)

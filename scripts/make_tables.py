@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import hydra
 from omegaconf import DictConfig
@@ -38,18 +38,20 @@ from mgd3.runtime.files import read_json, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
+CellKey: TypeAlias = tuple[str, str, str, str]  # row, dataset, IPC, student
+
 
 def tables(cfg: DictConfig, arguments: list[str], launch: Any) -> None:
     """Print the cells that were asked for, write the files of all; launches nothing."""
     request = read_request(cfg, arguments)
     console = Console(markup=False)
-    shown = compared(Experiment(request.name, request.overrides, request.only, cfg.rehearsal))
+    experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
+    shown = compared(experiment)
     if shown.cells:
         console.print(shown.matrix().for_terminal())
     for note in shown.remarks_and_notes():
         console.print(note)
-    whole = Experiment(request.name, request.overrides, None, cfg.rehearsal)
-    console.print(f"tables and report: {write_tables(whole)}", soft_wrap=True)
+    console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
 
 
 def write_tables(experiment: Experiment) -> Path:
@@ -85,19 +87,7 @@ def write_tables(experiment: Experiment) -> Path:
 def compared(experiment: Experiment) -> PaperComparison:
     """The paper's cells with the rows of finished runs."""
     table = experiment.table
-    ours: dict[tuple[str, str, str, str], list[EvalResult]] = defaultdict(list)
-    asked: dict[tuple[str, str, str, str], int] = defaultdict(int)
-    left_out: set[str] = set()
-    for place in experiment.located:
-        job = place.job
-        for row in ResultStore(place.folder / "results.jsonl").rows():
-            student = place.wanted.get((row.student, row.student_seed))
-            if student is not None:
-                key = (job.row, job.dataset, job.ipc, student)
-                ours[key].append(replace(row, student=student))
-        for student in place.wanted.values():
-            asked[job.row, job.dataset, job.ipc, student] += 1
-        left_out |= _other_protocols(place)
+    ours, asked = _finished(experiment)
     if table.mean_over_students:
         ours, asked = _means(ours, experiment.students), _asked_of_means(asked)
     published = {} if experiment.rehearsal else _flat(table.published)
@@ -119,24 +109,46 @@ def compared(experiment: Experiment) -> PaperComparison:
         )
         for key in keys
     ]
+    return PaperComparison(
+        title=_title(experiment),
+        cells=cells,
+        remarks=_remarks(experiment),
+        errata={} if experiment.rehearsal else table.errata,
+        claims=table.claims,
+        values=_swept(experiment),
+    )
+
+
+def _finished(
+    experiment: Experiment,
+) -> tuple[dict[CellKey, list[EvalResult]], dict[CellKey, int]]:
+    """Rows that are there, and how many there should be, by cell."""
+    ours: dict[CellKey, list[EvalResult]] = defaultdict(list)
+    asked: dict[CellKey, int] = defaultdict(int)
+    for place in experiment.located:
+        job = place.job
+        for row in ResultStore(place.folder / "results.jsonl").rows():
+            student = place.wanted.get((row.student, row.student_seed))
+            if student is not None:
+                key = (job.row, job.dataset, job.ipc, student)
+                ours[key].append(replace(row, student=student))
+        for student in place.wanted.values():
+            asked[job.row, job.dataset, job.ipc, student] += 1
+    return ours, asked
+
+
+def _remarks(experiment: Experiment) -> list[str]:
     remarks = experiment.notes()
     commits = sorted({m["commit"] for m in _manifests(experiment)})
     if commits:
         several = "Warning: sets of several commits" if len(commits) > 1 else "Sets made by commit"
         remarks.append(f"{several}: {', '.join(commits)}.")
-    if left_out:
+    if left_out := set().union(*map(_other_protocols, experiment.located)):
         remarks.append(
             "Warning: these sets have scores under other protocols, which are not in this table: "
             + ", ".join(sorted(left_out))
         )
-    return PaperComparison(
-        title=_title(experiment),
-        cells=cells,
-        remarks=remarks,
-        errata={} if experiment.rehearsal else table.errata,
-        claims=table.claims,
-        values=_swept(experiment),
-    )
+    return remarks
 
 
 def _swept(experiment: Experiment) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.images import TestImages
 from eval.metrics.features import PixelFeatures
-from eval.metrics.measuring import FeatureExtractor, measure_sets
+from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
 from eval.reports.maps import maps_picture
@@ -30,6 +30,7 @@ from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain, student_names
+from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.runtime.compute import pick_device
@@ -48,15 +49,7 @@ def main(cfg: DictConfig) -> None:
     with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
         protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
-        sets = distilled_sets(Path(cfg.images))
-        if not sets:
-            raise UserError(f"images={cfg.images} holds no finished distilled dataset")
-        for distilled in sets:
-            if [c.wnid for c in distilled.classes] != [c.wnid for c in dataset.classes]:
-                raise UserError(
-                    f"{distilled.folder} holds the classes of {distilled.manifest['dataset']}, "
-                    f"not those of dataset={dataset.name}; name its own dataset"
-                )
+        sets = _sets_of(dataset, Path(cfg.images))
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
@@ -79,24 +72,42 @@ def main(cfg: DictConfig) -> None:
                 m: redundancy(*pair, protocol, students[0], test, pick_device(cfg.compute.device))
                 for m, pair in increments
             }
-        table = metrics_layout(found.metrics, f"{name}, ipc {ipc}", found.scores)
-        if repeated:
-            shown = [f"{repeated[m]:.1f}" if m in repeated else "" for m in found.metrics]
-            table = table.with_column("redundancy, % ↓", shown)
-        write_json(
-            out / "metrics.json",
-            {
-                "space": name,
-                "commit": commit(),
-                "sets": {m: [asdict(s) for s in of] for m, of in found.metrics.items()},
-                "tsne_first_set": {m: asdict(s) for m, s in found.scores.items()},
-                "redundancy": repeated,
-            },
-        )
-        write_atomic(out / "metrics.md", table.markdown().encode())
-        write_atomic(out / "maps.svg", maps_picture(found.planes).encode())
-        Console().print(brief(table).for_terminal())
-        log.info("metrics: %s", out)
+        _write(out, f"{name}, ipc {ipc}", name, found, repeated)
+
+
+def _sets_of(dataset: RealDataset, folder: Path) -> list[DistilledDataset]:
+    """The finished sets below a folder; `UserError` if none, or one of another dataset."""
+    sets = distilled_sets(folder)
+    if not sets:
+        raise UserError(f"images={folder} holds no finished distilled dataset")
+    for distilled in sets:
+        if [c.wnid for c in distilled.classes] != [c.wnid for c in dataset.classes]:
+            raise UserError(
+                f"{distilled.folder} holds the classes of {distilled.manifest['dataset']}, "
+                f"not those of dataset={dataset.name}; name its own dataset"
+            )
+    return sets
+
+
+def _write(
+    out: Path, title: str, space: str, found: Measured, repeated: Mapping[str, float]
+) -> None:
+    table = metrics_layout(found.metrics, title, found.scores)
+    if repeated:
+        shown = [f"{repeated[m]:.1f}" if m in repeated else "" for m in found.metrics]
+        table = table.with_column("redundancy, % ↓", shown)
+    content = {
+        "space": space,
+        "commit": commit(),
+        "sets": {m: [asdict(s) for s in of] for m, of in found.metrics.items()},
+        "tsne_first_set": {m: asdict(s) for m, s in found.scores.items()},
+        "redundancy": dict(repeated),
+    }
+    write_json(out / "metrics.json", content)
+    write_atomic(out / "metrics.md", table.markdown().encode())
+    write_atomic(out / "maps.svg", maps_picture(found.planes).encode())
+    Console().print(brief(table).for_terminal())
+    log.info("metrics: %s", out)
 
 
 def names_of(sets: Sequence[DistilledDataset], keys: Sequence[str]) -> dict[Path, str]:

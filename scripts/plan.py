@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
 
 from eval.evaluate import missing_rows
 from eval.reports.rates import Rates
@@ -31,21 +34,21 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
     device = pick_device(places[0].cfg.compute.device)
     rates = Rates(Path(places[0].cfg.runs), device)
     rows = list(dict.fromkeys(place.job.row for place in places))
-    waiting = {place.folder for place in pending}
+    waiting = {_run_of(place) for place in pending}
     lines, total, notes, untimed = [], defaultdict(float), set(), set()
-    counted: set[Path] = set()  # sets that several rows share are made once
+    counted: set[Any] = set()  # sets and runs that several rows share are made once
     for row in rows:
         mine = [place for place in places if place.job.row == row]
         needed: dict[str, float] = defaultdict(float)
         unknown = False
         for place in mine:
-            if place.folder not in waiting or place.folder in counted:
+            if _run_of(place) not in waiting or _run_of(place) in counted:
                 continue
-            counted.add(place.folder)
+            counted.add(_run_of(place))
             new = place.distilled not in counted
             counted.add(place.distilled)
             unknown |= _add(needed, place, new, rates, notes, untimed)
-        needed["to do"] = sum(place.folder in waiting for place in mine)
+        needed["to do"] = sum(_run_of(place) in waiting for place in mine)
         needed["unknown"] = unknown
         lines.append(_line(row, len(mine), needed))
         for key, value in needed.items():
@@ -77,6 +80,22 @@ def _line(name: str, runs: int, needed: Mapping[str, float]) -> list[str]:
     ]
 
 
+def _run_of(place: Located) -> tuple[Path, frozenset[tuple[str, int]]]:
+    """Rows that share a run share its students, too."""
+    return place.folder, frozenset(place.wanted)
+
+
+def _real_images(cfg: DictConfig, notes: set[str]) -> list[int] | None:
+    """How many of each class; a guess where they are not here, None where there is none."""
+    try:
+        dataset = build(cfg, "dataset")
+        return [len(dataset.images("train", label)) for label in range(len(dataset.classes))]
+    except UserError as error:
+        notes.add(f"Not ready: {error}.")
+        known = cfg.dataset.get("class_list")
+        return [_OF_A_CLASS] * len(read_class_list(known)) if known else None
+
+
 def _add(
     needed: dict[str, float],
     place: Located,
@@ -89,16 +108,10 @@ def _add(
     cfg = place.cfg
     backbone, unknown = plain(cfg.backbone), False
     name, ipc = cfg.dataset.name, cfg.ipc
-    try:
-        dataset = build(cfg, "dataset")
-        num_classes = len(dataset.classes)
-        real = [len(dataset.images("train", label)) for label in range(num_classes)]
-    except UserError as error:
-        notes.add(f"Not ready: {error}.")
-        if not cfg.dataset.get("class_list"):
-            return True
-        num_classes = len(read_class_list(cfg.dataset.class_list))
-        real = [_OF_A_CLASS] * num_classes
+    real = _real_images(cfg, notes)
+    if real is None:
+        return True
+    num_classes = len(real)
     images = num_classes * ipc
     if place.job.ipc == FULL:
         images, ipc = sum(real), max(real)

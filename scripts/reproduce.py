@@ -86,7 +86,6 @@ def _report(
     experiment: Experiment, pending: Sequence[Located], problems: Problems, console: Any
 ) -> None:
     """Name what failed, write the tables of every cell, also of those that a filter left out."""
-    from mgd3.config.grid import Experiment
     from scripts.make_tables import write_tables
 
     failed = [place for place in pending if not _done(place)]
@@ -94,8 +93,7 @@ def _report(
         shown = cells if len(cells) <= _MOST_CELLS else [*cells[:_MOST_CELLS], "…"]
         print(f"failed, {len(cells)} runs: {what}", file=sys.stderr)
         print(*(f"  {cell}" for cell in shown), sep="\n", file=sys.stderr)
-    whole = Experiment(experiment.file, experiment.overrides, None, experiment.rehearsal)
-    console.print(f"tables and report: {write_tables(whole)}", soft_wrap=True)
+    console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(experiment.located)} runs of {experiment.name} are missing; "

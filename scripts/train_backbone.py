@@ -7,6 +7,7 @@ import logging
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -75,32 +76,34 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) 
     return codec.decode(latents)
 
 
+def _options(cfg: DictConfig) -> tuple[TrainSettings, dict[str, Any], list[str]]:
+    """How to train, what network, and which mirrorings of the images."""
+    options = plain(cfg.train)
+    of_training = [f.name for f in fields(TrainSettings) if f.name != "precision"]
+    for option in options:
+        known = [*_NETWORK, "mirror", "stored_as", *of_training]
+        checks.choice("an option of train", option, known)
+    architecture = {k: options.pop(k) for k in _NETWORK}
+    mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
+    checks.choice("train.stored_as", stored_as, ["float32", "float16"])
+    settings = TrainSettings(**options, precision=cfg.compute.training_precision)
+    return settings, architecture, ["none", "all"] if mirror else ["none"]
+
+
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_backbone")
 def main(cfg: DictConfig) -> None:
     """Encode the images, train, and write the averaged weights where `backbone.weights` says."""
     keep_freed_memory()
     out = Path(str(cfg.backbone.weights)).expanduser()
     checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
-    options = plain(cfg.train)
-    known = [
-        *_NETWORK,
-        "mirror",
-        "stored_as",
-        *(f.name for f in fields(TrainSettings) if f.name != "precision"),
-    ]
-    for option in options:
-        checks.choice("an option of train", option, known)
-    architecture = {k: options.pop(k) for k in _NETWORK}
-    mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
-    checks.choice("train.stored_as", stored_as, ["float32", "float16"])
-    settings = TrainSettings(**options, precision=cfg.compute.training_precision)
+    settings, architecture, flips = _options(cfg)
     compute = Compute(device=cfg.compute.device)
     device = compute.torch_device
     dataset = build(cfg, "dataset")
     codec = make_codec(
         cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
     )
-    latents, labels = encode(dataset, codec, cfg, ["none", "all"] if mirror else ["none"])
+    latents, labels = encode(dataset, codec, cfg, flips)
     latents, labels = latents.to(device), labels.to(device)
 
     torch.manual_seed(settings.seed)
@@ -115,14 +118,13 @@ def main(cfg: DictConfig) -> None:
     aside = out.with_suffix(".training")
 
     def on_checkpoint(trainer: Trainer) -> None:
+        training = {**plain(cfg.train), "dataset": dataset.name, "step": trainer.step}
         metadata = {
             "config": constructor_arguments(network),
             "classes": json.dumps(wnids),
-            "training": json.dumps(
-                {**plain(cfg.train), "dataset": dataset.name, "step": trainer.step}
-            ),
+            "training": json.dumps(training),
         }
-        kind = getattr(torch, stored_as)
+        kind = getattr(torch, cfg.train.stored_as)
         tensors = {k: v.to(kind) for k, v in to_original(network).items()}
         write_atomic(out, save(tensors, metadata))
         images = samples(trainer, codec, wnids, compute)

@@ -18,11 +18,18 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Modules that take longest start first, so that no process waits for the last one at the end.
+LONGEST = ("test_reproduce", "test_grid", "test_run", "test_distributed", "test_compute")
+
 # A run that takes seconds: closed-form backbone, one small student, three epochs.
 QUICK = (
     "backbone=toy", "tracker=none", "report=false",
     "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,3]]", "compute.device=cpu",
 )  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(m) if (m := item.path.stem) in LONGEST else 99)
 
 
 def command(*overrides, script="run.py"):

@@ -155,6 +155,12 @@ class Experiment:
                 f"{self.name}; there are {there}"
             )
 
+    def whole(self) -> Experiment:
+        """The same without filters: every run of the table; compositions are shared."""
+        found = Experiment(self.file, self.overrides, None, self.rehearsal)
+        found._compositions.update(self._compositions)
+        return found
+
     @property
     def variant(self) -> str:
         """The name, and where overrides make other numbers, what tells them apart."""

@@ -127,7 +127,7 @@ class _Shelf:
         if own is None and self._shared is not None:
             shared = found(self._shared / f"{key['latents']}.safetensors", key, format_)
             if shared is not None:
-                return cached(self._path(info), key, lambda: shared, format_)
+                return format_.write(self._path(info), shared, key)
         return own
 
     def _find(self, info: ClassInfo, images: ClassImages, latents: Tensor) -> Modes:
@@ -137,9 +137,10 @@ class _Shelf:
             return cluster(self._finder, latents, self._ipc)
 
         if self._shared is None:
-            return cached(self._path(info), key, make, format_)
-        shared = self._shared / f"{key['latents']}.safetensors"
-        return cached(self._path(info), key, lambda: cached(shared, key, make, format_), format_)
+            modes = make()
+        else:
+            modes = cached(self._shared / f"{key['latents']}.safetensors", key, make, format_)
+        return format_.write(self._path(info), modes, key)  # the set is this run's alone
 
     def _path(self, info: ClassInfo) -> Path:
         return self._own / f"{info.wnid}.safetensors"

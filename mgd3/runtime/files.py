@@ -134,12 +134,15 @@ def exclusive(folder: Path, patient: bool = False) -> Iterator[None]:
     """Hold a run's folder for this process; a second one is refused or, if `patient`, waits."""
     lock = _lock(folder / ".run.lock")
     try:
-        lock.acquire(timeout=-1 if patient else 0)
+        lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"another process is running this very configuration in {folder}; wait for it, or "
-            "give this run its own folder with hydra.run.dir=FOLDER"
-        ) from None
+        busy = f"another process is running this very configuration in {folder}"
+        if not patient:
+            raise UserError(
+                f"{busy}; wait for it, or give this run its own folder with hydra.run.dir=FOLDER"
+            ) from None
+        log.info("%s; waiting for it", busy)
+        lock.acquire()
     with lock:
         yield
 

@@ -250,7 +250,7 @@ def pipeline(tmp_path_factory):
     return folder
 
 
-def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path):
+def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path, monkeypatch):
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": None}
     name = "unet/diffusion_pytorch_model.safetensors"
     with hub(pipeline, "org/sd") as server:
@@ -264,18 +264,19 @@ def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path):
         fetched = {path for path, _ in server.requested}
     assert not any("fp16" in path or "pruned" in path for path in fetched)
     assert not server.altered_once  # it was sent, and the file fetched again
-    assert f"org/sd/{name}, {size / 1e6:.1f} MB" in done.stderr
+    assert f"org/sd/{name}, {size / 1e6:.1f} MB" in done.stdout
     snapshot = done.stdout.split("org/sd: ")[1].strip()
     assert sha256_of(Path(snapshot) / name) == sha256_of(pipeline / name)
     backbone = StableDiffusion(snapshot, 64, 64)
     assert backbone.class_ids([ClassInfo("cat", "cat")]) == [1]
     assert backbone.latent_shape == (4, 8, 8)
-    offline = apart(
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as at import
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    offline = run(
         tmp_path, "backbone=sd15", "backbone.weights=org/sd", "backbone.image_size=64",
         "backbone.output_size=8", "sampler.steps=2", "guidance.stop_t=1", "ipc=1", "tracker=none",
         "report=false", "compute.batch_size=10", "students=[convnet2_w8]",
         "protocol.epochs_by_ipc=[[null,2]]", "dataset.student_size=8",
-        **home | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert offline.returncode == 0, offline.stderr[-1500:]
     assert len(list(tmp_path.rglob("images/*/*.png"))) == 10
@@ -295,11 +296,10 @@ def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_offline_every_missing_weight_has_one_message(tmp_path):
-    done = apart(
-        tmp_path, "dataset=digits", "backbone=sd15", "tracker=none",
-        HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"),
-    )  # fmt: skip
+def test_offline_every_missing_weight_has_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as at import
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    done = run(tmp_path, "dataset=digits", "backbone=sd15", "tracker=none")
     source = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert done.returncode == 1
     for part in (

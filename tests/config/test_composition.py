@@ -135,7 +135,7 @@ def test_imagenette_alone_means_the_paper():
         (["backbone=dit_latent"], r"backbone\.weights is not set"),
         (["backbone.weights=none.safetensors"], r"backbone\.weights=none\.safetensors does not"),
         (["compute.device=warp"], r"device=warp"),
-        (["select=diverse"], r"pool=1 leaves nothing to select"),
+        (["features=student", "select=diverse"], r"pool=1 leaves nothing to select"),
         (["pool=2", "select=diverse", "method=mgd3", "features=none"], r"add features=student"),
     ],
 )

@@ -2,20 +2,15 @@
 
 import csv
 import io
-import os
 import re
-import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, run
+from conftest import ROOT
 from support import cell, row
 
-from eval.evaluate import missing_rows
 from eval.reports.comparison import PaperComparison
 from eval.reports.paper_cell import MEAN, averaged
 from eval.results.layout import Span
@@ -54,15 +49,14 @@ def test_every_cell_composes(name):
         assert place.cfg.dataset.name == place.job.dataset
         assert place.job.ipc == "full" or place.cfg.ipc == int(place.job.ipc)
         assert place.cfg.seed == place.job.seed
-    assert len({place.folder for place in paper.located}) == len(paper.jobs)
+    students = [(p.folder, student, seed) for p in paper.located for student, seed in p.wanted]
+    assert len(set(students)) == len(students)
 
     rehearsal = grid_of(name, rehearsal=True)
     assert {j.row for j in rehearsal.jobs} == {j.row for j in paper.jobs}
-    built = {}
-    for place in rehearsal.located:
+    for job in {job.row: job for job in rehearsal.jobs}.values():
+        place = rehearsal.locate(job)
         assert place.cfg.dataset.name == "digits"
-        built.setdefault(place.job.row, place)
-    for place in built.values():
         build_distiller(place.cfg)
         dataset, protocol = build(place.cfg, "dataset"), build_protocol(place.cfg)
         for student, _ in place.wanted:
@@ -290,150 +284,3 @@ def test_means_of_students_need_all_of_them():
     ]
     (only,) = averaged(rows, ["a", "b"])
     assert (only.student, only.top1_best, only.distill_seed) == (MEAN, 20, 0)
-
-
-def reproduce(cwd, *arguments, **environment):
-    return run(cwd, *arguments, script="scripts/reproduce.py", **environment)
-
-
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
-    """Tables 5, 6, 7 and 1 on digits, in one folder, seed 0; of Table 1 the first IPC."""
-    cwd = tmp_path_factory.mktemp("rehearsed")
-    for number in (5, 6, 7, 1):
-        only = ["only.seed=0", *(["only.ipc=10,full"] if number == 1 else [])]
-        done = reproduce(cwd, f"table={number}", "rehearsal=true", *only)
-        assert done.returncode == 0, done.stderr
-    return cwd
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("number", "rows"), [(1, 11), (5, 6), (6, 10), (7, 9)])
-def test_tables_are_rehearsed_to_the_end(rehearsed, number, rows):
-    folder = rehearsed / f"runs/rehearsal/tables/table{number}"
-    records = list(csv.DictReader((folder / "table.csv").open()))
-    experiment = grid_of(f"table{number}", rehearsal=True)
-    named = {r["method"].removeprefix("'") for r in records}  # what would be a formula is quoted
-    assert named == set(experiment.table.rows)
-    assert len({r["method"] for r in records}) == rows
-    for r in records:
-        assert (r["n"] == "0") == (number == 1 and r["ipc"] in ("20", "50"))
-        assert r["n"] == "0" or 5 < float(r["ours_best_mean"]) <= 100
-        assert not r["paper_mean"], "a rehearsal compares with nothing"
-    page = (folder / "table.md").read_text()
-    assert "Nothing here compares with the paper" in page
-    html = (folder / "report.html").read_text()
-    assert 'src="http' not in html and "<svg" in html and html.count("data:image/") >= rows * 10
-
-
-def test_finished_cells_never_run_again(rehearsed):
-    """And their tables go to Weights & Biases, here without an account or a connection."""
-    rows = {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")}
-    environment = {"HOME": str(rehearsed), "WANDB_API_KEY": None, "WANDB_MODE": None}
-    again = reproduce(
-        rehearsed, "table=5", "rehearsal=true", "only.seed=0", "tracker=wandb", **environment
-    )
-    assert again.returncode == 0 and "0 to do" in again.stdout
-    assert {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")} == rows
-    (record,) = (rehearsed / "runs/rehearsal/tables/table5").rglob("offline-run-*/*.wandb")
-    content = record.read_bytes()
-    assert b"table5" in content and b"diversity, imagenette, ipc 10" in content
-
-
-def test_a_plan_starts_nothing(rehearsed):
-    before = sorted(rehearsed.rglob("*"))
-    plan = reproduce(rehearsed, "table=5", "rehearsal=true", "plan=true")
-    assert plan.returncode == 0, plan.stderr
-    assert sorted(rehearsed.rglob("*")) == before
-    last = re.search(r"all +(\d+) +(\d+) +(\d+) +(\d+) +([\d.]+ s)", plan.stdout)
-    assert last, plan.stdout
-    assert last.groups()[:4] == ("6", "5", "100", "15")  # seed 1 of five rows
-
-
-def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path):
-    for part in ("runs", "cache"):
-        run_dir = rehearsed / part
-        if run_dir.is_dir():
-            shutil.copytree(run_dir, tmp_path / part)
-    (results,) = (
-        p / "results.jsonl"
-        for p in [
-            place.folder
-            for place in grid_of("table5", rehearsal=True, row=["DiT"], seed=["0"]).located
-        ]
-    )
-    path = tmp_path / results
-    text = path.read_text()
-    path.write_text(text[: len(text) - 20])  # the last student's line is cut short
-    made = run(tmp_path, "table=5", "rehearsal=true", script="scripts/make_tables.py")
-    assert made.returncode == 0, made.stderr
-    records = csv.DictReader((tmp_path / "runs/rehearsal/tables/table5/table.csv").open())
-    counted = {(r["method"], r["student"]): (r["n"], r["asked"]) for r in records}
-    assert counted["DiT", "resnet18"] == ("0", "2")
-    assert counted["DiT", "convnet6"] == ("1", "2")
-    places = grid_of("table5", rehearsal=True, seed=["0"]).located
-    pending = [p for p in places if missing_rows(tmp_path / p.folder, list(p.wanted))]
-    assert [(p.job.row, p.job.seed) for p in pending] == [("DiT", 0)]
-
-
-def test_images_that_are_not_there_are_named_once(tmp_path):
-    refused = reproduce(tmp_path, "table=1", IMAGENET_DIR=None)
-    assert refused.returncode == 1
-    assert refused.stderr.count("dataset.root is not set") == 2, "once for each dataset"
-    assert len(refused.stderr.splitlines()) == 1
-    assert not list(tmp_path.rglob("*.yaml")) and not (tmp_path / "runs").exists()
-
-
-def test_a_failed_cell_leaves_the_others(tmp_path):
-    """λ = 1e9 is no number for any sample that is guided; the others do not feel it."""
-    done = reproduce(
-        tmp_path, "table=5", "rehearsal=true", "only.seed=0", "guidance.scale=1e9",
-        'only.row="+ stop guidance","Random (seeded)"',
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "is not finite" in done.stderr
-    assert re.search(r"\+ stop guidance, imagenette, ipc 10, seed 0 \(.*run\.log\)", done.stderr)
-    assert "1 of 2 runs of table5 are missing" in done.stderr
-    (log,) = tmp_path.glob("runs/rehearsal/digits/mgd3/*/*/*/run.log")
-    assert "failed: the sample of class 0" in log.read_text()
-    assert len(list(tmp_path.rglob("results.jsonl"))) == 1
-    (page,) = tmp_path.glob("runs/rehearsal/tables/table5-*/table.md")  # not the plain table's
-    table = page.read_text()
-    assert "Run with guidance.scale=1e9" in table
-    assert "Row DiT cannot be run so: guidance.scale is not a key" in table
-
-
-LAUNCH = """
-import runpy, sys
-root, sys.executable = sys.argv[1:3]
-sys.argv = [root + "/scripts/reproduce.py", *sys.argv[3:]]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def launched(cwd, python):
-    """What two runs come to that Hydra's launcher starts with `python`."""
-    return subprocess.run(
-        [sys.executable, "-c", LAUNCH, str(ROOT), str(python), "table=5", "rehearsal=true",
-         "only.seed=0", 'only.row=DiT,"Random (seeded)"', "hydra/launcher=submitit_local",
-         "hydra.launcher.timeout_min=5"],
-        cwd=cwd, capture_output=True, text=True, timeout=240, env=os.environ,
-    )  # fmt: skip
-
-
-def test_jobs_go_where_the_launcher_sends_them(tmp_path):
-    done = launched(tmp_path, sys.executable)
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.rglob("results.jsonl"))) == 2
-    assert len(list(tmp_path.rglob("*_result.pkl"))) == 2, "each in a process of its own"
-
-
-def test_a_node_without_the_packages_is_named(tmp_path):
-    """The launcher's processes start a Python that has nothing installed."""
-    bare = tmp_path / "bare"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
-    said = launched(tmp_path, bare / "bin/python")
-    assert said.returncode == 1
-    assert "the launcher lost a job" in said.stderr and "without the packages?" in said.stderr
-    assert not list(tmp_path.rglob("results.jsonl"))

@@ -1,13 +1,17 @@
 """Data parallel training: two CPU processes give what one does; images in a mapped file."""
 
+import multiprocessing
+import os
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run
 from PIL import Image
 from timm.layers import convert_sync_batchnorm
 
@@ -32,23 +36,49 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def started(cwd, processes, *overrides):
-    cwd.mkdir(exist_ok=True)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [sys.executable, *(launch if processes > 1 else []), str(ROOT / "run.py"), *overrides],
-        cwd=cwd, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+def found(cwd):
     return [(r.student_seed, r.top1_last, r.top1_best, r.tests) for r in read_results(cwd / "runs")]
+
+
+def alone(cwd, *overrides):
+    cwd.mkdir(exist_ok=True)
+    done = run(cwd, *overrides)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return found(cwd)
+
+
+def together(cwd, *overrides):
+    """Two processes, as torchrun starts them but forked: they need not import everything anew."""
+    cwd.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def member(rank):
+        done = run(
+            cwd, *overrides, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )  # fmt: skip
+        Path(cwd, f"stderr-{rank}.txt").write_text(done.stderr)
+        os._exit(done.returncode)
+
+    context = multiprocessing.get_context("fork")
+    members = [context.Process(target=member, args=(rank,)) for rank in range(2)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(120)
+    said = "".join(f.read_text()[-2000:] for f in sorted(cwd.glob("stderr-*.txt")))
+    assert [process.exitcode for process in members] == [0, 0], said
+    return found(cwd)
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
 def test_two_processes_give_what_one_does(tmp_path, kind):
-    alone = started(tmp_path / "one", 1, *RUN, *PROTOCOLS[kind])
-    together = started(tmp_path / "two", 2, *RUN, *PROTOCOLS[kind], "compute.parallel=batches")
-    assert len(alone) == len(together) == 2
-    for ours, theirs in zip(together, alone, strict=True):
+    one = alone(tmp_path / "one", *RUN, *PROTOCOLS[kind])
+    two = together(tmp_path / "two", *RUN, *PROTOCOLS[kind], "compute.parallel=batches")
+    assert len(one) == len(two) == 2
+    for ours, theirs in zip(two, one, strict=True):
         assert (ours[0], ours[3]) == (theirs[0], theirs[3])
         assert ours[1:3] == pytest.approx(theirs[1:3], abs=100 / 719 * 2)  # two images of 719
 
@@ -107,16 +137,15 @@ SHARDED = (
 
 def test_processes_share_images_and_students(tmp_path):
     """Byte for byte what one process makes, also after one of the two is killed."""
-    alone = sorted(started(tmp_path / "one", 1, *SHARDED))
-    together = sorted(started(tmp_path / "two", 2, *SHARDED))
-    assert together == alone and len(alone) == 3
+    one = sorted(alone(tmp_path / "one", *SHARDED))
+    assert sorted(together(tmp_path / "two", *SHARDED)) == one and len(one) == 3
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
     again = tmp_path / "again"
     again.mkdir()
     launched = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(ROOT / "run.py"), *SHARDED, "sampler.steps=50"],
+         str(ROOT / "run.py"), *SHARDED],
         cwd=again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while launched.poll() is None and len(list(again.rglob("images/*/*.png"))) < 8:
@@ -126,5 +155,5 @@ def test_processes_share_images_and_students(tmp_path):
     assert launched.wait(timeout=120) != 0
     made = len(list(again.rglob("images/*/*.png")))
     assert made < 50, "killed too late to show anything"
-    assert sorted(started(again, 2, *SHARDED)) == alone
+    assert sorted(together(again, *SHARDED)) == one
     assert files(again) == files(tmp_path / "one")
