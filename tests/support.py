@@ -1,6 +1,7 @@
 """What several test modules need: composed configurations, result rows, golden files."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,6 +15,11 @@ GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"
 
 
 def composed(*overrides, name="config"):
+    return _composed(overrides, name).copy()
+
+
+@cache
+def _composed(overrides, name):
     register()
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return compose(name, overrides=list(overrides))

@@ -65,15 +65,7 @@ def test_the_same_command_does_nothing_again(finished):
     assert len(list(finished.rglob("manifest.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("pattern", "count", "unfinished"),
-    [
-        ("images/*/*.png", 15, "images/9/00009.png"),
-        ("manifest.json", 1, "results.jsonl"),
-    ],
-    ids=["sampling", "training"],
-)
-def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path, pattern, count, unfinished):
+def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path):
     """By a signal, between two writes; tests/test_resumption.py dies at each of them."""
     process = subprocess.Popen(
         command(*QUICK, *SLOW_ENOUGH),
@@ -81,12 +73,12 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path, pattern, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and len(list(tmp_path.rglob(pattern))) < count:
+    while process.poll() is None and len(list(tmp_path.rglob("*.png"))) < 15:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert not list(tmp_path.rglob(unfinished)), "killed too late to show anything"
+    assert not list(tmp_path.rglob("images/9/00009.png")), "killed too late to show anything"
     kept = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("images/*/*.png")}
 
     resumed = run(tmp_path, *QUICK, *SLOW_ENOUGH)

@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mgd3.config import identity
@@ -290,7 +290,11 @@ class Experiment:
         values = dict(o.split("=", 1) for o in job.overrides if o.startswith(("ipc=", "seed=")))
         shared = tuple(o for o in job.overrides if not o.startswith(("ipc=", "seed=")))
         if shared not in self._compositions:
-            self._compositions[shared] = composed(*shared, name="reproduce")
+            cfg = composed(*shared, name="reproduce")
+            with open_dict(cfg):  # what is large and the same for all is not copied for every job
+                cfg.paper_table = None
+                cfg.hydra = {"runtime": {"choices": dict(choices(cfg))}}
+            self._compositions[shared] = cfg
         cfg = self._compositions[shared].copy()
         for key, value in values.items():
             cfg[key] = int(value)
