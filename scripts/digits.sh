@@ -26,8 +26,8 @@ script measure images=$METHODS dataset=digits
 script report folder=$METHODS
 
 run experiment=digits_modes
-script report folder=runs/digits_modes by=[modes] plot=runs/digits_modes/sweep.png
+script report folder=runs/digits_modes by=modes plot=runs/digits_modes/sweep.png
 run experiment=digits_stop_t
-script report folder=runs/digits_stop_t by=[guidance.stop_t] plot=runs/digits_stop_t/sweep.png
+script report folder=runs/digits_stop_t by=guidance.stop_t plot=runs/digits_stop_t/sweep.png
 run experiment=digits_scale
-script report folder=runs/digits_scale by=[guidance.scale] plot=runs/digits_scale/sweep.png
+script report folder=runs/digits_scale by=guidance.scale plot=runs/digits_scale/sweep.png

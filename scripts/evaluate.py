@@ -114,11 +114,14 @@ def _scored(
     from mgd3.config import identity
     from mgd3.config.schema import choices, plain, student_seeds
     from mgd3.data.claims import claim
-    from mgd3.runtime.files import exclusive, remove_leftovers
+    from mgd3.runtime.files import content_digests, exclusive, remove_leftovers
 
     scored_by, ranks = identity.score_identity(cfg, choices(cfg)), execution.ranks
     whole = distilled.identity | scored_by
-    if (tested_on := identity.dataset_identity(cfg, choices(cfg))) != whole.get("dataset"):
+    tested_on = identity.dataset_identity(cfg, choices(cfg))
+    if test.dataset.name != distilled.manifest["dataset"]:
+        tested_on = tested_on | {"name": test.dataset.name}
+    if tested_on != whole.get("dataset"):
         whole["tested_on"] = tested_on
     data = {"train": distilled.manifest["data"]["train"], "val": contents["val"].digest}
     run_id = identity.digest(whole)
@@ -127,7 +130,9 @@ def _scored(
     with exclusive(folder) if ranks.first else nullcontext():
         if ranks.first:
             remove_leftovers(folder)
-            claim(folder / "protocol.json", scored_by, contents, Path(cfg.cache), _REMEDY)
+            files = content_digests(identity.score_files(cfg), Path(cfg.cache))
+            path, cache = folder / "protocol.json", Path(cfg.cache)
+            claim(path, scored_by, contents, cache, _REMEDY, files=files)
         ranks.wait()
         group = f"{test.dataset.name}-ipc{distilled.ipc}"
         start = partial(tracker.start, ranks.named(run_id), group, plain(cfg), folder)

@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError("plot needs by=KEY, the horizontal axis")
     if not any(folder.rglob("results.jsonl")):
         raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
-    sets = distilled_sets(folder)
+    sets = [d for d in distilled_sets(folder) if _is_ours(d)]
     dataset, name = _real_images(folder, sets, cfg.dataset.root)
     rows = read_results(folder)
     if cfg.by:
@@ -59,6 +59,15 @@ def main(cfg: DictConfig) -> None:
     Console().print(f"summary: {folder / 'summary.json'}\nreport:  {folder / 'report.html'}")
 
 
+def _is_ours(distilled: DistilledDataset) -> bool:
+    """False, with a line that says so, for a set of an earlier version."""
+    try:
+        return bool(distilled.identity)
+    except UserError as error:
+        log.warning("left out: %s", error)
+        return False
+
+
 def _real_images(
     folder: Path, sets: Sequence[DistilledDataset], root: str | None
 ) -> tuple[RealDataset | None, str]:
@@ -66,6 +75,8 @@ def _real_images(
 
     What a manifest says is taken as a choice among our own configurations, never as a class.
     """
+    if not sets:
+        return None, folder.resolve().name
     parts = {json.dumps(d.identity["dataset"], sort_keys=True): d.identity["dataset"] for d in sets}
     names = sorted({d.manifest["dataset"] for d in sets})
     if len(parts) != 1 or len(names) != 1:
@@ -75,8 +86,8 @@ def _real_images(
         )
     (part,) = parts.values()
     known = sorted(p.stem for p in Path(CONFIGS, "dataset").glob("*.yaml"))
-    if part["choice"] not in known:
-        log.warning("no map of real images: dataset=%s is not one of ours", part["choice"])
+    if part.get("choice") not in known:
+        log.warning("no map of real images: dataset=%s is not one of ours", part.get("choice"))
         return None, names[0]
     overrides = overrides_of({"dataset": part})
     if root is not None:

@@ -36,7 +36,7 @@ from mgd3.distillers.parts import Distiller
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
 from mgd3.runtime.files import (
-    content_digest,
+    content_digests,
     exclusive,
     nothing_left_behind,
     remove_leftovers,
@@ -158,10 +158,6 @@ def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:
     """Both folders say what they were made from, or refuse to be another run's."""
     cfg, cache = cell.cfg, Path(cell.cfg.cache)
     names = {info.wnid: info.name for info in cell.dataset.classes}  # classes.csv makes prompts
-    files = {
-        key: content_digest(path, cache / "inventory" / "weights.json")
-        for key, path in identity.files(cfg).items()
-    }
     train = {"train": contents["train"]} if "train" in contents else {}
     with waiting(cell.out):
         claim(
@@ -171,7 +167,7 @@ def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:
             cache,
             _REMEDY if cell.out == cell.run_dir else _REMEDY_OF_DATA,
             classes=names,
-            files=files,
+            files=content_digests(identity.set_files(cfg), cache),
         )
     if cell.students:
         claim(
@@ -180,6 +176,7 @@ def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:
             {"val": contents["val"], **(train if identity.protocol_reads_train(cfg) else {})},
             cache,
             _REMEDY if cell.out == cell.run_dir else _REMEDY_OF_DATA,
+            files=content_digests(identity.score_files(cfg), cache),
         )
 
 
@@ -211,7 +208,10 @@ def _provenance(cell: Cell, contents: Mapping[str, SplitContent]) -> dict[str, A
         "machine": machine_name(pick_device(cfg.compute.device), cell.ranks.world),
         "identity": made_from,
         "config": identity.values_for_people(cfg, made_from),
-        "data": {"train": contents["train"].digest if for_set else None},
+        "data": {
+            "train": contents["train"].digest if for_set else None,
+            "val": contents["val"].digest,
+        },
     }
     return found if "seed" in made_from else found | {"seed": None}
 

@@ -52,6 +52,11 @@ _CONTRACTS = {
     "sampler": ("steps", "__call__"),
     "finetune": ("__call__",),
     "select": ("fit", "__call__"),
+    "backbone": ("codec", "device", "precision", "class_ids", "predict"),
+    "protocol": ("name", "image_size", "labels", "recipe", "prepare", "objective"),
+    "features": ("fit",),
+    "metrics": ("fit",),
+    "tracker": ("start",),
 }
 
 
@@ -121,13 +126,15 @@ def _callback(name: str | None) -> Any:
 def _class(cfg: DictConfig, key: str) -> Any:
     """The class that a group names; `UserError` if it cannot be imported."""
     target = cfg[key].get("_target_")
+    if target is None:
+        raise UserError(f"{key}: its configuration names no class (_target_: module.Class)")
     try:
         return hydra.utils.get_class(target)
     except Exception as error:  # whatever a user's module raises
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{key}: {target} cannot be imported ({reason}); check its name, and that its folder "
-            "is in PYTHONPATH"
+            f"{key}: {target} cannot be imported ({reason}); it must be a class, check its "
+            "name, and that its folder is in PYTHONPATH"
         ) from error
 
 

@@ -18,7 +18,7 @@ from mgd3.config.identity import register
 from mgd3.config.schema import ROOT
 from mgd3.runtime.errors import CorruptFileError, UserError
 
-_MOVED = {  # keys of earlier versions, and what stands for them
+_MOVED: dict[str, str | None] = {  # keys of earlier versions, and what stands for them
     **{
         key: f"compute.{key}"
         for key in (
@@ -48,6 +48,16 @@ _MOVED = {  # keys of earlier versions, and what stands for them
 }  # fmt: skip
 
 
+_STAYED = ""
+
+
+# Options that scripts had before they spoke Hydra's dialect.
+_OLD_OPTIONS = (
+    "picture", "plot", "by", "markdown", "best", "plan", "rehearsal", "only", "out", "steps",
+    "latents", "num_modes", "epochs", "no_real", "vae", "image_size", "least", "sha256",
+)  # fmt: skip
+
+
 def command(main: Callable[[], None], positional: str | None = None) -> None:
     """Run a script's Hydra main; `positional` is the key that a bare word most likely means."""
     register()
@@ -63,14 +73,17 @@ def refuse_old_words(arguments: Sequence[str], positional: str | None = None) ->
         if argument.startswith("-"):
             follows = argument in ("--config-dir", "-cd", "--config-name", "-cn", "-cp", "-p", "-c")
             follows |= argument in ("--cfg", "--info", "-i", "--package", "--config-path")
+            word = argument.lstrip("-").partition("=")[0].replace("-", "_")
+            if word in _OLD_OPTIONS:
+                raise UserError(f"{argument} is no option any more: write {word}=VALUE")
             continue
         key, is_pair, value = argument.lstrip("+~").partition("=")
         if not is_pair and not follows and not argument.startswith("~"):
             hint = f"; write {positional}={argument}" if positional else ""
             raise UserError(f"{argument!r} is not KEY=VALUE{hint}")
         follows = False
-        if key in _MOVED:
-            now = _MOVED[key]
+        now = _moved(key)
+        if now != _STAYED:
             raise UserError(
                 f"{key} is now {now}: write {now}={value}"
                 if now
@@ -79,8 +92,21 @@ def refuse_old_words(arguments: Sequence[str], positional: str | None = None) ->
         elsewhere = any(a.startswith(("guidance=", "experiment=")) for a in arguments)
         if key == "guidance.tangent_dim" and not elsewhere:
             raise UserError(f"{key} belongs to guidance=mode_tangent: add that")
+        if key == "paper":
+            name = value.rpartition("/")[2]
+            kind, number = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
+            raise UserError(f"paper tables run as «python scripts/reproduce.py {kind}={number}»")
         if key == "only" and "=" in value:
             raise UserError(f"{argument} is now only.{value}")
+
+
+def _moved(key: str) -> str | None:
+    """The new name of a key, None for one that is gone, `_STAYED` for all others."""
+    for recipe in ("protocol.teacher.recipe.", "features.recipe.", "metrics.recipe."):
+        if key.startswith(recipe):
+            now = _MOVED.get(f"protocol.{key.removeprefix(recipe)}", _STAYED)
+            return f"{recipe}{now.removeprefix('protocol.')}" if now else now
+    return _MOVED.get(key, _STAYED)
 
 
 @contextmanager
@@ -119,7 +145,7 @@ def explained(error: Exception) -> str:
         return f"{key} is not a key of this configuration.{hint} Allowed: {allowed}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{key}: {cause.msg or cause}".splitlines()[0]
-    if table := re.search(r"experiment/(table|figure)(\d+)", str(error)):
+    if table := re.search(r"experiment/(?:paper/)?(?:mgd3/)?(table|figure)(\d+)", str(error)):
         kind, number = table.groups()
         return (
             f"experiment={kind}{number} is a {kind} of the paper, many runs; run it as «python "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from mgd3.config.schema import choices as choices_of
 from mgd3.config.schema import hydra_ready, plain, prepared
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import local_path
 
 TRAIN = "train"  # what a method reads beside groups and keys: the real training images
 _KEYS = ("ipc", "seed", "pool", "flip")
@@ -149,22 +150,30 @@ def _changed(group: str, choice: str, node: DictConfig) -> dict[str, Any]:
             continue
         default = own.get(key)
         taken = isinstance(default, str) and "${" in default
-        if taken or key not in own or default != value:
+        if taken or key not in own or _portable(default) != _portable(value):
             values[key] = _portable(value)
     return values
 
 
 def _portable(value: Any) -> Any:
-    """A file or folder by its name and size, wherever it lies; other values as they are."""
+    """A file or folder by its name and size, wherever it lies; 1.0 as 1; others as they are."""
+    if isinstance(value, list):
+        return [_portable(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    path = _named(value)
+    if path is None:
+        return value
+    if path.is_dir():
+        return f"{path.resolve().name}/, {sum(f.stat().st_size for f in path.rglob('*'))} bytes"
+    return f"{path.name}, {path.stat().st_size} bytes"
+
+
+def _named(value: Any) -> Path | None:
+    """The file or folder that a value names, if it looks like a path and something is there."""
     if not isinstance(value, str) or ("/" not in value and "." not in value):
-        return value
-    try:
-        path = Path(value).expanduser()
-        if path.is_dir():
-            return f"{path.resolve().name}/, {sum(f.stat().st_size for f in path.rglob('*'))} bytes"
-        return f"{path.name}, {path.stat().st_size} bytes" if path.is_file() else value
-    except OSError:
-        return value
+        return None
+    return local_path(value)
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,15 +197,23 @@ def _defaults(group: str, choice: str) -> dict[str, Any]:
     return dict(_leaves(OmegaConf.to_container(node, resolve=False))) if node is not None else {}
 
 
-def files(cfg: DictConfig) -> dict[str, Path]:
+def set_files(cfg: DictConfig) -> dict[str, Path]:
     """Local files among the values that make a set, by dotted key: their content counts."""
+    return _files(cfg, reads(cfg))
+
+
+def score_files(cfg: DictConfig) -> dict[str, Path]:
+    """Local files among the values that make a score, such as a teacher's weights."""
+    return _files(cfg, ["protocol"])
+
+
+def _files(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Path]:
     found = {}
-    for key in reads(cfg):
-        for name, value in _leaves(plain(cfg[key])) if key in cfg and cfg[key] is not None else ():
-            if isinstance(value, str) and ("/" in value or "." in value):
-                path = Path(value).expanduser()
-                if path.is_file():
-                    found[f"{key}.{name}"] = path
+    for key in keys:
+        for name, value in _leaves(plain(cfg[key])) if cfg.get(key) is not None else ():
+            path = None if name.endswith("_target_") else _named(value)
+            if path is not None and path.is_file():
+                found[f"{key}.{name}"] = path
     return found
 
 
@@ -224,6 +241,10 @@ def overrides_of(identity: Mapping[str, Any]) -> list[str]:
             name = f"compute.{key}" if key in _COMPUTE else key
             found.append(f"{name}={spelt(part)}")
             continue
+        if "choice" not in part:
+            raise UserError(
+                "this set was made from Python (mgd3.api), not by run.py: no command makes it again"
+            )
         found.append(f"{key}={part['choice']}")
         found += [
             f"++{key}.{name}={spelt(value)}" for name, value in part.get("values", {}).items()

@@ -15,6 +15,8 @@ from mgd3.runtime.files import read_json, write_json
 
 FORMAT = 2  # folders of earlier versions of the project have none
 _WORDS = {"train": "training", "val": "test"}
+# What a folder holds only after it was claimed.
+_AFTERWARDS = {"identity.json": ("manifest.json", "images"), "protocol.json": ("results.jsonl",)}
 
 
 def claim(
@@ -32,6 +34,8 @@ def claim(
     data = {split: asdict(content) for split, content in contents.items()}
     mine = json.loads(json.dumps({"identity": dict(identity), **more}))
     if not path.is_file():
+        if any((path.parent / name).exists() for name in _AFTERWARDS[path.name]):
+            raise _of_an_earlier_version(path.parent, remedy)
         write_json(path, {"format": FORMAT, **mine, "data": data})
         return
     try:
@@ -39,13 +43,16 @@ def claim(
     except CorruptFileError as error:
         raise UserError(f"{error}; delete it, or {remedy}") from error
     if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
-        raise UserError(
-            f"{path.parent} was made by an earlier version of this project and is left as it is: "
-            f"{remedy}"
-        )
+        raise _of_an_earlier_version(path.parent, remedy)
     _compare_values(path.parent, mine, theirs, remedy)
     for split, content in contents.items():
         _compare_images(path, split, theirs.get("data", {}).get(split), content, cache, remedy)
+
+
+def _of_an_earlier_version(folder: Path, remedy: str) -> UserError:
+    return UserError(
+        f"{folder} was made by an earlier version of this project and is left as it is: {remedy}"
+    )
 
 
 def _compare_values(

@@ -29,6 +29,7 @@ from mgd3.runtime.files import read_json, write_atomic, write_json
 from mgd3.runtime.machine import commit
 
 MANIFEST = "manifest.json"
+_NEEDED = ("dataset", "classes", "ipc", "method", "images")
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")
 
 
@@ -41,18 +42,28 @@ class DistilledDataset:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the folder says of itself; `UserError` if it has no readable manifest."""
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
         try:
-            return read_json(self.folder / MANIFEST)
+            manifest = read_json(self.folder / MANIFEST)
         except (FileNotFoundError, CorruptFileError) as error:
             raise UserError(
                 f"{self.folder} is not a finished distilled dataset: {error}"
             ) from error
+        lacking = [k for k in _NEEDED if not isinstance(manifest, dict) or k not in manifest]
+        if lacking:
+            raise UserError(
+                f"{self.folder / MANIFEST} has no {', '.join(lacking)}: it is no distilled dataset "
+                "of this project; score its images as a folder of your own (docs/data.md)"
+            )
+        return manifest
 
     @property
     def identity(self) -> dict[str, Any]:
         """What made the set, by group or key; `UserError` for one of an earlier version."""
-        identity = self.manifest.get("identity")
-        if not isinstance(identity, dict) or "data" not in self.manifest:
+        identity, data = (self.manifest.get(key) for key in ("identity", "data"))
+        if not isinstance(identity, dict) or not isinstance(data, dict) or "train" not in data:
             raise UserError(
                 f"{self.folder} was made by an earlier version of this project, whose manifest "
                 "does not say what it was made from: it is left as it is. Make it again, or score "
@@ -64,8 +75,8 @@ class DistilledDataset:
     def complete(self) -> bool:
         """True once the manifest is written and every file that it lists exists."""
         try:
-            manifest = read_json(self.folder / MANIFEST)
-        except (FileNotFoundError, CorruptFileError):
+            manifest = self._read()
+        except UserError:
             return False
         return all((self.folder / entry["file"]).is_file() for entry in manifest["images"])
 

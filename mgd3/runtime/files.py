@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mgd3.runtime.errors import CorruptFileError, UserError
 log = logging.getLogger(__name__)
 
 _TEMPORARY = ".tmp"
+_PROJECT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
@@ -112,13 +113,30 @@ def content_digest(path: Path, memory: Path) -> str:
     return known[stamp]
 
 
+def content_digests(paths: Mapping[str, Path], cache: Path) -> dict[str, str]:
+    """`content_digest` of files by key, remembered below `cache`."""
+    memory = cache / "inventory" / "weights.json"
+    return {key: content_digest(path, memory) for key, path in paths.items()}
+
+
+def local_path(value: str) -> Path | None:
+    """The file or folder that a value names, from here or from the project's root; else None."""
+    path = Path(value).expanduser()
+    try:
+        return next((p for p in (path, _PROJECT / path) if p.exists()), None)
+    except OSError:  # a name that no file system takes
+        return None
+
+
 @contextmanager
 def nothing_left_behind(run_dir: Path) -> Iterator[None]:
     """Remove a run's folder again if the run is refused before it has written anything."""
     try:
         yield
     except UserError:
-        if run_dir.is_dir() and {f.name for f in run_dir.iterdir()} <= {".hydra", "run.log"}:
+        if run_dir.is_dir() and all(
+            f.name == ".hydra" or f.suffix == ".log" for f in run_dir.iterdir()
+        ):
             shutil.rmtree(run_dir)
             above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
             for parent in run_dir.absolute().parents:

@@ -5,16 +5,19 @@ import os
 import shutil
 
 import pytest
-from conftest import QUICK, image, run
+from conftest import QUICK, ROOT, image, run
 
 from eval.results.rows import read_results
 from eval.results.tables import cells
 from mgd3.config import identity
 from mgd3.config.identity import overrides_of, register, set_identity
 from mgd3.config.schema import choices, composed
+from mgd3.data.claims import claim
+from mgd3.runtime.errors import UserError
 
 SAME, SCORES, SET = "the same folders", "another folder of scores", "another set"
 
+SHIPPED = ROOT / "mgd3/backbones/weights/dit_digits.safetensors"
 CHANGES = [  # base command, then the change
     ("", "compute.device=cpu", SAME),
     ("", "compute.batch_size=7", SAME),
@@ -23,6 +26,8 @@ CHANGES = [  # base command, then the change
     ("", "tracker=none report=false cache=elsewhere", SAME),
     ("", "students=[convnet2] student_seeds=3 first_student_seed=2", SAME),
     ("", "backbone.sampling.variance=learned", SAME),  # its value is the sampler's, unchanged
+    ("", f"backbone.weights={SHIPPED}", SAME),  # the default by its whole path
+    ("guidance.scale=1", "guidance.scale=1.0", SAME),
     ("", "seed=1", SET),
     ("", "ipc=20", SET),
     ("", "pool=2", SET),
@@ -96,6 +101,35 @@ def test_weights_count_by_what_they_are_not_where(tmp_path):
     (tmp_path / "b/w.safetensors").write_bytes(b"x" * 101)
     other = folders("backbone=dit_latent", f"backbone.weights={tmp_path / 'b/w.safetensors'}")
     assert other[0] != one[0]
+
+
+def test_the_folder_where_one_stands_does_not_count(tmp_path, monkeypatch):
+    """Shipped weights are found from anywhere."""
+    found = []
+    for place in (ROOT, tmp_path):
+        monkeypatch.chdir(place)
+        cfg = composed()
+        found.append((folders(), identity.set_files(cfg)))
+    assert found[0][0] == found[1][0]
+    assert [list(files) for _, files in found] == [["backbone.weights"]] * 2
+
+
+def test_a_teachers_weights_count_by_content(tmp_path):
+    register()
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(b"x" * 100)
+    cfg = composed("protocol=soft_label_short", f"dataset.training.teacher_weights={path}")
+    assert identity.score_files(cfg) == {"protocol.teacher.weights": path}
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [("identity.json", "manifest.json"), ("protocol.json", "results.jsonl")]
+)
+def test_content_that_nobody_claimed_is_left_alone(tmp_path, name, there):
+    (tmp_path / there).write_text("{}")
+    with pytest.raises(UserError, match="made by an earlier version of this project"):
+        claim(tmp_path / name, {"ipc": 1}, {}, tmp_path, "choose another folder")
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(

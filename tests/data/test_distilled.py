@@ -82,6 +82,15 @@ def test_an_unfinished_folder_is_refused(tmp_path):
         _ = DistilledDataset(tmp_path).manifest
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"images": []}'])
+def test_a_manifest_without_what_is_needed_is_one_message(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    distilled = DistilledDataset(tmp_path)
+    assert not distilled.complete
+    with pytest.raises(UserError, match=r"manifest\.json has no dataset, classes, ipc, method"):
+        _ = distilled.classes
+
+
 def test_a_damaged_image_counts_as_missing(distilled, tree):
     writer = DistilledWriter(distilled.folder, ImageTree("t", None, str(tree), 16), 2, 5)
     path = distilled.folder / "images/dog/00000.png"

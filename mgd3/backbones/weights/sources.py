@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from mgd3.backbones.weights.checkpoints import first_line, refuse_tensors
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.files import local_path
 
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
 _PROJECT = Path(__file__).resolve().parents[3]
@@ -62,8 +63,8 @@ def find_file(key: str, value: str) -> Path | None:
         if not path.is_file():
             raise missing(key, value, f"{path} does not exist")
         return path
-    path = Path(value).expanduser()
-    return next((p for p in (path, _PROJECT / path) if p.is_file()), None)
+    local = local_path(value)
+    return local if local is not None and local.is_file() else None
 
 
 def diffusers_source(key: str, value: object) -> str:
