@@ -64,10 +64,6 @@ class TestImages:
             self._stored[key] = self._read(*key)
         return self._stored[key]
 
-    def check(self) -> None:
-        """Raise `UserError` now rather than after hours of sampling if an image does not decode."""
-        take_inventory(self.dataset, "val", 1, self.cache, self.workers)
-
     def _read(self, size: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
         inventory = take_inventory(self.dataset, "val", 1, self.cache, self.workers)
         images = [(i, label) for label, found in enumerate(inventory) for i in found.images]

@@ -54,7 +54,6 @@ _CONTRACTS = {
     "select": ("fit", "__call__"),
     "backbone": ("codec", "device", "precision", "class_ids", "predict"),
     "protocol": ("name", "image_size", "labels", "recipe", "prepare", "objective"),
-    "features": ("fit",),
     "metrics": ("fit",),
     "tracker": ("start",),
 }

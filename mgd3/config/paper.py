@@ -1,4 +1,4 @@
-"""The `table` node of an experiment file: what a table of the paper compares and printed."""
+"""The `paper_table` node of an experiment file: what a table of the paper compares and printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLACES = ("dataset", "ipc", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """The `table` node of an experiment file; published values are percent, mean and std."""
+    """The `paper_table` node of an experiment file; published values are percent, mean and std."""
 
     caption: str
     rows: Mapping[str, Mapping[str, Any]]  # overrides by row; `students` maps names to other ones
@@ -30,30 +30,30 @@ class PaperTable:
 
     def __post_init__(self) -> None:
         for key in self.grid:
-            checks.choice("a key of table.grid", key, PLACES)
+            checks.choice("a key of paper_table.grid", key, PLACES)
         for key in PLACES:
             if not self.grid.get(key):
-                raise UserError(f"table.grid.{key} is missing; give a list")
+                raise UserError(f"paper_table.grid.{key} is missing; give a list")
         for part in (self.bands, self.errata):
             for row in part:
                 checks.choice("a row of the table", row, [*self.rows, *self.published, "table"])
         for claim in self.claims:
             for side in ("more", "than"):
-                checks.choice(f"table.claims.{side}", claim[side], list(self.rows))
+                checks.choice(f"paper_table.claims.{side}", claim[side], list(self.rows))
 
 
 def read_table(node: Mapping[str, Any]) -> PaperTable:
-    """The `table` node, checked as far as a slip of the pen goes."""
+    """The `paper_table` node, checked as far as a slip of the pen goes."""
     known = {f.name for f in fields(PaperTable)}
     for key in node:
-        checks.choice("a key of table", key, sorted(known))
+        checks.choice("a key of paper_table", key, sorted(known))
     for key in ("caption", "rows", "grid"):
         if not node.get(key):
-            raise UserError(f"table.{key} is missing")
+            raise UserError(f"paper_table.{key} is missing")
     for row, options in node["rows"].items():
         if not isinstance(options, dict):
-            raise UserError(f"table.rows.{row} must be a mapping, such as {{method: mgd3}}")
+            raise UserError(f"paper_table.rows.{row} must be a mapping, such as {{method: mgd3}}")
     for claim in node.get("claims", ()):
         if not {"more", "than"} <= set(claim):
-            raise UserError(f"table.claims: {claim} needs «more» and «than», each a row")
+            raise UserError(f"paper_table.claims: {claim} needs «more» and «than», each a row")
     return PaperTable(**node)

@@ -188,7 +188,7 @@ def test_other_overrides_make_another_table():
         ({"rows": {"plain": None}}, "table.rows.plain must be a mapping"),
         ({"claims": [{"more": "a"}]}, "needs «more» and «than»"),
         ({"colums": 1}, "'colums' is unknown"),
-        ({"grid": {"dataset": ["digits"]}}, "table.grid.ipc is missing"),
+        ({"grid": {"dataset": ["digits"]}}, "paper_table.grid.ipc is missing"),
     ],
 )
 def test_slips_in_a_table_of_ones_own_are_named(change, message):

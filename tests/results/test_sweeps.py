@@ -26,6 +26,7 @@ def sweep(tmp_path):
         write_json(
             folder / "manifest.json",
             {
+                "dataset": "digits", "classes": [],
                 "method": method, "ipc": 10, "choices": {"modes": "kmeans"},
                 "config": {"guidance": guidance}, "images": [],
             },
@@ -58,7 +59,15 @@ def test_a_key_without_two_values_is_refused(sweep):
 
 def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):
     for seed in (0, 1):
-        manifest = {"method": "mgd3", "identity": {"seed": seed}, "config": {}, "images": []}
+        manifest = {
+            "dataset": "d",
+            "classes": [],
+            "ipc": 1,
+            "method": "mgd3",
+            "identity": {"seed": seed},
+            "config": {},
+            "images": [],
+        }
         write_json(tmp_path / f"{seed}/manifest.json", manifest)
         ResultStore(tmp_path / f"{seed}/p/results.jsonl").append(row(seed=seed, last=50.0 + seed))
     rows, _ = rows_by(tmp_path, "seed")
