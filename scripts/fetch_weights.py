@@ -76,4 +76,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main, positional="backbone")
+    a_source = any("/" in word and "=" not in word for word in sys.argv[1:])
+    command(main, positional="source" if a_source else "backbone")

@@ -184,8 +184,8 @@ def test_other_overrides_make_another_table():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": None}, "table.rows is missing"),
-        ({"rows": {"plain": None}}, "table.rows.plain must be a mapping"),
+        ({"rows": None}, "paper_table.rows is missing"),
+        ({"rows": {"plain": None}}, "paper_table.rows.plain must be a mapping"),
         ({"claims": [{"more": "a"}]}, "needs «more» and «than»"),
         ({"colums": 1}, "'colums' is unknown"),
         ({"grid": {"dataset": ["digits"]}}, "paper_table.grid.ipc is missing"),
