@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import backbone, evaluation, modes, precision, sampling
-from benchmarks.measure import default_device
+from timings import backbone, evaluation, modes, precision, sampling
+from timings.stopwatch import default_device
 
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain

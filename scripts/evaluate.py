@@ -22,9 +22,9 @@ from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from eval.evaluate import Execution
     from eval.images import TestImages
     from eval.results.rows import EvalResult
+    from eval.scoring import Execution
     from mgd3.data.datasets import RealDataset
     from mgd3.data.distilled import DistilledDataset
     from mgd3.data.inventory import SplitContent
@@ -39,9 +39,9 @@ def main(cfg: DictConfig) -> None:
     """Score every set that `images` names; rows that exist are kept."""
     from rich.console import Console
 
-    from eval.evaluate import Execution
     from eval.images import TestImages
     from eval.results.tables import terminal
+    from eval.scoring import Execution
     from mgd3.config.build import build, build_execution, build_protocol
     from mgd3.config.schema import validate
     from mgd3.runtime.compute import pick_device
@@ -110,7 +110,7 @@ def _scored(
     execution: Execution,
 ) -> list[EvalResult]:
     """The rows of one set."""
-    from eval.evaluate import RunIds, score
+    from eval.scoring import RunIds, score
     from mgd3.config import identity
     from mgd3.config.schema import choices, plain, student_seeds
     from mgd3.data.claims import claim

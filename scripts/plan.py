@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from eval.evaluate import missing_rows
 from eval.reports.rates import Rates
 from eval.results.layout import Layout
+from eval.scoring import missing_rows
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol
 from mgd3.config.grid import FULL, Located

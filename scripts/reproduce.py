@@ -161,7 +161,7 @@ def launched(pending: Sequence[Located], launch: Launch) -> Problems:
 
 
 def _done(place: Located) -> bool:
-    from eval.evaluate import missing_rows
+    from eval.scoring import missing_rows
     from mgd3.data.distilled import DistilledDataset
 
     if missing_rows(place.folder, list(place.wanted)):

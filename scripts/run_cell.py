@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from eval.evaluate import Execution, RunIds, missing_rows, score
 from eval.images import TestImages
+from eval.scoring import Execution, RunIds, missing_rows, score
 from eval.students.registry import expand_students, find_student
 from mgd3.config import identity
 from mgd3.config.build import (

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import run
 
-from eval.evaluate import missing_rows
+from eval.scoring import missing_rows
 from mgd3.config.grid import Experiment
 from mgd3.config.identity import register
 

@@ -6,7 +6,6 @@ import time
 
 import torch
 
-from benchmarks.measure import Report, default_device, synchronise
 from mgd3.backbones.dit import BareDiT, DiT
 from mgd3.backbones.weights.dit_weights import build_network
 from mgd3.runtime.compute import Compute
@@ -15,6 +14,7 @@ from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
+from timings.stopwatch import Report, default_device, synchronise
 
 SIZES = {"DiT-S/2": (384, 12, 6), "DiT-XL/2": (1152, 28, 16)}  # width, depth, heads
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks.measure import Report, apart
 from mgd3.config.build import build
 from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS
 from mgd3.modes.discovery import cluster
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.tensors import load_tensors
+from timings.stopwatch import Report, apart
 
 SHAPE = (4, 32, 32)
 FINDERS = (

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import Report, apart, default_device
-from benchmarks.sampling import random_dit
 from mgd3.backbones.dit import BareDiT, DiT
 from mgd3.backbones.weights.checkpoints import read_weights
 from mgd3.backbones.weights.dit_weights import from_original
@@ -22,6 +20,8 @@ from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
+from timings.sampling import random_dit
+from timings.stopwatch import Report, apart, default_device
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden/dit_mode_guidance.pt"
 

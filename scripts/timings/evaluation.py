@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.measure import Report, apart, default_device, synchronise
 from eval.images import student_pixels
 from eval.protocols.augmentation import (
     MEAN,
@@ -34,6 +33,7 @@ from eval.protocols.soft_label import Answers, SoftTargets, soft_loss
 from eval.protocols.training import StudentTraining
 from eval.students.registry import make_student
 from mgd3.runtime.machine import keep_freed_memory
+from timings.stopwatch import Report, apart, default_device, synchronise
 
 PHOTOGRAPHS, SIZE = 100, 224
 SOFT_BATCH = 50  # RDED's at 10 images per class

@@ -13,11 +13,11 @@ import time
 import torch
 from diffusers import AutoencoderKL
 
-from benchmarks.measure import Report, apart, default_device, synchronise
-from benchmarks.sampling import SIZES, random_dit, sample
 from mgd3.backbones.codecs import VAECodec
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.machine import keep_freed_memory
+from timings.sampling import SIZES, random_dit, sample
+from timings.stopwatch import Report, apart, default_device, synchronise
 
 
 def flop(network: str, image_size: int) -> float:
