@@ -47,23 +47,31 @@ def alone(cwd, *overrides):
     return found(cwd)
 
 
+# Members are forked from a clean process that has imported everything once: this one may have
+# used autograd, whose threads do not survive a fork.
+MEMBERS = multiprocessing.get_context("forkserver")
+MEMBERS.set_forkserver_preload(["conftest", "scripts.run_cell", "sklearn.datasets"])
+
+
+def member(cwd, rank, port, overrides):
+    done = run(
+        cwd, *overrides, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+    )  # fmt: skip
+    Path(cwd, f"stderr-{rank}.txt").write_text(done.stderr)
+    os._exit(done.returncode)
+
+
 def together(cwd, *overrides):
-    """Two processes, as torchrun starts them but forked: they need not import everything anew."""
+    """Two processes, as torchrun starts them."""
     cwd.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
 
-    def member(rank):
-        done = run(
-            cwd, *overrides, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-        )  # fmt: skip
-        Path(cwd, f"stderr-{rank}.txt").write_text(done.stderr)
-        os._exit(done.returncode)
-
-    context = multiprocessing.get_context("fork")
-    members = [context.Process(target=member, args=(rank,)) for rank in range(2)]
+    members = [
+        MEMBERS.Process(target=member, args=(cwd, rank, port, overrides)) for rank in range(2)
+    ]
     for process in members:
         process.start()
     for process in members:
