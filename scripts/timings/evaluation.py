@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from eval.images import student_pixels
+from eval.protocols.answers import Answers, SoftTargets, soft_loss
 from eval.protocols.augmentation import (
     MEAN,
     STD,
@@ -29,7 +30,6 @@ from eval.protocols.augmentation import (
 )
 from eval.protocols.hard_label import HardTargets
 from eval.protocols.recipe import Cosine, Recipe, Steps
-from eval.protocols.soft_label import Answers, SoftTargets, soft_loss
 from eval.protocols.training import StudentTraining
 from eval.students.registry import make_student
 from mgd3.runtime.machine import keep_freed_memory

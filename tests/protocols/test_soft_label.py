@@ -9,8 +9,8 @@ from support import composed
 from torchvision.transforms.functional import resized_crop
 
 from eval.images import TestImages
+from eval.protocols.answers import Answers, StoredAnswers, soft_loss
 from eval.protocols.augmentation import antialiased_crop, shuffle_patches
-from eval.protocols.soft_label import Answers, StoredAnswers, soft_loss
 from eval.results.rows import read_results
 from eval.students.registry import make_student
 from mgd3.config.build import build_protocol
