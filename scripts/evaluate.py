@@ -90,13 +90,10 @@ def _check(protocol: Any, students: list[str], sets: list[DistilledDataset]) -> 
 def _contents(cfg: DictConfig, dataset: RealDataset) -> dict[str, SplitContent]:
     """What the real images are that scores depend on."""
     from mgd3.config import identity
-    from mgd3.data.inventory import content_of, take_inventory
+    from mgd3.data.inventory import contents_of
 
-    found = {}
-    for split in ("val", *(["train"] if identity.protocol_reads_train(cfg) else [])):
-        inventory = take_inventory(dataset, split, 1, Path(cfg.cache), cfg.compute.workers)
-        found[split] = content_of(dataset, inventory, Path(cfg.cache))
-    return found
+    splits = ["val", *(["train"] if identity.protocol_reads_train(cfg) else [])]
+    return contents_of(dataset, splits, Path(cfg.cache), cfg.compute.workers)
 
 
 def _scored(

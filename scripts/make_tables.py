@@ -64,7 +64,6 @@ def write_tables(experiment: Experiment) -> Path:
         write_atomic(folder / "table.tex", comparison.latex().encode())
         write_atomic(folder / "table.csv", comparison.csv().encode())
         write_json(folder / "table.json", comparison.records())
-    write_atomic(folder / "table.md", comparison.markdown().encode())
     sections = _sections(experiment)
     extra = [table for section in sections for table in section.tables]
     pages = [comparison.markdown(), *(table.markdown() for table in extra)]

@@ -31,7 +31,7 @@ from mgd3.config.schema import choices, plain, student_names, student_seeds, val
 from mgd3.data.claims import claim, earlier_folders
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
-from mgd3.data.inventory import SplitContent, content_of, take_inventory
+from mgd3.data.inventory import SplitContent, contents_of
 from mgd3.distillers.parts import Distiller
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
@@ -144,14 +144,10 @@ def _say_what_was_chosen(cfg: DictConfig) -> None:
 
 def _contents(cell: Cell) -> dict[str, SplitContent]:
     """What the real images are, by split."""
-    cfg, found = cell.cfg, {}
-    for split in ("val", "train"):
-        needed = identity.set_reads_train(cfg) or identity.protocol_reads_train(cfg)
-        if split == "train" and not needed:
-            continue
-        inventory = take_inventory(cell.dataset, split, 1, Path(cfg.cache), cfg.compute.workers)
-        found[split] = content_of(cell.dataset, inventory, Path(cfg.cache))
-    return found
+    cfg = cell.cfg
+    trained_on = identity.set_reads_train(cfg) or identity.protocol_reads_train(cfg)
+    splits = ["val", *(["train"] if trained_on else [])]
+    return contents_of(cell.dataset, splits, Path(cfg.cache), cfg.compute.workers)
 
 
 def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:

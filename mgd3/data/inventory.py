@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,17 @@ class SplitContent:
     digest: str
     images: int
     classes: dict[str, list[Any]]  # wnid: [number of images, digest]
+
+
+def contents_of(
+    dataset: RealDataset, splits: Iterable[str], cache: Path, workers: int
+) -> dict[str, SplitContent]:
+    """What the real images of some splits are; `UserError` for one that does not decode."""
+    found = {}
+    for split in splits:
+        inventory = take_inventory(dataset, split, 1, cache, workers)
+        found[split] = content_of(dataset, inventory, cache)
+    return found
 
 
 def content_of(dataset: RealDataset, inventory: Sequence[ClassImages], cache: Path) -> SplitContent:
