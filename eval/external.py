@@ -13,8 +13,8 @@ from PIL import Image
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset
-from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import write_json
+from mgd3.runtime.errors import UserError, reading
+from mgd3.storage.files import write_json
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 _WAYS: tuple[Callable[[ClassInfo], str], ...] = (
@@ -37,19 +37,19 @@ def adopt(
     Classes are named by wnid, ImageNet index, or name. `method` is what tables call the set,
     `identity` what is known of how it was made: its dataset's.
     Raises `UserError` if a class has no folder or no image, a folder no class, or a file cannot
-    be read.
+    be read or lies elsewhere.
     """
     entries: list[dict[str, Any]] = []
-    for info, place in zip(dataset.classes, _class_folders(folder, dataset), strict=True):
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    for info, place in zip(dataset.classes, _class_folders(root, dataset), strict=True):
         files = sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES)
         if not files:
             raise UserError(f"{place} holds no image; every class needs one")
         for index, file in enumerate(files):
-            _require_readable(file)
+            _require_readable(root, file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            entries.append(
-                {"file": str(file.resolve()), "wnid": info.wnid, "index": index, "sha256": digest}
-            )
+            name = str(file.relative_to(root))
+            entries.append({"file": name, "wnid": info.wnid, "index": index, "sha256": digest})
     content = "".join(entry["wnid"] + entry["sha256"] for entry in entries)
     digest = hashlib.blake2s(content.encode(), digest_size=4).hexdigest()
     out = runs / "evaluated" / dataset.name / f"{method}-{digest}"
@@ -63,17 +63,17 @@ def adopt(
         "config": {},
         "data": {"train": None},
         "classes": [asdict(c) for c in dataset.classes],
+        "elsewhere": True,  # where is for the command line to say, not for a file
         "images": entries,
     }
     write_json(out / MANIFEST, manifest)
-    return DistilledDataset(out)
+    return DistilledDataset(out, root)
 
 
-def _class_folders(folder: Path, dataset: RealDataset) -> list[Path]:
+def _class_folders(root: Path, dataset: RealDataset) -> list[Path]:
     """One folder per class, in label order."""
-    root = folder / "images" if (folder / "images").is_dir() else folder
     if not root.is_dir():
-        raise UserError(f"images={folder} is not a folder")
+        raise UserError(f"images={root} is not a folder")
     places = [f for f in sorted(root.iterdir()) if f.is_dir() and not f.name.startswith(".")]
     folders = {_plain(f.name): f for f in places}
     for name_of in _WAYS:
@@ -84,7 +84,7 @@ def _class_folders(folder: Path, dataset: RealDataset) -> list[Path]:
     first = dataset.classes[0]
     index = "" if first.imagenet_id is None else f", index {first.imagenet_id}"
     raise UserError(
-        f"images={folder} has the class folders {', '.join(list(folders)[:5])} ({len(folders)}), "
+        f"images={root} has the class folders {', '.join(list(folders)[:5])} ({len(folders)}), "
         f"which are not the {len(dataset.classes)} classes of dataset={dataset.name} by wnid, "
         f"ImageNet index or name; the first class is {first.wnid}{index}, {first.name}"
     )
@@ -96,9 +96,13 @@ def _plain(name: str) -> str:
     return name.lstrip("0") or "0" if name.isdigit() else name
 
 
-def _require_readable(file: Path) -> None:
-    try:
-        with Image.open(file) as image:
-            image.convert("RGB")  # decodes it all: half a JPEG passes Pillow's verify()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file} is not a readable image; replace or remove it") from error
+def _require_readable(root: Path, file: Path) -> None:
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"{file} is a link out of images={root}, and such links are not followed: copy the "
+            "image there, or name the folder that holds it"
+        )
+    if not file.is_file():
+        raise UserError(f"{file} is no file; remove it")
+    with reading(file, "it is not a readable image: replace or remove it"), Image.open(file) as i:
+        i.convert("RGB")  # decodes it all: half a JPEG passes Pillow's verify()

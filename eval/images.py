@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.data.pixels import from_pil
 from mgd3.runtime.batching import free_bytes
-from mgd3.runtime.cache import cached
 from mgd3.runtime.errors import CorruptFileError
-from mgd3.runtime.files import writing
 from mgd3.runtime.progress import track
+from mgd3.storage.cache import cached
+from mgd3.storage.files import whole_file
 
 
 def student_pixels(image: Image.Image, size: int, resized: int | None = None) -> Tensor:
@@ -92,7 +91,7 @@ def training_images(
     by_wnid = {c.wnid: label for label, c in enumerate(distilled.classes)}
     labels = torch.tensor([by_wnid[entry["wnid"]] for entry in entries], device=device)
     images = (student_pixels(image, size) for image, _ in distilled.images())
-    digests = [distilled.checksum(entry) for entry in entries]
+    digests = [entry["sha256"] for entry in entries]
     shape = (len(entries), 3, size, size)
     return held_or_mapped(images, shape, digests, device, cache, limit), labels
 
@@ -137,11 +136,7 @@ class MappedPixels:
     def write(self, path: Path, value: Iterable[Tensor], key: Mapping[str, str]) -> Tensor:
         """Image by image, so that they never are in memory together."""
         log.info("the training images stay on disk: %s", path)
-        part = path.with_name(f".{path.name}.part.tmp")
-        with writing(path), part.open("wb") as file:
+        with whole_file(path) as file:
             for image in value:
                 file.write(image.numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
         return self.read(path, key)

@@ -22,9 +22,9 @@ from eval.tracking import Run
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime import checks
 from mgd3.runtime.distributed import Ranks
-from mgd3.runtime.files import write_atomic
-from mgd3.runtime.machine import commit, machine_name
+from mgd3.runtime.machine import commit, library_versions, machine_name
 from mgd3.runtime.progress import progress
+from mgd3.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,11 @@ class RunIds:
     val: str  # and of the real test images
 
 
-def missing_rows(folder: Path, students: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those (student, seed) that `folder` holds no row of."""
-    store = ResultStore(folder / "results.jsonl")
+def missing_rows(
+    folder: Path, students: Sequence[tuple[str, int]], run: str | None = None
+) -> list[tuple[str, int]]:
+    """Those (student, seed) that `folder` (of `run`) holds no row of."""
+    store = ResultStore(folder / "results.jsonl", run)
     return [(student, seed) for student, seed in students if not store.has(student, seed)]
 
 
@@ -83,8 +85,8 @@ def score(
 
     `start` begins a tracker's record, if there is anything to train.
     """
-    store, ranks = ResultStore(folder / "results.jsonl"), execution.ranks
-    pending = missing_rows(folder, students)
+    store, ranks = ResultStore(folder / "results.jsonl", ids.run), execution.ranks
+    pending = missing_rows(folder, students, ids.run)
     if pending and (others := {r.commit for r in store.rows()} - {commit()}):
         log.warning("%s also holds rows of %s: the table will say so", folder, ", ".join(others))
     ranks.wait()  # all have read what is there
@@ -165,6 +167,10 @@ def evaluate_students(
                 train_seconds=round(history.train_seconds, 2),
                 test_seconds=round(history.test_seconds, 2),
                 machine=machine_name(device, ranks.world),
+                device=device.type,
+                threads=torch.get_num_threads(),
+                deterministic=torch.are_deterministic_algorithms_enabled(),
+                versions=library_versions(),
                 **shared,
             )
         )

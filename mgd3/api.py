@@ -16,9 +16,9 @@ from mgd3.distillers.parts import Sampler
 from mgd3.modes.finders import KMeansModes, ModeFinder
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
-from mgd3.runtime.files import waiting
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance
+from mgd3.storage.files import waiting
 
 
 def distil(

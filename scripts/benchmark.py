@@ -16,11 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
+import hydra
+from omegaconf import DictConfig
 from timings import backbone, evaluation, modes, precision, sampling
 from timings.stopwatch import default_device
 
@@ -64,4 +67,4 @@ def _of_device(options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command(main, positional="what")
+    command(main, positional="what", resumes=False)

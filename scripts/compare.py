@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from eval.results.layout import escaped
 from eval.results.robustness import fairness_layout
-from eval.results.rows import EvalResult, ResultStore
+from eval.results.rows import CIRCUMSTANCES, EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
 from eval.results.tables import notes
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import write_atomic
+from mgd3.runtime.text import markdown_text
+from mgd3.storage.files import write_atomic
 
 COMPONENTS = (
     "Top-1 in percent on the real test images over n students. std (n) is the papers' np.std, "
@@ -55,7 +59,7 @@ def main(cfg: DictConfig) -> None:
     ]
     sections = [(layout, text) for layout, text in sections if layout.lines]
     if cfg.markdown:
-        pages = [f"{layout.markdown()}\n{escaped(text)}\n" for layout, text in sections]
+        pages = [f"{layout.markdown()}\n{markdown_text(text)}\n" for layout, text in sections]
         write_atomic(Path(cfg.markdown), "\n".join(pages).encode())
     width = None if sys.stdout.isatty() else 240  # a pipe cuts nothing off
     console = Console(width=width, markup=False)
@@ -90,8 +94,9 @@ def read_runs(folders: Sequence[Path]) -> list[EvalResult]:
 
 def _scores(row: EvalResult) -> EvalResult:
     """The row without what may differ between two runs of one student."""
-    return replace(row, train_seconds=0.0, test_seconds=0.0, run_id="", commit="")
+    apart = {"train_seconds": 0.0, "test_seconds": 0.0, "run_id": "", "commit": ""}
+    return replace(row, **apart, **dict.fromkeys(CIRCUMSTANCES))
 
 
 if __name__ == "__main__":
-    command(main, positional="folders")
+    command(main, positional="folders", resumes=False)

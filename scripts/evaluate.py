@@ -11,11 +11,14 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
+import hydra
+from omegaconf import DictConfig
 
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
@@ -43,14 +46,12 @@ def main(cfg: DictConfig) -> None:
     from eval.results.tables import terminal
     from eval.scoring import Execution
     from mgd3.config.build import build, build_execution, build_protocol
+    from mgd3.config.run_folder import begun, record
     from mgd3.config.schema import validate
     from mgd3.runtime.compute import pick_device
     from mgd3.runtime.distributed import join
-    from mgd3.runtime.files import nothing_left_behind
-    from mgd3.runtime.machine import keep_freed_memory
 
-    keep_freed_memory()
-    with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
+    with begun(cfg) as folder:
         validate(cfg)
         dataset, tracker = (build(cfg, key) for key in ("dataset", "tracker"))
         ranks, device = join(pick_device(cfg.compute.device))
@@ -59,6 +60,8 @@ def main(cfg: DictConfig) -> None:
         students = _students(cfg)
         sets = ranks.in_turn(lambda: find_sets(cfg, dataset))
         _check(protocol, students, sets)
+    if ranks.first:
+        record(folder, cfg)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
     contents = ranks.in_turn(lambda: _contents(cfg, dataset))
     rows: list[EvalResult] = []
@@ -111,7 +114,8 @@ def _scored(
     from mgd3.config import identity
     from mgd3.config.schema import choices, plain, student_seeds
     from mgd3.data.claims import claim
-    from mgd3.runtime.files import content_digests, exclusive, remove_leftovers
+    from mgd3.storage.digests import content_digests
+    from mgd3.storage.files import exclusive, remove_leftovers
 
     scored_by, ranks = identity.score_identity(cfg, choices(cfg)), execution.ranks
     whole = distilled.identity | scored_by
@@ -127,6 +131,7 @@ def _scored(
     with exclusive(folder) if ranks.first else nullcontext():
         if ranks.first:
             remove_leftovers(folder)
+            distilled.verify(Path(cfg.cache), cfg.compute.workers)
             files = content_digests(identity.score_files(cfg), Path(cfg.cache))
             path, cache = folder / "protocol.json", Path(cfg.cache)
             claim(path, scored_by, contents, cache, _REMEDY, files=files)
@@ -148,11 +153,12 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
     from eval.reports.run_report import distilled_sets
     from mgd3.config import identity
     from mgd3.config.schema import choices
+    from mgd3.runtime import checks
 
     folder = Path(cfg.images)
     sets = distilled_sets(folder)
     if not sets:
-        name = str(cfg.title or folder.resolve().name)
+        name = checks.name("title", str(cfg.title or folder.resolve().name))
         made_from = {"dataset": identity.dataset_identity(cfg, choices(cfg))}
         return [adopt(folder, dataset, name, Path(cfg.runs), made_from)]
     wnids = [c.wnid for c in dataset.classes]
@@ -165,6 +171,7 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
                 "in their order; name its own dataset"
             )
         _ = distilled.identity  # a set of an earlier version is refused now
+        _ = distilled.path(distilled.manifest["images"][0])  # and one whose images lie elsewhere
     return sets
 
 

@@ -10,16 +10,22 @@ import logging
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 from omegaconf import DictConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mgd3.backbones.weights.download import PARTS, fetch_repository, fetch_url
-from mgd3.backbones.weights.sources import download_path, find_file, is_url
+from mgd3.backbones.weights.download import PARTS, fetch_repository, fetch_url, trust
+from mgd3.backbones.weights.sources import find_file
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
+from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.storage.downloads import download_path, is_url
 
 
 def sources(cfg: DictConfig) -> dict[str, list[str]]:
@@ -40,20 +46,21 @@ def sources(cfg: DictConfig) -> dict[str, list[str]]:
     return found | ({str(vae): ["vae"]} if vae else {})
 
 
-def fetch(source: str, parts: list[str]) -> Path:
+def fetch(source: str, parts: list[str], insecure: bool = False) -> Path:
     """The local path of a source, fetched unless it is there."""
     if is_url(source):
         from mgd3.backbones.weights.checkpoints import read_weights  # imports torch
 
         path = download_path(source)
         is_new = not path.is_file()
-        fetch_url(source, path)
+        fetch_url(source, path, insecure=insecure)
         try:
             read_weights("fetched", path)
         except UserError:
             if is_new:
                 path.unlink()
             raise
+        trust(source, path)
         return path
     local = find_file("weights", source) or Path(source).expanduser()
     if local.exists():
@@ -70,7 +77,7 @@ def main(cfg: DictConfig) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     wanted = sources(cfg)
     for source, parts in wanted.items():
-        print(f"{source}: {fetch(source, parts)}")
+        print(f"{source}: {fetch(source, parts, checks.flag('insecure', cfg.insecure))}")
     if not wanted:
         print("this backbone needs no weights")
 

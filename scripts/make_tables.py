@@ -11,12 +11,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Hydra finds our sweeper
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Hydra finds our sweeper
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.metrics.measuring import Measured, measure_sets
 from eval.metrics.set_metrics import metrics_layout
@@ -30,11 +34,12 @@ from mgd3.config.build import build, build_space
 from mgd3.config.command import command
 from mgd3.config.grid import Experiment, Located, read_request
 from mgd3.config.schema import CONFIGS, choices, plain
+from mgd3.data.claims import read_claim
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import read_json, write_atomic, write_json
+from mgd3.storage.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -247,11 +252,12 @@ def _other_protocols(place: Located) -> set[str]:
     for path in place.distilled.glob("*/protocol.json"):
         if path.parent == place.folder or not (path.parent / "results.jsonl").is_file():
             continue
-        theirs = read_json(path).get("identity", {})
+        theirs = read_claim(path)["identity"]
         mine = identity.score_identity(place.cfg, choices(place.cfg))
-        if theirs.get("protocol", {}).get("choice") != mine["protocol"]["choice"]:
+        part = theirs.get("protocol")
+        if not isinstance(part, dict) or part.get("choice") != mine["protocol"]["choice"]:
             continue  # another protocol's name is a difference of its own
-        values, others = mine["protocol"]["values"], theirs["protocol"]["values"]
+        values, others = mine["protocol"]["values"], part.get("values", {})
         changed = [k for k in values | others if values.get(k) != others.get(k)]
         changed += [k for k in ("training_precision",) if theirs.get(k) != mine[k]]
         found.add(f"{mine['protocol']['choice']} with another {', '.join(changed[:3])}")
@@ -293,4 +299,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, resumes=False)

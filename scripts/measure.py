@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.images import TestImages
 from eval.metrics.features import PixelFeatures
@@ -29,14 +32,15 @@ from eval.students.registry import expand_students
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
 from mgd3.config.command import command
+from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS, plain, student_names
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import nothing_left_behind, write_atomic, write_json
 from mgd3.runtime.machine import commit
+from mgd3.storage.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +50,13 @@ _BRIEF = ("diversity", "distance", "coverage", "Fréchet", "redundancy")
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="measure")
 def main(cfg: DictConfig) -> None:
     """Write metrics.json, metrics.md and maps.svg for each IPC below `images`."""
-    with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
+    with begun(cfg) as folder:
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
         protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
         sets = _sets_of(dataset, Path(cfg.images))
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
+    record(folder, cfg)
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
     extract: FeatureExtractor = space.fit(dataset, inventory)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
@@ -144,4 +149,4 @@ def brief(table: Layout) -> Layout:
 
 
 if __name__ == "__main__":
-    command(main, positional="images")
+    command(main, positional="images", resumes=False)

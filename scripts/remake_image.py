@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 from omegaconf import DictConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
@@ -104,7 +108,7 @@ def _modes(
 ) -> dict[str, ClassModes]:
     """The class's modes as the set keeps them; empty where nothing needs any."""
     from mgd3.modes.discovery import ClassModes, ModeFile
-    from mgd3.runtime.cache import found
+    from mgd3.storage.cache import found
 
     if not (distiller.guidance.needs_modes or distiller.start.needs_modes):
         return {}
@@ -141,7 +145,7 @@ def _write(
     import numpy as np
     from PIL import Image
 
-    from mgd3.runtime.files import write_atomic
+    from mgd3.storage.files import write_atomic
 
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -163,7 +167,7 @@ def _picture_of_steps(path: Path, distiller: GenerativeDistiller, watch: Watch) 
     from matplotlib import pyplot as plt
 
     from mgd3.data.pixels import to_pixels
-    from mgd3.runtime.files import write_atomic
+    from mgd3.storage.files import write_atomic
 
     pixels = to_pixels(torch.cat([distiller.backbone.codec.decode(x).cpu() for _, x in watch.seen]))
     figure, axes = plt.subplots(
@@ -181,4 +185,4 @@ def _picture_of_steps(path: Path, distiller: GenerativeDistiller, watch: Watch) 
 
 
 if __name__ == "__main__":
-    command(main, positional="set")
+    command(main, positional="set", resumes=False)

@@ -8,11 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.reports.curves import sweep_picture
 from eval.reports.run_report import distilled_sets, named, write_report, write_summary
@@ -28,7 +32,7 @@ from mgd3.config.schema import CONFIGS, composed
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import write_atomic
+from mgd3.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError("plot needs by=KEY, the horizontal axis")
     if not any(folder.rglob("results.jsonl")):
         raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
-    sets = [d for d in distilled_sets(folder) if _is_ours(d)]
+    sets = [d for d in distilled_sets(folder) if _can_be_shown(d)]
     dataset, name = _real_images(folder, sets, cfg.dataset.root)
     rows = read_results(folder)
     if cfg.by:
@@ -59,9 +63,10 @@ def main(cfg: DictConfig) -> None:
     Console().print(f"summary: {folder / 'summary.json'}\nreport:  {folder / 'report.html'}")
 
 
-def _is_ours(distilled: DistilledDataset) -> bool:
-    """False, with a line that says so, for a set of an earlier version."""
+def _can_be_shown(distilled: DistilledDataset) -> bool:
+    """False, with a line that says so, for a set of an earlier version or with images elsewhere."""
     try:
+        _ = distilled.path(distilled.manifest["images"][0])
         return bool(distilled.identity)
     except UserError as error:
         log.warning("left out: %s", error)
@@ -84,15 +89,11 @@ def _real_images(
             f"{folder} holds runs of {len(parts)} dataset configurations ({', '.join(names)}); "
             "name a folder with one, such as runs/digits"
         )
-    (part,) = parts.values()
-    known = sorted(p.stem for p in Path(CONFIGS, "dataset").glob("*.yaml"))
-    if part.get("choice") not in known:
-        log.warning("no map of real images: dataset=%s is not one of ours", part.get("choice"))
-        return None, names[0]
-    overrides = overrides_of({"dataset": part})
-    if root is not None:
-        overrides.append(f"dataset.root={spelt(root)}")
     try:
+        (part,) = parts.values()
+        overrides = overrides_of({"dataset": part})
+        if root is not None:
+            overrides.append(f"dataset.root={spelt(root)}")
         return build(composed(*overrides), "dataset"), names[0]
     except UserError as error:
         log.warning("no map of real images: %s", error)
@@ -100,4 +101,4 @@ def _real_images(
 
 
 if __name__ == "__main__":
-    command(main, positional="folder")
+    command(main, positional="folder", resumes=False)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,18 @@ from mgd3.config.build import (
     build_protocol,
     shares_work,
 )
+from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import choices, plain, student_names, student_seeds, validate
-from mgd3.data.claims import claim, earlier_folders
+from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import SplitContent, contents_of
 from mgd3.distillers.parts import Distiller
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
-from mgd3.runtime.files import (
-    content_digests,
-    exclusive,
-    nothing_left_behind,
-    remove_leftovers,
-    waiting,
-)
-from mgd3.runtime.machine import keep_freed_memory, machine_name
+from mgd3.runtime.machine import machine_name
+from mgd3.storage.digests import content_digests
+from mgd3.storage.files import exclusive, remove_leftovers, waiting
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +60,17 @@ class Cell:
     execution: Execution
     tracker: Any
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes the scores: the set's identity and the protocol's."""
+        chosen = choices(self.cfg)
+        return identity.set_identity(self.cfg, chosen) | identity.score_identity(self.cfg, chosen)
+
+    @property
+    def run_id(self) -> str:
+        """What every row of this run carries."""
+        return identity.digest(self.identity)
+
     @property
     def ranks(self) -> Ranks:
         """The processes of this run."""
@@ -72,9 +79,7 @@ class Cell:
 
 def run_cell(cfg: DictConfig, show: bool) -> None:
     """Distil, evaluate; each stage skips what its folder holds. `show` prints the table."""
-    keep_freed_memory()
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with nothing_left_behind(run_dir):
+    with begun(cfg) as run_dir:
         cell = _checked(cfg, run_dir)
     if cell.dataset.note:
         log.warning("dataset=%s: %s", cell.dataset.name, cell.dataset.note)
@@ -89,9 +94,12 @@ def run_cell(cfg: DictConfig, show: bool) -> None:
         contents = ranks.in_turn(lambda: _contents(cell))
         if ranks.first:
             _claim(cell, contents)
+            record(run_dir, cfg)
         ranks.wait()
         wanted = list(product(cell.students, student_seeds(cfg)))
-        if missing_rows(run_dir, wanted):  # refuse a teacher before hours of sampling, not after
+        if missing_rows(
+            run_dir, wanted, cell.run_id
+        ):  # refuse a teacher before hours of sampling, not after
             ranks.in_turn(lambda: cell.protocol.prepare(test, cell.execution.device))
         distilled = _distil(cell, contents)
         log.info("distilled dataset: %s", cell.out)
@@ -157,7 +165,7 @@ def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:
     train = {"train": contents["train"]} if "train" in contents else {}
     with waiting(cell.out):
         claim(
-            cell.out / "identity.json",
+            cell.out / OF_SET,
             identity.set_identity(cfg, choices(cfg)),
             train if identity.set_reads_train(cfg) else {},
             cache,
@@ -167,7 +175,7 @@ def _claim(cell: Cell, contents: Mapping[str, SplitContent]) -> None:
         )
     if cell.students:
         claim(
-            cell.run_dir / "protocol.json",
+            cell.run_dir / OF_SCORES,
             identity.score_identity(cfg, choices(cfg)),
             {"val": contents["val"], **(train if identity.protocol_reads_train(cfg) else {})},
             cache,
@@ -182,7 +190,9 @@ def _distil(cell: Cell, contents: Mapping[str, SplitContent]) -> DistilledDatase
     distilled = DistilledDataset(out)
     with waiting(out) if ranks.first else nullcontext():
         if ranks.first:
-            remove_leftovers(out, out / "modes", *out.glob("images/*"), *out.glob("pool/images/*"))
+            remove_leftovers(out)
+            if distilled.complete:
+                distilled.verify(Path(cfg.cache), cfg.compute.workers)
         done = ranks.agreed(ranks.first and distilled.complete, torch.device("cpu"))
         if done or not (ranks.first or shares_work(cell.distiller)):
             ranks.wait()
@@ -225,13 +235,11 @@ def _score(
     from eval.results.tables import terminal
 
     cfg, run_dir = cell.cfg, cell.run_dir
-    whole = identity.set_identity(cfg, choices(cfg)) | identity.score_identity(cfg, choices(cfg))
     data = {"train": distilled.manifest["data"]["train"], "val": contents["val"].digest}
-    run_id = identity.digest(whole)
-    ids = RunIds(run=run_id, cell=identity.cell_id(whole, data), **data)
+    ids = RunIds(run=cell.run_id, cell=identity.cell_id(cell.identity, data), **data)
     experiment = HydraConfig.get().runtime.choices.get("experiment")
     group = experiment or f"{cell.dataset.name}-ipc{cfg.ipc}"
-    start = partial(cell.tracker.start, cell.ranks.named(run_id), group, plain(cfg), run_dir)
+    start = partial(cell.tracker.start, cell.ranks.named(cell.run_id), group, plain(cfg), run_dir)
     rows = score(distilled, test, cell.protocol, wanted, run_dir, ids, start, cell.execution)
     if not cell.ranks.first:
         return

@@ -6,6 +6,12 @@ import io
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 import matplotlib
 import torch
@@ -17,8 +23,6 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from torchvision.utils import make_grid
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Codec
 from mgd3.config.command import command
@@ -26,8 +30,8 @@ from mgd3.config.schema import CONFIGS
 from mgd3.data.pixels import to_pixels
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import write_atomic
-from mgd3.runtime.tensors import load_tensors
+from mgd3.storage.files import write_atomic
+from mgd3.storage.tensors import load_tensors
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="show_modes")
@@ -66,4 +70,4 @@ def _panels(folder: Path, codec: Codec, cfg: DictConfig) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    command(main, positional="sets")
+    command(main, positional="sets", resumes=False)

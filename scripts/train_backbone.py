@@ -9,13 +9,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
 import hydra
 import torch
 from omegaconf import DictConfig
-from safetensors.torch import save
+from safetensors import safe_open
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from eval.reports.pictures import sheet
 from mgd3.backbones.codecs import make_codec
@@ -24,6 +28,7 @@ from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.weights.dit_weights import build_network, constructor_arguments, to_original
 from mgd3.config.build import build
 from mgd3.config.command import command
+from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import take_inventory
@@ -32,13 +37,13 @@ from mgd3.finetuning.loss_curves import loss_curve
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
-from mgd3.runtime.files import exclusive, write_atomic
-from mgd3.runtime.machine import keep_freed_memory
-from mgd3.runtime.tensors import tensors_digest
+from mgd3.runtime.errors import UserError, reading
 from mgd3.sampling.guidance import NoGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
+from mgd3.storage.files import exclusive, remove_leftovers, write_atomic
+from mgd3.storage.tensors import tensor_bytes, tensors_digest
 
 log = logging.getLogger(__name__)
 
@@ -90,19 +95,40 @@ def _options(cfg: DictConfig) -> tuple[TrainSettings, dict[str, Any], list[str]]
     return settings, architecture, ["none", "all"] if mirror else ["none"]
 
 
+def _refuse_another_file(out: Path, training: dict[str, Any], wnids: list[str]) -> None:
+    """`UserError` for a file that this very training has not written: it would be lost."""
+    if not out.exists():
+        return
+    with reading(out, "choose another backbone.weights"), safe_open(out, framework="pt") as file:
+        metadata = file.metadata() or {}
+        made_by = json.loads(metadata.get("training", "{}"))
+        same = json.loads(metadata.get("classes", "[]")) == wnids
+    made_by.pop("step", None)
+    if not same or made_by != training:
+        raise UserError(
+            f"backbone.weights={out} exists and comes from elsewhere or from a training with other "
+            "values: it is not overwritten; choose another name, or move it away"
+        )
+
+
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_backbone")
 def main(cfg: DictConfig) -> None:
     """Encode the images, train, and write the averaged weights where `backbone.weights` says."""
-    keep_freed_memory()
-    out = Path(str(cfg.backbone.weights)).expanduser()
-    checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
-    settings, architecture, flips = _options(cfg)
-    compute = Compute(device=cfg.compute.device)
+    with begun(cfg) as folder:
+        out = Path(str(cfg.backbone.weights)).expanduser()
+        checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
+        settings, architecture, flips = _options(cfg)
+        compute = Compute(device=cfg.compute.device)
+        dataset = build(cfg, "dataset")
+        codec = make_codec(
+            cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
+        )
+        wnids = [c.wnid for c in dataset.classes]
+        training = {**plain(cfg.train), "dataset": dataset.name}
+        _refuse_another_file(out, training, wnids)
+    record(folder, cfg)
+    remove_leftovers(out.parent)
     device = compute.torch_device
-    dataset = build(cfg, "dataset")
-    codec = make_codec(
-        cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
-    )
     latents, labels = encode(dataset, codec, cfg, flips)
     latents, labels = latents.to(device), labels.to(device)
 
@@ -114,19 +140,17 @@ def main(cfg: DictConfig) -> None:
         num_classes=len(dataset.classes),
         **architecture,
     ).to(device)
-    wnids = [c.wnid for c in dataset.classes]
     aside = out.with_suffix(".training")
 
     def on_checkpoint(trainer: Trainer) -> None:
-        training = {**plain(cfg.train), "dataset": dataset.name, "step": trainer.step}
         metadata = {
             "config": constructor_arguments(network),
             "classes": json.dumps(wnids),
-            "training": json.dumps(training),
+            "training": json.dumps({**training, "step": trainer.step}),
         }
         kind = getattr(torch, cfg.train.stored_as)
         tensors = {k: v.to(kind) for k, v in to_original(network).items()}
-        write_atomic(out, save(tensors, metadata))
+        write_atomic(out, tensor_bytes(tensors, metadata))
         images = samples(trainer, codec, wnids, compute)
         write_atomic(aside / "samples.png", sheet(images, columns=8))
         write_atomic(aside / "loss.png", loss_curve(trainer.losses))

@@ -6,21 +6,23 @@ import logging
 import sys
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mgd3.runtime.stopping import listen
+
+listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
+
+import hydra
+from omegaconf import DictConfig
 
 from eval.images import TestImages
 from eval.protocols.soft_label import SoftLabel
 from mgd3.config.build import build, build_protocol
 from mgd3.config.command import command
+from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import nothing_left_behind
-from mgd3.runtime.machine import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +30,11 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_teacher")
 def main(cfg: DictConfig) -> None:
     """A killed training goes on from its checkpoint; a finished teacher is only tested."""
-    keep_freed_memory()
-    with nothing_left_behind(Path(HydraConfig.get().runtime.output_dir)):
+    with begun(cfg) as folder:
         dataset, protocol = build(cfg, "dataset"), build_protocol(cfg)
         if not isinstance(protocol, SoftLabel):
             raise UserError(f"protocol={protocol.name} has no teacher; take protocol=soft_label")
+    record(folder, cfg)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
     teacher = protocol.prepare(test, pick_device(cfg.compute.device))
     log.info(

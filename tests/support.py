@@ -38,6 +38,15 @@ def row(method="mgd3", seed=0, student_seed=0, last=50.0, best=60.0, **other):
     )  # fmt: skip
 
 
+def manifest(**values):
+    """A manifest of one class and one image, which need not be there."""
+    image = {"file": "images/0/00000.png", "wnid": "0", "index": 0, "sha256": "0" * 64}
+    return {
+        "dataset": "digits", "ipc": 10, "seed": 0, "method": "mgd3", "config": {},
+        "classes": [{"wnid": "0", "name": "digit 0", "imagenet_id": None}], "images": [image],
+    } | values  # fmt: skip
+
+
 def cell(method, scores, paper=None, band=None, asked=3, ipc="10", **fields):
     rows = [
         row(method=method, seed=seed, student_seed=seed, best=best, last=best - 1, **fields)

@@ -6,7 +6,9 @@ from graphlib import TopologicalSorter
 import pytest
 from conftest import ROOT
 
-MGD3 = "runtime / data / backbones / modes / sampling finetuning / distillers / api config"
+MGD3 = (
+    "runtime / storage / data / backbones / modes / sampling finetuning / distillers / api config"
+)
 EVAL = "students results images tracking external / protocols / metrics / reports / scoring"
 RANK = {
     f"{top}.{name}": rank
@@ -33,9 +35,9 @@ def test_imports_go_down(path):
         there = ".".join(module.split(".")[:2])
         if module.startswith("eval."):
             assert top == "eval" and (there == package or RANK[there] < RANK[package]), module
-        if module.startswith("mgd3."):
             below = there == package or RANK[there] < RANK.get(package, 99)
-            assert there in ("mgd3.runtime", "mgd3.data") if top == "eval" else below, module
+            shared = there in ("mgd3.runtime", "mgd3.storage", "mgd3.data")
+            assert shared if top == "eval" else below, module
         if module.split(".")[0] in ("hydra", "omegaconf"):
             assert package == "mgd3.config", module
         if module.split(".")[0] == "wandb":

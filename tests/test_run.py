@@ -15,8 +15,8 @@ from eval.reports.samples import overview_panels
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.pixels import to_pixels
 from mgd3.data.previews import load_previews
-from mgd3.runtime.files import exclusive
-from mgd3.runtime.tensors import load_tensors
+from mgd3.storage.files import exclusive
+from mgd3.storage.tensors import load_tensors
 
 SLOW_ENOUGH = ("sampler.steps=150", "compute.batch_size=10", "student_seeds=2")
 

@@ -11,8 +11,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from eval.protocols.augmentation import SoftAugmentation, cutmix
-from mgd3.runtime.cache import cached
 from mgd3.runtime.seeding import stream
+from mgd3.storage.cache import cached
 
 Predict = Callable[[Tensor], Tensor]
 

@@ -21,7 +21,7 @@ from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.protocols.training import accuracy
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.tensors import tensors_digest
+from mgd3.storage.tensors import tensors_digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.runtime import checks
-from mgd3.runtime.cache import TENSORS, cached
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.progress import progress
+from mgd3.storage.cache import TENSORS, cached
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,14 @@ from torch import Generator, Tensor, nn
 from eval.protocols.augmentation import normalise
 from eval.protocols.recipe import Objective, Recipe
 from mgd3.runtime.distributed import Ranks
-from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.tensors import load_tensors, save_tensors
+from mgd3.runtime.errors import CorruptFileError, UserError, reading
+from mgd3.runtime.stopping import held
+from mgd3.storage.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINT_SECONDS = 120.0
+_LONG_EPOCH = 2.0  # seconds: longer than a signal should wait
 _TEST_BATCH = 64  # ConvNet-6 at 224 px holds 50 MB an image
 
 
@@ -74,6 +76,7 @@ class StudentTraining:
         self.checkpoint = checkpoint
         self.epoch = 0  # finished epochs
         self.history = History()
+        self._leave: Callable[[], bool] = lambda: False  # in the middle of an epoch?
         self.optimizer = recipe.make_optimizer(student)
         if checkpoint.is_file():
             self._restore()
@@ -86,23 +89,36 @@ class StudentTraining:
         on_epoch: Callable[[History], None],
     ) -> History:
         """Train on pixels (N, 3, H, W) uint8, labels (N,); test on the same kind of pair."""
-        recipe, saved = self.recipe, time.monotonic()
-        while self.epoch < recipe.epochs:
-            start = time.monotonic()
-            self.one_epoch(pixels, labels)
-            self.epoch += 1
-            self.history.train_seconds += time.monotonic() - start
-            due = self.epoch in recipe.tests
-            self.history.just_tested = due
-            if due:
+        saved, slow = time.monotonic(), False
+        with held() as asked:  # a signal waits for a checkpoint
+            while self.epoch < self.recipe.epochs:
                 start = time.monotonic()
-                self.history.tested.append((self.epoch, self.accuracy(*test)))
-                self.history.test_seconds += time.monotonic() - start
-            on_epoch(self.history)
-            if self.ranks.first and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._save()
-                saved = time.monotonic()
+                # a long epoch is not finished first: what it began with is kept instead
+                begun = self._copy() if slow and self.ranks.world == 1 else None
+                self._leave = asked if begun else lambda: False
+                if not self.one_epoch(pixels, labels):
+                    self._write(begun)
+                    break
+                slow = time.monotonic() - start > _LONG_EPOCH
+                self._end_of_epoch(start, test)
+                on_epoch(self.history)
+                stop = self.ranks.any(asked(), labels.device)
+                if stop or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    self._write(self._state())
+                    saved = time.monotonic()
+                if stop:
+                    break
         return self.history
+
+    def _end_of_epoch(self, start: float, test: tuple[Tensor, Tensor]) -> None:
+        """Count the epoch that began at `start`, and test where a test is due."""
+        self.epoch += 1
+        self.history.train_seconds += time.monotonic() - start
+        self.history.just_tested = self.epoch in self.recipe.tests
+        if self.history.just_tested:
+            start = time.monotonic()
+            self.history.tested.append((self.epoch, self.accuracy(*test)))
+            self.history.test_seconds += time.monotonic() - start
 
     def accuracy(self, pixels: Tensor, labels: Tensor) -> float:
         """Top-1 in percent on pixels (N, 3, H, W) uint8 that are already cropped."""
@@ -114,8 +130,11 @@ class StudentTraining:
         right = torch.tensor(top1 / 100 * part * len(pixels), device=labels.device).round()
         return 100 * float(self.ranks.sum(right)) / len(pixels)
 
-    def one_epoch(self, pixels: Tensor, labels: Tensor) -> None:
-        """One pass over pixels (N, 3, H, W) uint8 in an order of this epoch's own."""
+    def one_epoch(self, pixels: Tensor, labels: Tensor) -> bool:
+        """One pass over pixels (N, 3, H, W) uint8 in an order of this epoch's own.
+
+        False: a signal has ended it between two batches.
+        """
         recipe = self.recipe
         draw = self.objective.begin(self.seed, self.epoch)
         for group in self.optimizer.param_groups:
@@ -123,14 +142,17 @@ class StudentTraining:
         self.student.train()
         with _dropout_stream(draw.initial_seed() + self.ranks.rank, labels.device):
             total = self._batches(pixels, labels, draw)
+        if total is None:
+            return False
         if not total.isfinite():
             raise UserError(
                 f"the student's loss is not finite in epoch {self.epoch}; lower "
                 f"protocol.optimization.lr (now {recipe.lr})"
             )
+        return True
 
-    def _batches(self, pixels: Tensor, labels: Tensor, draw: Generator) -> Tensor:
-        """Every batch of an epoch; the sum of their losses."""
+    def _batches(self, pixels: Tensor, labels: Tensor, draw: Generator) -> Tensor | None:
+        """Every batch of an epoch; the sum of their losses, None if a signal ended it."""
         device = labels.device  # pixels may be in a file, that is on the CPU
         total = torch.zeros((), device=device)
         for rows in torch.randperm(len(pixels), generator=draw).split(self.recipe.batch_size):
@@ -142,6 +164,8 @@ class StudentTraining:
             self.ranks.sum_gradients(self.student.parameters())
             self.optimizer.step()
             total += loss.detach()
+            if self._leave():
+                return None
         return self.ranks.sum(total)
 
     def _predict(self, images: Tensor) -> Tensor:
@@ -151,26 +175,36 @@ class StudentTraining:
             return self._forward(images).float()
 
     def _state(self) -> dict[str, Tensor]:
-        """Live tensors: weights and buffers, and what the optimiser remembers of each."""
+        """Live tensors: weights and buffers, what the optimiser remembers, and the history."""
         state = {f"student.{k}": v for k, v in self.student.state_dict().items()}
         for name, parameter in self.student.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 if isinstance(value, Tensor):
                     state[f"optimizer.{key}.{name}"] = value
-        return state
-
-    def _save(self) -> None:
         tested = torch.tensor(self.history.tested, dtype=torch.float64).view(-1, 2)
         seconds = torch.tensor([self.history.train_seconds, self.history.test_seconds])
-        extra = {"epoch": torch.tensor(self.epoch), "tested": tested, "seconds": seconds}
-        save_tensors(self.checkpoint, self._state() | extra, {})
+        return state | {"epoch": torch.tensor(self.epoch), "tested": tested, "seconds": seconds}
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self._state().items()}
+
+    def _write(self, state: dict[str, Tensor] | None) -> None:
+        if self.ranks.first and state is not None:
+            save_tensors(self.checkpoint, state, {})
 
     def _restore(self) -> None:
+        fresh = {k: v.clone() for k, v in self.student.state_dict().items()}
         try:
             state = load_tensors(self.checkpoint)
+            with reading(self.checkpoint, "it is of another training", CorruptFileError):
+                self._take(state)
         except CorruptFileError as error:
             log.warning("%s; training this student from the start", error)
-            return
+            self.student.load_state_dict(fresh)
+            self.optimizer, self.epoch = self.recipe.make_optimizer(self.student), 0
+            self.history = History()
+
+    def _take(self, state: dict[str, Tensor]) -> None:
         self.epoch = int(state["epoch"])
         self.history.tested = [(int(e), top1) for e, top1 in state["tested"].tolist()]
         self.history.train_seconds, self.history.test_seconds = state["seconds"].tolist()

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.reports.paper_cell import TableCell
-from eval.results.layout import Entry, Layout, Span, csv_text, escaped, one_line, spoken
+from eval.results.layout import Entry, Layout, Span, csv_text, spoken
 from eval.results.rows import order_of
 from eval.results.statistics import Difference, compare
 from eval.results.tables import notes
+from mgd3.runtime.text import markdown_text, one_line
 
 PLACES = ("dataset", "ipc", "student")
 KEY = (
@@ -121,9 +122,9 @@ class PaperComparison:
 
     def markdown(self) -> str:
         """Everything, as a page."""
-        remarks = [f"- {escaped(note)}" for note in self.remarks_and_notes()]
+        remarks = [f"- {markdown_text(note)}" for note in self.remarks_and_notes()]
         if not self.cells:
-            return "\n".join([f"**{escaped(self.title)}**", "", *remarks]) + "\n"
+            return "\n".join([f"**{markdown_text(self.title)}**", "", *remarks]) + "\n"
         tables = [self.matrix(), self.details(), self.orderings()]
         parts = [t.markdown() for t in tables if t is not None and t.lines]
         return "\n".join([*parts, KEY, "", *remarks]) + "\n"

@@ -21,7 +21,7 @@ from eval.results.layout import Layout
 from eval.results.rows import EvalResult
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
-from mgd3.runtime.files import write_atomic
+from mgd3.storage.files import write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)

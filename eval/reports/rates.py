@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from eval.protocols.recipe import EvalProtocol
 from eval.results.rows import ResultStore
 from eval.students.registry import make_student
-from mgd3.data.distilled import MANIFEST
+from mgd3.data.claims import OF_SCORES, read_claim
+from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.batching import peak_bytes, ran_out_of_memory
-from mgd3.runtime.files import read_json
+from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import machine_name
-from mgd3.runtime.timing import StageTimes
+from mgd3.storage.timing import StageTimes
 
 _ONCE = ("check", "encode", "finetune")  # stages that later runs find done
 _PHOTOGRAPH = 1.7  # bytes of a PNG per pixel
@@ -83,7 +84,11 @@ class Rates:
         sizes: dict[str, list[float]] = defaultdict(list)
         here = machine_name(self.device)
         for path in self.runs.rglob(MANIFEST):
-            manifest = read_json(path)
+            distilled = DistilledDataset(path.parent)
+            try:
+                manifest = distilled.manifest
+            except UserError:
+                continue  # nothing to learn from
             count = len(manifest["images"])
             rows = [
                 (row, results.parent)
@@ -92,14 +97,13 @@ class Rates:
                 if row.machine == here
             ]
             for row, folder in rows:
-                scored = read_json(folder / "protocol.json").get("identity", {})
-                size = scored.get("protocol", {}).get("values", {}).get("image_size")
+                size = _image_size(folder / OF_SCORES)
                 spent = (row.train_seconds + row.test_seconds) / (row.epochs * count)
                 training[row.student, row.protocol, size].append(spent)
-            first = path.parent / manifest["images"][0]["file"]
-            if first.is_file():
+            first = None if manifest.get("elsewhere") else distilled.path(manifest["images"][0])
+            if first is not None and first.is_file():
                 sizes[manifest["dataset"]].append(first.stat().st_size)
-            if manifest.get("machine") == here and "identity" in manifest:
+            if manifest.get("machine") == here and manifest.get("identity"):
                 backbone = manifest["identity"].get("backbone")
                 stages = StageTimes(path.parent / "times.json").read()
                 spent = sum(s for stage, s in stages.items() if stage not in _ONCE)
@@ -129,6 +133,15 @@ class Rates:
                 return self._tried(student, size, num_classes, batch // 2)
             self._steps[key] = Step(seconds=(time.monotonic() - start) / batch, bytes=peak)
         return self._steps[key]
+
+
+def _image_size(claim: Path) -> Any:
+    """The size that a folder's students were trained at, as far as it says."""
+    try:
+        part = read_claim(claim)["identity"].get("protocol")
+        return part["values"].get("image_size") if isinstance(part, dict) else None
+    except (FileNotFoundError, UserError, KeyError, AttributeError):
+        return None
 
 
 def _side(backbone: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ from eval.results.tables import explanation, layout, minus_unguided
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.data.previews import load_previews
-from mgd3.runtime.files import write_atomic, write_json
+from mgd3.storage.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -82,7 +82,7 @@ def write_report(
         table=layout(rows),
         explanation=explanation(rows),
         classes=class_sheets(first),
-        embedding=embedding_picture(dataset, first) if dataset else "",
+        embedding=embedding_picture(dataset, first) if dataset and first else "",
         costs=cost_layout(*named(sets, rows)),
         config=json.dumps({m: d.manifest["config"] for m, d in first.items()}, indent=2),
         commit=", ".join(order_of(r.commit for r in rows)),
@@ -92,6 +92,8 @@ def write_report(
 
 def class_sheets(first: Mapping[str, DistilledDataset]) -> list[dict[str, Any]]:
     """Per class: one strip for each named set, and the modes' centroids and nearest real images."""
+    if not first:
+        return []
     classes = next(iter(first.values())).classes
     images = {method: first_images(d) for method, d in first.items()}
     shown = with_previews(first)

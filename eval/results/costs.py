@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from eval.results.layout import Layout
 from eval.results.rows import EvalResult, order_of
 from mgd3.data.distilled import DistilledDataset
-from mgd3.runtime.timing import StageTimes
+from mgd3.storage.timing import StageTimes
 
 
 def cost_layout(

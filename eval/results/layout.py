@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mgd3.runtime.text import markdown_text, one_line
+
 Style = Literal["plain", "ours", "paper"]
 
 PLACE = ("dataset", "ipc", "protocol", "student")  # where accuracies compare
@@ -24,8 +25,6 @@ _MARKDOWN = {"plain": "{}", "ours": "**{}**", "paper": "*{}*"}
 _TERMINAL = {"plain": "", "ours": "bold", "paper": "italic"}
 _LATEX = {"plain": "{}", "ours": r"\textbf{{{}}}", "paper": r"\textit{{{}}}"}
 
-# Of marks that mean something between words alone, only those: «0.0*» and hard_label stay legible.
-_MARKDOWN_MARKS = re.compile(r"[\\`|~<]|\*(?=\S)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|&(?=#?\w+;)")
 _LATEX_MARKS = str.maketrans(
     {
         **{mark: f"\\{mark}" for mark in "&%_#${}"},
@@ -104,9 +103,11 @@ class Layout:
         title = Text(one_line(self.title), style="table.title")
         table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for header in self.headers:
-            table.add_column(Text(header), overflow="fold")
+            table.add_column(Text(one_line(header)), overflow="fold")
         for line in self.lines:
-            pieces = [[(s.text, _TERMINAL[s.style]) for s in spans(entry)] for entry in line]
+            pieces = [
+                [(one_line(s.text), _TERMINAL[s.style]) for s in spans(entry)] for entry in line
+            ]
             table.add_row(*(Text.assemble(*entry) for entry in pieces))
         return table
 
@@ -144,16 +145,6 @@ def spoken(place: str, value: str) -> str:
     return f"ipc {value}" if place == "ipc" else value
 
 
-def one_line(text: str) -> str:
-    """Text without line breaks."""
-    return " ".join(text.splitlines())
-
-
-def escaped(text: str) -> str:
-    """Text as one line of Markdown."""
-    return _MARKDOWN_MARKS.sub(r"\\\g<0>", one_line(text))
-
-
 def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
     """Records as CSV; text that a spreadsheet would run as a formula gets an apostrophe."""
     buffer = io.StringIO()
@@ -164,7 +155,7 @@ def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _markdown(entry: Entry) -> str:
-    return "".join(_MARKDOWN[s.style].format(escaped(s.text)) for s in spans(entry))
+    return "".join(_MARKDOWN[s.style].format(markdown_text(s.text)) for s in spans(entry))
 
 
 def _latex(entry: Entry) -> str:
@@ -174,7 +165,8 @@ def _latex(entry: Entry) -> str:
 
 
 def _inert(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(tuple("=+-@\t\r")):
+    value = one_line(value) if isinstance(value, str) else value
+    if not isinstance(value, str) or not value.startswith(tuple("=+-@")):
         return value
     try:
         float(value)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from mgd3.runtime.files import waiting, writing
+from pydantic import Field
+
+from mgd3.runtime.errors import UserError
+from mgd3.storage.documents import Count, Name, Number, Percent, fitting
+from mgd3.storage.files import waiting, writing
 
 T = TypeVar("T", bound=Hashable)
 log = logging.getLogger(__name__)
+
+_REMEDY = "take that line out and run the same command: the student is trained again"
 
 RANDOM, FULL, UNGUIDED = "random", "full", "unguided"  # the roles that others are held against
 
@@ -22,27 +29,31 @@ RANDOM, FULL, UNGUIDED = "random", "full", "unguided"  # the roles that others a
 class EvalResult:
     """One student; accuracies in percent of the real test images."""
 
-    dataset: str
-    ipc: int
-    method: str
-    protocol: str
+    dataset: Name
+    ipc: Annotated[int, Field(ge=1)]
+    method: Name
+    protocol: Name
     student: str
-    distill_seed: int | None  # None: the method has no seed, its set is one
-    student_seed: int
-    top1_last: float  # after the last epoch
-    top1_best: float  # the best of all tests, as the papers report
-    tests: int  # how many tests `top1_best` chose from
-    test_images: int
-    epochs: int
-    train_seconds: float
-    test_seconds: float
+    distill_seed: Count | None  # None: the method has no seed, its set is one
+    student_seed: Count
+    top1_last: Percent  # after the last epoch
+    top1_best: Percent  # the best of all tests, as the papers report
+    tests: Count  # how many tests `top1_best` chose from
+    test_images: Count
+    epochs: Count
+    train_seconds: Number
+    test_seconds: Number
     run_id: str
     cell_id: str  # digest of the configuration without its seeds: rows of one table cell
     commit: str
     dataset_note: str | None = None
     teacher: str | None = None  # whose answers the student learned; None: the classes themselves
-    teacher_top1: float | None = None
+    teacher_top1: Percent | None = None
     machine: str | None = None  # what trained it
+    device: str | None = None  # cpu or cuda
+    threads: int | None = None  # that shared one operation: sums in another order round apart
+    deterministic: bool | None = None  # compute.deterministic
+    versions: str | None = None  # of Python and the libraries that a score depends on
     role: str | None = None  # the method's part in comparisons: random, full or unguided
     labels: str = (
         "hard"  # what students learn: the classes («hard»), or a teacher's answers («soft»)
@@ -68,15 +79,34 @@ class EvalResult:
         return *self.cell, self.distill_seed, self.student_seed
 
 
+CIRCUMSTANCES = ("machine", "device", "threads", "deterministic", "versions")  # of a training
+
+
 class ResultStore:
     """`results.jsonl`, append-only; a line cut short by a kill is dropped and its student rerun."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, run: str | None = None) -> None:
+        """`run` is the id that all rows must have; None takes what the folder's name says."""
+        self.path, self.run = path, run
 
     def rows(self) -> list[EvalResult]:
-        """Every whole row."""
-        return [row for line in self._lines() if (row := _parse(line)) is not None]
+        """Every row; `UserError` for a line that is none, or a row of another run."""
+        lines = enumerate(self._lines(), start=1)
+        rows = [self._parsed(number, line) for number, line in lines if line.strip()]
+        for number, row in enumerate(rows, start=1):
+            named = re.fullmatch(
+                f"{re.escape(row.protocol)}-([0-9a-f]{{8}})", self.path.parent.name
+            )
+            run = self.run or (named[1] if named else rows[0].run_id)
+            if row.run_id != run:
+                raise UserError(
+                    f"{self.path}, row {number}, is of run {row.run_id}, but this folder is run "
+                    f"{run}'s: the file was edited or comes from elsewhere; {_REMEDY}"
+                )
+        return rows
+
+    def _parsed(self, number: int, line: str) -> EvalResult:
+        return fitting(line, EvalResult, f"{self.path}, line {number}", _REMEDY)
 
     def has(self, student: str, student_seed: int) -> bool:
         """Is this student done?"""
@@ -98,7 +128,7 @@ class ResultStore:
         if not self.path.is_file():
             return []
         whole, _, _ = self.path.read_bytes().rpartition(b"\n")  # what follows was cut short
-        return whole.decode(errors="replace").splitlines()
+        return whole.decode(errors="replace").split("\n")
 
     def _drop_torn_line(self) -> None:
         if not self.path.is_file():
@@ -122,12 +152,3 @@ def read_results(folder: Path) -> list[EvalResult]:
 def order_of(values: Iterable[T]) -> list[T]:
     """Distinct values in order of first appearance."""
     return list(dict.fromkeys(values))
-
-
-def _parse(line: str) -> EvalResult | None:
-    try:
-        values = json.loads(line)
-        known = {f.name for f in fields(EvalResult)}
-        return EvalResult(**{name: value for name, value in values.items() if name in known})
-    except (ValueError, AttributeError, TypeError):
-        return None

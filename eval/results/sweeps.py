@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.rows import EvalResult, read_results
-from mgd3.data.distilled import MANIFEST
+from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import read_json
 
 Value = str | float
 
@@ -74,7 +73,9 @@ def _with_manifests(folder: Path) -> list[tuple[EvalResult, dict[str, Any]]]:
     """Each row with the manifest of the set that it was trained on."""
     manifests: dict[tuple, dict[str, Any]] = {}
     for path in sorted(folder.rglob("results.jsonl")):
-        nearest = next(p for p in path.parents if (p / MANIFEST).is_file())
-        manifest = read_json(nearest / MANIFEST)
+        nearest = next((p for p in path.parents if (p / MANIFEST).is_file()), None)
+        if nearest is None:
+            raise UserError(f"{path} belongs to no distilled dataset: no {MANIFEST} above it")
+        manifest = DistilledDataset(nearest).manifest
         manifests |= {row.key: manifest for row in read_results(path.parent)}
     return [(row, manifests[row.key]) for row in read_results(folder)]

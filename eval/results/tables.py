@@ -8,9 +8,10 @@ from rich.console import Group
 from rich.text import Text
 
 from eval.results.cells import Cell, cells, in_order, places
-from eval.results.layout import Layout, escaped, folded
+from eval.results.layout import Layout, folded
 from eval.results.rows import UNGUIDED, EvalResult, order_of
 from eval.results.statistics import Difference, paired, scores_by_set
+from mgd3.runtime.text import markdown_text
 
 
 def layout(rows: Sequence[EvalResult]) -> Layout:
@@ -49,7 +50,7 @@ def minus_unguided(rows: Sequence[EvalResult], found: Sequence[Cell]) -> list[Di
 
 def markdown(rows: Sequence[EvalResult]) -> str:
     """The table as Markdown, with a line that says what the numbers are."""
-    return f"{layout(rows).markdown()}\n{escaped(explanation(rows))}\n"
+    return f"{layout(rows).markdown()}\n{markdown_text(explanation(rows))}\n"
 
 
 def terminal(rows: Sequence[EvalResult]) -> Group:
@@ -79,7 +80,25 @@ def notes(rows: Sequence[EvalResult]) -> list[str]:
     commits = order_of(r.commit for r in rows)
     if len(commits) > 1:
         found.append(f"Warning: rows of {len(commits)} commits stand here: {', '.join(commits)}.")
+    for what, names in _circumstances(rows).items():
+        found.append(
+            f"Warning: rows of different {what} stand here ({'; '.join(names)}): the same student "
+            "may score apart by rounding."
+        )
     return found
+
+
+def _circumstances(rows: Sequence[EvalResult]) -> dict[str, list[str]]:
+    """What the rows were not all trained with, as far as known."""
+    several = {}
+    for what, key in (
+        ("machines", "machine"), ("thread counts", "threads"), ("versions", "versions"),
+        ("compute.deterministic", "deterministic"),
+    ):  # fmt: skip
+        values = order_of(v for r in rows if (v := getattr(r, key)) is not None)
+        if len(values) > 1:
+            several[what] = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    return several
 
 
 def _alike(one: Cell, other: Cell) -> bool:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Annotated
 
 from diffusers import DiTTransformer2DModel
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from mgd3.backbones.codecs import make_codec
@@ -24,7 +27,7 @@ from mgd3.backbones.weights.sources import diffusers_source, find_file, load_pre
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, reading
 
 
 class BareDiT:
@@ -50,6 +53,12 @@ class BareDiT:
             out = self._compiled(x_t, timestep=t, class_labels=class_ids, return_dict=False)[0]
         eps, *variance = out.float().split(x_t.shape[1], dim=1)
         return Prediction(eps=eps, variance=variance[0] if variance else None)
+
+
+class _Config(BaseModel):
+    """What a file's metadata says of its network."""
+
+    num_heads: Annotated[int, Field(ge=1)] | None = None
 
 
 class DiT:
@@ -85,12 +94,8 @@ class DiT:
                 raise UserError(f"{self._name} is a {type(network).__name__}, not a DiT")
             as_trained(network)
         else:
-            tensors, metadata = read_weights("backbone.weights", self._path)
-            config = metadata_json(metadata, "config") or {}
-            network = from_original(tensors, config.get("num_heads", self.num_heads), self._name)
-            if "num_heads" not in config:
-                require_published_heads(tensors, self.num_heads, self._name)
-            trained_on = metadata_json(metadata, "classes")
+            with reading(self._path, "fetch the file again, or give another backbone.weights"):
+                network, trained_on = self._from_file(self._path)
         factor, size = self.codec.downsampling, network.config.sample_size
         if self.codec.image_size != size * factor:
             raise UserError(
@@ -100,6 +105,23 @@ class DiT:
                 f"set backbone.image_size={size * factor}"
             )
         return BareDiT(self.compute.place(network), self.compute), trained_on
+
+    def _from_file(self, path: Path) -> tuple[DiTTransformer2DModel, list[str] | None]:
+        """The network of one weight file and, where it says so, the wnids of its label rows."""
+        tensors, metadata = read_weights("backbone.weights", path)
+        config = metadata_json(metadata, "config", _Config, self._name)
+        heads = self.num_heads if config is None else config.num_heads or self.num_heads
+        network = from_original(tensors, heads, self._name)
+        if config is None or config.num_heads is None:
+            require_published_heads(tensors, self.num_heads, self._name)
+        trained_on = metadata_json(metadata, "classes", list[str], self._name)
+        rows = network.config.num_embeds_ada_norm
+        if trained_on is not None and len(trained_on) != rows:
+            raise UserError(
+                f"{self._name}: its metadata names {len(trained_on)} classes, its network has "
+                f"{rows}; fetch the file again"
+            )
+        return network, trained_on
 
     @property
     def _name(self) -> str:

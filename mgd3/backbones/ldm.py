@@ -18,7 +18,7 @@ from mgd3.backbones.weights.sources import find_file
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, reading
 
 
 class LDM:
@@ -53,7 +53,8 @@ class LDM:
 
     @cached_property
     def _loaded(self) -> LDMNetworks:
-        return load_ldm(self._path, self.num_heads, self._cache)
+        with reading(self._path, "fetch the file again, or give another backbone.weights"):
+            return load_ldm(self._path, self.num_heads, self._cache)
 
     @cached_property
     def network(self) -> nn.Module:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd3.backbones.weights.checkpoints import first_line
 from mgd3.backbones.weights.sources import hub_reachable, load_pretrained
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.compute import Compute
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mgd3.config.identity import register
 from mgd3.config.schema import ROOT
 from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.stopping import Stopped, received
+from mgd3.storage.files import REFUSALS
 
 _MOVED: dict[str, str | None] = {  # keys of earlier versions, and what stands for them
     **{
@@ -58,10 +62,14 @@ _OLD_OPTIONS = (
 )  # fmt: skip
 
 
-def command(main: Callable[[], None], positional: str | None = None) -> None:
-    """Run a script's Hydra main; `positional` is the key that a bare word most likely means."""
+def command(main: Callable[[], None], positional: str | None = None, resumes: bool = True) -> None:
+    """Run a script's Hydra main; `positional` is the key that a bare word most likely means.
+
+    `resumes` says whether the same command goes on where a signal has stopped it.
+    """
     register()
-    with errors_for_people():
+    logging.raiseExceptions = False  # a full disk loses a line of the log, not the screen
+    with errors_for_people(resumes):
         refuse_old_words(sys.argv[1:], positional)
         main()
 
@@ -78,6 +86,11 @@ def refuse_old_words(arguments: Sequence[str], positional: str | None = None) ->
                 raise UserError(f"{argument} is no option any more: write {word}=VALUE")
             continue
         key, is_pair, value = argument.lstrip("+~").partition("=")
+        if is_pair and not value and not argument.startswith("~"):
+            raise UserError(
+                f"{argument} has no value (a variable that is not set?); give one, or leave "
+                f"{key} out; an empty text is written {key}='\"\"'"
+            )
         if not is_pair and not follows and not argument.startswith("~"):
             hint = f"; write {positional}={argument}" if positional else ""
             raise UserError(f"{argument!r} is not KEY=VALUE{hint}")
@@ -110,7 +123,7 @@ def _moved(key: str) -> str | None:
 
 
 @contextmanager
-def errors_for_people() -> Iterator[None]:
+def errors_for_people(resumes: bool = True) -> Iterator[None]:
     """Print what a user can mend in one paragraph, exit with 1; a bug shows its traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra swallows the exception's type
     try:
@@ -120,13 +133,42 @@ def errors_for_people() -> Iterator[None]:
     except CorruptFileError as error:
         _exit(f"{error}; delete it and run the same command to make it again")
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(explained(error))
+        _exit(str(_mistake_behind(error) or explained(error)))
     except OSError as error:
-        if not _raised_by_hydra(error):
+        if not (error.errno in REFUSALS or _raised_by_hydra(error)):
             raise
-        _exit(f"hydra.run.dir: cannot make {error.filename}: {error.strerror}; choose another")
-    except KeyboardInterrupt:
-        _exit("interrupted; the same command goes on where this one stopped", status=130)
+        reason = REFUSALS.get(error.errno or 0, f"{error.strerror}; choose another hydra.run.dir")
+        _exit(f"{error.filename or 'a file of this run'}: {reason}")
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        operation = str(error).split(" does not have")[0]
+        _exit(
+            f"compute.deterministic=true: {operation} has no deterministic form on this device; "
+            "take compute.device=cpu or another student, or leave compute.deterministic=false"
+        )
+    except KeyboardInterrupt as error:
+        _end(error.signal if isinstance(error, Stopped) else signal.SIGINT, resumes)
+    except Exception:
+        if not received():  # else what a process leaves behind that others waited for
+            raise
+        _end(received(), resumes)
+
+
+def _end(number: int, resumes: bool) -> None:
+    after = (
+        "goes on where this one stopped"
+        if resumes
+        else "begins again: nothing half-written is left"
+    )
+    _exit(f"{Stopped(number)}; the same command {after}", status=128 + number)
+
+
+def _mistake_behind(error: BaseException | None) -> UserError | None:
+    """What a resolver of ours has refused, behind Hydra's own words for it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def explained(error: Exception) -> str:

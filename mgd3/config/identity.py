@@ -11,24 +11,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from mgd3.config.schema import choices as choices_of
 from mgd3.config.schema import hydra_ready, plain, prepared
+from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import local_path
+from mgd3.runtime.text import is_printable
+from mgd3.storage.files import local_path
 
 TRAIN = "train"  # what a method reads beside groups and keys: the real training images
 _KEYS = ("ipc", "seed", "pool", "flip")
 _COMPUTE = ("precision", "training_precision")  # what of compute= moves a result, if by rounding
-_SKIPPED = ("_target_", "reads", "version", "role", "name")
+_GROUPS = (
+    "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
+    "select", "sampler", "protocol", "metrics",
+)  # fmt: skip
+_ONLY_DATA = (
+    "what is read from a file is data, never a class or code; name one of your own on the command "
+    "line (with=[…], a configuration of yours)"
+)
+_SKIPPED = ("reads", "version", "role", "name")
 # What a group holds for others, whose own values show it where they take it.
 _FOR_OTHERS = {
     "dataset": ("root", "student_size", "students", "mirror", "training", "skip_broken"),
@@ -40,6 +52,7 @@ _FOR_OTHERS = {
 def register() -> None:
     """Make our resolvers known; call before Hydra composes anything."""
     OmegaConf.register_new_resolver("prepared", prepared, replace=True)
+    OmegaConf.register_new_resolver("name", checks.name, replace=True)
     OmegaConf.register_new_resolver(
         "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True
     )
@@ -113,6 +126,12 @@ def folders(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[str, str]:
 
     The set's folder is names for people, then the digest of its identity.
     """
+    for key in ("dataset", "method", "protocol"):
+        if cfg.get(key) is None:
+            raise UserError(f"{key}=null leaves out what no run can do without; name one")
+        checks.name(f"{key}.name", str(cfg[key].name))
+    if not cfg.runs:
+        raise UserError("runs has no value: give the folder that run folders lie in")
     identity = set_identity(cfg, choices)
     parts = [cfg.dataset.name, cfg.method.name]
     if "ipc" in identity:
@@ -234,22 +253,46 @@ def values_for_people(cfg: DictConfig, identity: Mapping[str, Any]) -> dict[str,
 
 
 def overrides_of(identity: Mapping[str, Any]) -> list[str]:
-    """run.py's arguments that give this identity again (without paths, which it does not hold)."""
+    """run.py's arguments that give this identity again (without paths, which it does not hold).
+
+    An identity is read from a file, which may be anybody's: it is a choice among the
+    configurations that are here, and plain values of theirs. Raises `UserError` for anything that
+    would be imported, looked up or resolved.
+    """
     found = []
     for key, part in identity.items():
         if not isinstance(part, Mapping):
             name = f"compute.{key}" if key in _COMPUTE else key
-            found.append(f"{name}={spelt(part)}")
+            checks.choice("a key of an identity", key, (*_KEYS, *_COMPUTE))
+            found.append(f"{name}={_plain_value(key, part)}")
             continue
         if "choice" not in part:
             raise UserError(
                 "this set was made from Python (mgd3.api), not by run.py: no command makes it again"
             )
-        found.append(f"{key}={part['choice']}")
-        found += [
-            f"++{key}.{name}={spelt(value)}" for name, value in part.get("values", {}).items()
-        ]
+        checks.choice("a group of an identity", key, _GROUPS)
+        with hydra_ready():
+            known = GlobalHydra.instance().config_loader().get_group_options(key)
+        found.append(f"{key}={checks.choice(f'{key} of an identity', part['choice'], known)}")
+        for name, value in part.get("values", {}).items():
+            if not re.fullmatch(r"[a-zA-Z]\w*(\.\w+)*", name) or "._" in name:
+                raise UserError(f"an identity may not set {key}.{name}: {_ONLY_DATA}")
+            found.append(f"++{key}.{name}={_plain_value(f'{key}.{name}', value)}")
     return found
+
+
+def _plain_value(key: str, value: Any) -> str:
+    """A value from a file as Hydra's command line takes it; `UserError` if it is more than data."""
+    for leaf in value if isinstance(value, list) else [value]:
+        if not isinstance(leaf, str | int | float | bool | None):
+            raise UserError(f"an identity may not set {key}={leaf!r}: {_ONLY_DATA}")
+        if not isinstance(leaf, str):
+            continue
+        named = key.rpartition(".")[2] in ("student", "students")
+        own = named and "." in leaf and not leaf.startswith("timm/")
+        if own or "${" in leaf or not is_printable(leaf):
+            raise UserError(f"an identity may not set {key}={leaf!r}: {_ONLY_DATA}")
+    return spelt(value)
 
 
 def spelt(value: Any) -> str:

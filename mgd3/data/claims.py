@@ -7,16 +7,34 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from mgd3.data.inventory import SplitContent, changed_images
-from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.files import read_json, write_json
+from mgd3.runtime.errors import UserError
+from mgd3.storage.documents import Count, Sha256, read_document
+from mgd3.storage.files import write_json
 
 FORMAT = 2  # folders of earlier versions of the project have none
 _WORDS = {"train": "training", "val": "test"}
+OF_SET, OF_SCORES = "identity.json", "protocol.json"
 # What a folder holds only after it was claimed.
-_AFTERWARDS = {"identity.json": ("manifest.json", "images"), "protocol.json": ("results.jsonl",)}
+_AFTERWARDS = {OF_SET: ("manifest.json", "images"), OF_SCORES: ("results.jsonl",)}
+
+
+class _Split(BaseModel):
+    digest: str
+    images: Count
+    classes: dict[str, tuple[Count, str]]
+
+
+class _Claim(BaseModel):
+    format: Literal[FORMAT]  # type: ignore[valid-type]
+    identity: dict[str, Any]
+    data: dict[str, _Split]
+    classes: dict[str, str] | None = None
+    files: dict[str, Sha256] | None = None
 
 
 def claim(
@@ -38,15 +56,19 @@ def claim(
             raise _of_an_earlier_version(path.parent, remedy)
         write_json(path, {"format": FORMAT, **mine, "data": data})
         return
-    try:
-        theirs = read_json(path)
-    except CorruptFileError as error:
-        raise UserError(f"{error}; delete it, or {remedy}") from error
-    if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
-        raise _of_an_earlier_version(path.parent, remedy)
+    theirs = read_claim(path, remedy)
     _compare_values(path.parent, mine, theirs, remedy)
     for split, content in contents.items():
-        _compare_images(path, split, theirs.get("data", {}).get(split), content, cache, remedy)
+        _compare_images(path, split, theirs["data"].get(split), content, cache, remedy)
+
+
+def read_claim(path: Path, remedy: str = "get it again") -> dict[str, Any]:
+    """What a folder says that it was made from; `UserError` for a file of another structure."""
+    remedy = f"put the old file back, or {remedy}"
+    theirs = read_document(path, dict[str, Any], remedy)
+    if "format" not in theirs:
+        raise _of_an_earlier_version(path.parent, remedy)
+    return read_document(path, _Claim, remedy)
 
 
 def _of_an_earlier_version(folder: Path, remedy: str) -> UserError:
@@ -105,9 +127,8 @@ def earlier_folders(runs: Path, dataset: str, method: str) -> list[Path]:
     found = []
     for path in [*(runs / dataset / method).glob("*/*/identity.json")]:
         try:
-            content = read_json(path)
-        except CorruptFileError:
+            if "format" not in read_document(path, dict[str, Any], ""):
+                found.append(path.parent)
+        except UserError:
             continue
-        if not isinstance(content, dict) or "format" not in content:
-            found.append(path.parent)
     return found

@@ -4,7 +4,10 @@ images/<wnid>/<index:05d>.png    RGB; readable by torchvision's ImageFolder and 
                                  Hugging Face's load_dataset("imagefolder")
 manifest.json                    classes in label order, configuration, checksums; written last,
                                  so a folder with a manifest is complete
+images.sha256                    until then: what was written, so that nothing else is taken for it
 README.md                        dataset card
+
+A folder may come from anybody: its manifest is data, and no path in it leads out of the folder.
 """
 
 from __future__ import annotations
@@ -12,52 +15,118 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
-from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.files import read_json, write_atomic, write_json
+from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.machine import commit
+from mgd3.runtime.text import markdown_text
+from mgd3.storage.documents import Count, Name, Number, Sha256, read_document, remembered
+from mgd3.storage.files import write_atomic, write_json, writing
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_NEEDED = ("dataset", "classes", "ipc", "method", "images")
+_JOURNAL = "images.sha256"
+_NO_SET = (
+    "it is no whole distilled dataset of this project: delete the file and run the command that "
+    "made the set, get the set again, or score its images as a folder of your own (docs/data.md)"
+)
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "scikit-learn", "numpy", "pillow")
+
+
+class _Class(BaseModel):
+    wnid: Name
+    name: str
+    imagenet_id: int | None = None
+
+
+class _Image(BaseModel):
+    file: str
+    wnid: str
+    index: Count
+    sha256: Sha256
+    noise_stream: Annotated[str, Field(pattern=r"^\d+/.+/\d+$")] | None = None
+    nearest_real: str | None = None
+    mass: Annotated[Number, Field(ge=0)] | None = None
+
+
+class _Manifest(BaseModel):
+    dataset: Name
+    dataset_note: str | None = None
+    ipc: Annotated[int, Field(ge=1)]
+    seed: Count | None
+    method: Name
+    role: Literal["random", "full", "unguided"] | None = None
+    classes: Annotated[list[_Class], Field(min_length=1)]
+    config: dict[str, Any]
+    identity: dict[str, Any] | None = None
+    data: dict[str, str | None] | None = None
+    commit: str | None = None
+    elsewhere: bool = False
+    images: Annotated[list[_Image], Field(min_length=1)]
 
 
 class DistilledDataset:
     """A finished folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, root: Path | None = None) -> None:
+        """`root` is where the images lie, if not in `folder` itself; no manifest can say that."""
         self.folder = folder
+        self._root = root
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the folder says of itself; `UserError` if it has no readable manifest."""
+        """What the folder says of itself; `UserError` if it has no manifest of a set."""
         return self._read()
 
     def _read(self) -> dict[str, Any]:
+        path = self.folder / MANIFEST
         try:
-            manifest = read_json(self.folder / MANIFEST)
-        except (FileNotFoundError, CorruptFileError) as error:
+            manifest = read_document(path, _Manifest, _NO_SET)
+        except FileNotFoundError as error:
             raise UserError(
-                f"{self.folder} is not a finished distilled dataset: {error}"
+                f"{self.folder} is not a finished distilled dataset: it has no {MANIFEST}"
             ) from error
-        lacking = [k for k in _NEEDED if not isinstance(manifest, dict) or k not in manifest]
-        if lacking:
+        wnids = [c["wnid"] for c in manifest["classes"]]
+        known = set(wnids)
+        stray = next((e for e in manifest["images"] if e["wnid"] not in known), None)
+        if stray is not None or len(known) < len(wnids):
+            reason = f"{stray['file']} is of no class of it" if stray else "a class is there twice"
+            raise UserError(f"{path}: {reason}; {_NO_SET}")
+        return {"dataset_note": None, "commit": "unknown"} | manifest
+
+    @cached_property
+    def _images_root(self) -> Path:
+        if self._root is None and self.manifest.get("elsewhere"):
             raise UserError(
-                f"{self.folder / MANIFEST} has no {', '.join(lacking)}: it is no distilled dataset "
-                "of this project; score its images as a folder of your own (docs/data.md)"
+                f"the images of {self.folder} lie elsewhere, and only you can say where: score "
+                "them with scripts/evaluate.py images=FOLDER"
             )
-        return manifest
+        return (self._root or self.folder).resolve()
+
+    def path(self, entry: Mapping[str, Any]) -> Path:
+        """An image's file; `UserError` for one outside the set's folder, by name or by a link."""
+        path = self._images_root / entry["file"]
+        if not path.resolve().is_relative_to(self._images_root):
+            raise UserError(
+                f"{self.folder / MANIFEST} names an image outside its folder: {entry['file']!r}; "
+                "it is not read. Copy the image into the set, or get the set again"
+            )
+        return path
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,7 +147,43 @@ class DistilledDataset:
             manifest = self._read()
         except UserError:
             return False
-        return all((self.folder / entry["file"]).is_file() for entry in manifest["images"])
+        return all(self.path(entry).is_file() for entry in manifest["images"])
+
+    @property
+    def generated(self) -> bool:
+        """Was every image made from noise, so that none is a copy of somebody's photograph?"""
+        return all(entry.get("noise_stream") for entry in self.manifest["images"])
+
+    def verify(self, cache: Path, workers: int) -> None:
+        """`UserError` if an image is missing or differs from its manifest's checksum.
+
+        Every file is read once; `cache` remembers those that did not change since.
+        """
+        place = hashlib.blake2s(str(self._images_root).encode(), digest_size=8).hexdigest()
+        memory = cache / "inventory" / "sets" / f"{place}.json"
+        known = remembered(memory, dict[str, tuple[tuple[int, int], Sha256]])
+        entries = self.manifest["images"]
+        with ThreadPoolExecutor(workers) as pool:
+            seen = dict(pool.map(lambda entry: self._seen(entry, known), entries))
+        altered = [e["file"] for e in entries if seen[e["file"]][1] != e["sha256"]]
+        if altered:
+            raise _altered(self.folder, altered)
+        if seen != known:
+            write_json(memory, seen)
+
+    def _seen(
+        self, entry: Mapping[str, Any], known: Mapping[str, tuple[tuple[int, int], str]]
+    ) -> tuple[str, tuple[tuple[int, int], str]]:
+        """A file's size, time and digest, by name."""
+        file, path = entry["file"], self.path(entry)
+        try:
+            stat = path.stat()
+            stamp = stat.st_size, stat.st_mtime_ns
+            if file in known and known[file][0] == stamp:
+                return file, known[file]
+            return file, (stamp, hashlib.sha256(path.read_bytes()).hexdigest())
+        except OSError:
+            return file, ((0, 0), "")
 
     @property
     def ipc(self) -> int:
@@ -94,24 +199,13 @@ class DistilledDataset:
         """Every image with its label; `UserError` if a file is missing or was altered."""
         labels = {c.wnid: label for label, c in enumerate(self.classes)}
         for entry in self.manifest["images"]:
-            path = self.folder / entry["file"]
+            path = self.path(entry)
             data = path.read_bytes() if path.is_file() else b""
-            if hashlib.sha256(data).hexdigest() != self.checksum(entry):
-                raise UserError(
-                    f"{path} is missing or differs from its manifest's checksum; delete the image "
-                    "and run the same command to make it again"
-                )
-            yield Image.open(io.BytesIO(data)).convert("RGB"), labels[entry["wnid"]]
-
-    def checksum(self, entry: Mapping[str, Any]) -> str:
-        """SHA-256 of one image's file; `UserError` for a manifest that holds none."""
-        if "sha256" not in entry:
-            raise UserError(
-                f"{self.folder / MANIFEST} has no checksum of {entry['file']}: it was not written "
-                "by this project, or by an early version of it; score the images as a folder of "
-                "your own (scripts/evaluate.py) without that manifest"
-            )
-        return entry["sha256"]
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise _altered(self.folder, [entry["file"]])
+            with reading(path, "replace the image or leave it out"):
+                image = Image.open(io.BytesIO(data)).convert("RGB")
+            yield image, labels[entry["wnid"]]
 
     def mass_weights(self) -> list[float]:
         """What each image counts for: its mode's share of the class, times the IPC (mean 1).
@@ -127,27 +221,57 @@ class DistilledDataset:
         return [mass * self.ipc for mass in masses]
 
 
+def _altered(folder: Path, files: Sequence[str]) -> UserError:
+    named = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
+    return UserError(
+        f"{len(files)} images of {folder} are missing or differ from the manifest's checksums: "
+        f"{named}; put the old ones back, or delete the images and run the same command to make "
+        "them again"
+    )
+
+
 class DistilledWriter:
     """Fills a folder image by image; a killed run finds what is done and goes on."""
 
     def __init__(self, folder: Path, dataset: RealDataset, ipc: int, seed: int) -> None:
         self.folder, self.dataset, self.ipc, self.seed = folder, dataset, ipc, seed
+        self._written = self._remembered()
+
+    def _remembered(self) -> dict[str, str]:
+        """Digests by file of what earlier runs wrote here: the manifest's, and the journal's."""
+        found = {}
+        if (self.folder / MANIFEST).is_file():
+            entries = DistilledDataset(self.folder).manifest["images"]
+            found = {entry["file"]: entry["sha256"] for entry in entries}
+        journal = self.folder / _JOURNAL
+        if journal.is_file():
+            lines = re.finditer(r"^([0-9a-f]{64})  (.+)$", journal.read_text(), re.MULTILINE)
+            found |= {file: digest for digest, file in (m.groups() for m in lines)}
+        return found
 
     def has(self, wnid: str, index: int) -> bool:
-        """Is this image there and whole?"""
-        path = self.folder / _file(wnid, index)
-        try:
-            with Image.open(path) as image:
-                image.verify()  # every chunk and its CRC
-        except (OSError, SyntaxError):  # Pillow's words for absent and for damaged
+        """Is this image there, as it was written?"""
+        file = _file(wnid, index)
+        path = self.folder / file
+        if not path.is_file():
             return False
-        return True
+        if hashlib.sha256(path.read_bytes()).hexdigest() == self._written.get(file):
+            return True
+        log.warning("%s is not what a run has written there: it is made again", path)
+        return False
 
     def write_image(self, wnid: str, index: int, image: Image.Image) -> None:
-        """One image as PNG, atomically."""
-        buffer = io.BytesIO()
+        """One image as PNG, atomically; its digest is on record before it has its name."""
+        buffer, file = io.BytesIO(), _file(wnid, index)
         image.save(buffer, "PNG")
-        write_atomic(self.folder / _file(wnid, index), buffer.getvalue())
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        if self._written.get(file) != digest:
+            self._written[file] = digest
+            with writing(self.folder / _JOURNAL):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with (self.folder / _JOURNAL).open("a") as journal:  # one write: lines stay whole
+                    journal.write(f"\n{digest}  {file}\n")
+        write_atomic(self.folder / file, buffer.getvalue())
 
     def read_image(self, wnid: str, index: int) -> Image.Image:
         """An image that was written."""
@@ -168,7 +292,7 @@ class DistilledWriter:
         `masses` holds the share of the class's real images that each one's mode stands for,
         `streams` the noise stream that each one was generated from.
         """
-        images = []
+        images, written = [], self._remembered()  # by all processes
         for info in self.dataset.classes:
             count = len(sources[info.wnid]) if info.wnid in sources else self.ipc
             for index in range(count):
@@ -177,7 +301,7 @@ class DistilledWriter:
                     "file": file,
                     "wnid": info.wnid,
                     "index": index,
-                    "sha256": hashlib.sha256((self.folder / file).read_bytes()).hexdigest(),
+                    "sha256": written[file],
                 }
                 if streams:
                     entry["noise_stream"] = f"{self.seed}/{info.wnid}/{streams[info.wnid][index]}"
@@ -199,6 +323,7 @@ class DistilledWriter:
         }
         write_atomic(self.folder / "README.md", _card(manifest).encode())
         write_json(self.folder / MANIFEST, manifest)
+        (self.folder / _JOURNAL).unlink(missing_ok=True)
 
 
 def _file(wnid: str, index: int) -> str:
@@ -207,11 +332,12 @@ def _file(wnid: str, index: int) -> str:
 
 def _card(manifest: Mapping[str, Any]) -> str:
     classes = "\n".join(
-        f"| {label} | `{c['wnid']}` | {c['name']} |" for label, c in enumerate(manifest["classes"])
+        f"| {label} | {markdown_text(c['wnid'])} | {markdown_text(c['name'])} |"
+        for label, c in enumerate(manifest["classes"])
     )
-    count = len(manifest["images"])
-    note = f"\n**Note:** {manifest['dataset_note']}.\n" if manifest["dataset_note"] else ""
-    method = manifest["method"]
+    count, note = len(manifest["images"]), manifest["dataset_note"]
+    method = markdown_text(manifest["method"])
+    noted = f"\n**Note:** {markdown_text(note)}.\n" if note else ""
     return f"""---
 task_categories: [image-classification]
 tags: [dataset-distillation]
@@ -219,11 +345,11 @@ configs:
 - config_name: default
   data_files: images/**/*.png
 ---
-# {manifest["dataset"]}, {manifest["ipc"]} images per class, {method}
+# {markdown_text(manifest["dataset"])}, {manifest["ipc"]} images per class, {method}
 
-{count} training images of {len(manifest["classes"])} classes, made by `{method}` with seed
+{count} training images of {len(manifest["classes"])} classes, made by {method} with seed
 {manifest["seed"]}. `manifest.json` holds the full configuration, versions and checksums.
-{note}
+{noted}
 ```python
 torchvision.datasets.ImageFolder("images")
 datasets.load_dataset("imagefolder", data_dir="images")

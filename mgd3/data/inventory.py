@@ -13,13 +13,15 @@ from typing import Any
 
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset, RealImage
-from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.files import read_json, write_json
+from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
+from mgd3.storage.documents import remembered
+from mgd3.storage.files import write_json
 
 log = logging.getLogger(__name__)
 
 _BROKEN = "broken"
+_Memory = dict[str, tuple[tuple[int, int], str]]  # by key: size and time, digest
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def changed_images(before: Mapping[str, Any], now: SplitContent, cache: Path) ->
         old_count, old_digest = before.get(wnid, (0, ""))
         if digest == old_digest:
             continue
-        try:
-            old, new = (read_json(_listing(cache, d)) for d in (old_digest, digest))
-        except (FileNotFoundError, CorruptFileError):
+        lists = (remembered(_listing(cache, d), dict[str, str]) for d in (old_digest, digest))
+        old, new = lists
+        if not (old and new):
             changed, exact = changed + max(count, old_count), False
             continue
         changed += sum(old.get(key) != new.get(key) for key in old.keys() | new.keys())
@@ -149,12 +151,7 @@ def _examine(
     images: Sequence[RealImage], memory: Path | None, pool: ThreadPoolExecutor
 ) -> dict[str, str]:
     """Content digest (or `_BROKEN`) by key; only new or changed files are read."""
-    known: dict[str, list] = {}
-    if memory is not None and memory.is_file():
-        try:
-            known = read_json(memory)
-        except CorruptFileError as error:
-            log.warning("%s; looking at every image again", error)
+    known = remembered(memory, _Memory) if memory is not None else {}
     stamps = {i.key: _stamp(i) for i in images}
     unchanged = {k: d for k, (stamp, d) in known.items() if stamps.get(k) == stamp}
     fresh = [i for i in images if i.key not in unchanged]
@@ -165,9 +162,9 @@ def _examine(
     return found
 
 
-def _stamp(image: RealImage) -> list[int] | None:
+def _stamp(image: RealImage) -> tuple[int, int] | None:
     try:
-        return list(image.stamp())
+        return image.stamp()
     except OSError:  # a dangling link, say: `_digest` finds it broken
         return None
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd3.runtime.errors import CorruptFileError
-from mgd3.runtime.tensors import load_tensors, save_tensors
+from mgd3.runtime.errors import CorruptFileError, reading
+from mgd3.storage.tensors import load_tensors, save_tensors
 
 MOST_CLASSES = 10
 MOST_MODES = 10
@@ -36,10 +36,11 @@ def load_previews(out: Path) -> dict[str, Preview]:
     """Previews by wnid; empty if there are none, or they are damaged."""
     try:
         tensors = load_tensors(preview_path(out))
+        with reading(preview_path(out), "it holds no previews", CorruptFileError):
+            wnids = [key.removesuffix(".centroids") for key in tensors if ".centroids" in key]
+            return {w: (tensors[f"{w}.centroids"], tensors[f"{w}.nearest"]) for w in wnids}
     except (FileNotFoundError, CorruptFileError):
         return {}
-    wnids = [key.removesuffix(".centroids") for key in tensors if key.endswith(".centroids")]
-    return {w: (tensors[f"{w}.centroids"], tensors[f"{w}.nearest"]) for w in wnids}
 
 
 def _shrink(pixels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mgd3.data.inventory import take_inventory
 from mgd3.distillers.parts import FeatureSpace
 from mgd3.distillers.real_images import copy_images
 from mgd3.runtime.compute import Work
-from mgd3.runtime.timing import StageTimes
+from mgd3.storage.timing import StageTimes
 
 
 class _Coreset:

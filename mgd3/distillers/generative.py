@@ -28,10 +28,10 @@ from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
-from mgd3.runtime.timing import StageTimes
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch, Target
+from mgd3.storage.timing import StageTimes
 
 log = logging.getLogger(__name__)
 

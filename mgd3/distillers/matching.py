@@ -16,11 +16,12 @@ from mgd3.data.pixels import to_pil
 from mgd3.distillers.siamese_augmentation import SiameseAugmentation
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
-from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
-from mgd3.runtime.tensors import load_tensors, save_tensors
-from mgd3.runtime.timing import StageTimes
+from mgd3.runtime.stopping import held
+from mgd3.storage.tensors import load_tensors, save_tensors
+from mgd3.storage.timing import StageTimes
 
 _EMBED_BATCH = 256
 
@@ -96,11 +97,15 @@ class DistributionMatching:
         velocity = torch.zeros_like(made)
         try:
             state = load_tensors(checkpoint)
-            made, velocity, done = state["images"], state["velocity"], int(state["iteration"])
+            with reading(checkpoint, "it is of another matching", CorruptFileError):
+                made, velocity, done = state["images"], state["velocity"], int(state["iteration"])
         except (FileNotFoundError, CorruptFileError):
             pass  # from the start
         made, velocity = made.to(device).requires_grad_(), velocity.to(device)
-        with progress("matching distributions, iterations", self.iterations) as advance:
+        with (
+            progress("matching distributions, iterations", self.iterations) as advance,
+            held() as asked,
+        ):
             advance(done)
             for i in range(done, self.iterations):
                 loss = self._loss(real, made, seed, i)
@@ -114,9 +119,11 @@ class DistributionMatching:
                 with torch.no_grad():
                     made -= self.lr * velocity
                 advance(1, note=f"loss {loss.item():.3f}")
-                if (i + 1) % self.checkpoint_iterations == 0:
+                if (i + 1) % self.checkpoint_iterations == 0 or asked():
                     state = {"images": made.detach(), "velocity": velocity}
                     save_tensors(checkpoint, state | {"iteration": torch.tensor(i + 1)}, {})
+                if asked():
+                    break
         return made.detach().cpu()
 
     def _loss(self, real: list[Tensor], made: Tensor, seed: int, iteration: int) -> Tensor:

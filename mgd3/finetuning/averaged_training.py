@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.tensors import load_tensors, save_tensors
+from mgd3.runtime.errors import CorruptFileError, UserError, reading
+from mgd3.storage.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,11 @@ class AveragedTraining:
             state = load_tensors(self._checkpoint, self._made_from)
         except CorruptFileError as error:
             raise UserError(f"{error}; delete it to train from the start") from error
+        with reading(self._checkpoint, "delete it to train from the start"):
+            self._take(state)
+        log.info("going on from step %d of %s", self.step, self._checkpoint)
+
+    def _take(self, state: dict[str, Tensor]) -> None:
         self.step, self.losses = int(state["step"]), state["losses"].tolist()
         self.extra = {
             k.removeprefix("extra."): v for k, v in state.items() if k.startswith("extra.")
@@ -116,4 +121,3 @@ class AveragedTraining:
                 "exp_avg": state[f"exp_avg.{name}"].to(parameter.device),
                 "exp_avg_sq": state[f"exp_avg_sq.{name}"].to(parameter.device),
             }
-        log.info("going on from step %d of %s", self.step, self._checkpoint)

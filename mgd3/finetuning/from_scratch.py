@@ -18,6 +18,7 @@ from mgd3.finetuning.losses import add_noise, diffusion_loss
 from mgd3.runtime import checks
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
+from mgd3.runtime.stopping import held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +98,16 @@ class Trainer:
     ) -> None:
         """Train on latents (N, C, h, w) of class_ids (N,) up to `settings.steps`."""
         settings = self.settings
-        with progress("training the backbone", settings.steps) as advance:
+        with progress("training the backbone", settings.steps) as advance, held() as asked:
             advance(self.step)
-            while self.step < settings.steps:
+            while self.step < settings.steps and not asked():
                 self.state.learn(self._loss(latents, class_ids), settings.lr_factor(self.step))
                 advance(1, note=f"loss {self.state.recent_loss:.4f}")
                 if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
                     with self.state.averaged():
                         on_checkpoint(self)  # first: a checkpoint says that its export is done
+                    self.state.save()
+                elif asked():
                     self.state.save()
 
     def _loss(self, latents: Tensor, class_ids: Tensor) -> Tensor:

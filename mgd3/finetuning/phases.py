@@ -15,7 +15,7 @@ from mgd3.backbones.contract import Backbone
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.runtime.compute import Work
-from mgd3.runtime.tensors import load_tensors
+from mgd3.storage.tensors import load_tensors
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and not every run needs it
     from mgd3.backbones.dit import DiT

@@ -31,13 +31,14 @@ from mgd3.finetuning.memories import POLICIES, LatentMemory, diversity_loss, rep
 from mgd3.finetuning.phases import Phase, overwrite
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
-from mgd3.runtime.cache import cached
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import write_atomic
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
-from mgd3.runtime.tensors import tensors_digest
+from mgd3.runtime.stopping import held
+from mgd3.storage.cache import cached
+from mgd3.storage.files import write_atomic
+from mgd3.storage.tensors import tensors_digest
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +149,13 @@ class FineTuning:
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         try:
-            with fit.training(), progress("fine-tuning, steps", steps) as advance:
+            with (
+                fit.training(),
+                progress("fine-tuning, steps", steps) as advance,
+                held() as asked,
+            ):
                 advance(state.step)
-                while state.step < steps:
+                while state.step < steps and not asked():
                     epoch, k = divmod(state.step, per_epoch)
                     order = torch.randperm(
                         len(latents), generator=stream("finetune", self.seed, "epoch", epoch)
@@ -159,7 +164,8 @@ class FineTuning:
                     x0, y = latents[batch].to(device), labels[batch].to(device)
                     state.learn(self._loss(backbone, x0, y, state.step, real, generated))
                     advance(1, note=f"loss {state.recent_loss:.4f}")
-                    if state.step % self.checkpoint_steps == 0 and state.step < steps:
+                    due = state.step % self.checkpoint_steps == 0 and state.step < steps
+                    if due or asked():
                         state.extra = real.state("real") | generated.state("generated")
                         state.save()
             with state.averaged():

@@ -22,11 +22,12 @@ from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.modes.finders import ModeFinder, Modes
 from mgd3.modes.latents import LatentCache
-from mgd3.runtime.cache import cached, found
 from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
-from mgd3.runtime.tensors import load_tensors, save_tensors
-from mgd3.runtime.timing import StageTimes
+from mgd3.runtime.errors import CorruptFileError, reading
+from mgd3.storage.cache import cached, found
+from mgd3.storage.tensors import load_tensors, save_tensors
+from mgd3.storage.timing import StageTimes
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,9 @@ class ModeFile:
 
     def read(self, path: Path, key: Mapping[str, str]) -> Modes:
         """Modes; `CorruptFileError` if the file is damaged or of other latents."""
-        return Modes(**load_tensors(path, dict(key)))
+        tensors = load_tensors(path, dict(key))
+        with reading(path, "it holds no modes", CorruptFileError):
+            return Modes(**tensors)
 
     def write(self, path: Path, value: Modes, key: Mapping[str, str]) -> Modes:
         """`value` itself."""

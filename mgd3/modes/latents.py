@@ -16,10 +16,10 @@ from mgd3.data.datasets import RealImage
 from mgd3.data.inventory import ClassImages
 from mgd3.data.pixels import center_crop, from_pil, to_unit
 from mgd3.runtime.batching import Batches
-from mgd3.runtime.cache import cached
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
+from mgd3.storage.cache import cached
 
 log = logging.getLogger(__name__)
 

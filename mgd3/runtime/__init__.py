@@ -1,1 +1,1 @@
-"""What every part stands on: errors, checks, files, the cache, progress, compute, processes."""
+"""What every part stands on: errors, checks, signals, progress, compute, processes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 from mgd3.runtime.errors import UserError
@@ -31,6 +32,24 @@ def flag(key: str, value: object) -> bool:
     """`value` if it is true or false, else `UserError`."""
     if not isinstance(value, bool):
         raise UserError(f"{key}={value!r} must be true or false")
+    return value
+
+
+_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f/\\\u2028\u2029]{1,100}")
+
+
+def is_name(value: str) -> bool:
+    """May a file or folder be called so, and nothing outside its own place be meant by it?"""
+    return _NAME.fullmatch(value) is not None
+
+
+def name(key: str, value: object) -> str:
+    """`value` if a file or folder may be called so, else `UserError`."""
+    if not isinstance(value, str) or not is_name(value):
+        raise UserError(
+            f"{key}={value!r} is no name; allowed: 1 to 100 characters, none of them a slash or a "
+            "control character, and not . or .."
+        )
     return value
 
 

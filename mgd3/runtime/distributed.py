@@ -83,6 +83,10 @@ class Ranks:
         mine = [int(n) if self.first else 0 for n in numbers]
         return self.sum(torch.tensor(mine, dtype=torch.int64, device=device)).tolist()
 
+    def any(self, mine: bool, device: torch.device) -> bool:
+        """Does it hold for any process?"""
+        return mine if self.world == 1 else bool(self.sum(torch.tensor(int(mine), device=device)))
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world > 1:

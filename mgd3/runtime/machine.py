@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import torch
+from threadpoolctl import threadpool_limits
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _LARGEST = 2**31 - 1
@@ -36,6 +39,13 @@ def _name(device: torch.device) -> str:
     return f"{cores} cores of {model}"
 
 
+@cache
+def library_versions() -> str:
+    """Of Python and of the libraries that a score depends on."""
+    libraries = [f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "numpy")]
+    return ", ".join([f"python {platform.python_version()}", *libraries])
+
+
 def commit() -> str:
     """The project's git commit, with «-dirty» if files differ from it; «unknown» without git."""
 
@@ -52,6 +62,19 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + dirty
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Sums in one order: one thread, and no operation whose result depends on timing.
+
+    With `wanted`, an operation that has no such form raises, naming itself.
+    """
+    torch.use_deterministic_algorithms(wanted)
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.backends.cudnn.benchmark = False
+        torch.set_num_threads(1)
+        threadpool_limits(1)  # scikit-learn's and SciPy's
 
 
 def keep_freed_memory() -> None:

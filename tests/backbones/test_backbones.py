@@ -174,7 +174,7 @@ def test_the_program_would_print(program, tmp_path, capfd):
     ("change", "message"),
     [
         (lambda program: program, "TorchScript program"),
-        (lambda program: program + b"PK\x05\x06", "not a zip file"),
+        (lambda program: program + b"PK\x05\x06", "TorchScript program"),
         (lambda program: program + b"PK\x05\x06" + bytes(18), "not a readable"),
         (lambda program: program + b"more", "not a readable"),
         (lambda program: b"more" + program, "opcode b.m. unknown"),
@@ -191,6 +191,93 @@ def test_a_program_is_not_taken_for_weights(program, tmp_path, capfd, change, me
 def test_a_truncated_program_is_refused(program, tmp_path, capfd, end):
     (tmp_path / "w.pt").write_bytes(program[: int(end * len(program)) if 0 < end < 1 else end])
     refused(tmp_path / "w.pt", capfd)
+
+
+APPENDED = (b"", b"\0", b"PK\x05\x06", b"PK\x05\x06" + bytes(18), b"PK\x03\x04", b"more" * 99)
+
+
+def containers(folder):
+    """Weights in every container, and pickles that call, each with the suffixes it may have."""
+    weights = {"w": torch.arange(6.0).view(2, 3)}
+    save_file(weights, folder / "a.safetensors")
+    torch.save(weights, folder / "a.pt")
+    torch.save(weights, folder / "older.pt", _use_new_zipfile_serialization=False)
+    torch.save({"w": Payload()}, folder / "call.pt")
+    torch.save({"w": Payload()}, folder / "olderc.pt", _use_new_zipfile_serialization=False)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["a.safetensors", "a.pt", "older.pt", "call.pt", "olderc.pt", "program.pt"]
+)
+def test_truncated_and_lengthened_files_give_their_tensors_or_one_message(
+    program, tmp_path, capfd, name
+):
+    (tmp_path / "whole").mkdir()
+    content = {"program.pt": program, **containers(tmp_path / "whole")}[name]
+    path = tmp_path / name
+    ends = {*range(0, 40), *range(len(content) - 40, len(content) + 1)}
+    ends |= set(range(0, len(content), max(1, len(content) // 60)))
+    for end in sorted(ends):
+        for more in APPENDED if end == len(content) else (b"", b"PK\x05\x06" + bytes(18)):
+            path.write_bytes(content[:end] + more)
+            try:
+                tensors, _ = read_weights("backbone.weights", path)
+            except UserError as error:
+                assert f"backbone.weights={path} is not a readable weight file" in str(error)
+                continue
+            assert name in ("a.safetensors", "a.pt", "older.pt"), (end, more)
+            patched = end < len(content) and more  # as long as before, with other bytes at its end
+            assert patched or tensors["w"].flatten().tolist() == [0, 1, 2, 3, 4, 5], (end, more)
+    out = capfd.readouterr()
+    assert "never run" not in out.out + out.err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["program", "pickle"])
+def test_a_program_in_a_folder_of_diffusers_is_not_run(program, tmp_path, capfd, kind):
+    save_as_the_hub(golden_dit(ORIGINAL, tmp_path), tmp_path / "dit")
+    (tmp_path / "dit/transformer/diffusion_pytorch_model.safetensors").unlink()
+    weights = tmp_path / "dit/transformer/diffusion_pytorch_model.bin"
+    torch.save(Payload(), weights) if kind == "pickle" else weights.write_bytes(program)
+    with pytest.raises(UserError, match="could not be loaded"):
+        _ = golden_dit(tmp_path / "dit", tmp_path).bare
+    out = capfd.readouterr()
+    assert "never run" not in out.out + out.err
+
+
+@pytest.mark.parametrize("name", ["DiffusionPipeline", "ModelMixin", "os.system", None])
+def test_a_configuration_names_none_but_the_models_that_are_loaded_here(tmp_path, name):
+    save_as_the_hub(golden_dit(ORIGINAL, tmp_path), tmp_path / "dit")
+    path = tmp_path / "dit/transformer/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name}))
+    with pytest.raises(UserError, match=r"names no model that this project loads .*allowed"):
+        _ = golden_dit(tmp_path / "dit", tmp_path).bare
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    save_file({"w": torch.ones(2, dtype=torch.int8)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w is quantised .*give float weights"):
+        read_weights("backbone.weights", tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"config": "[]"}, "its metadata's config: its content is"),
+        ({"config": '{"num_heads": 0}'}, "metadata's config: num_heads is 0"),
+        ({"config": '{"num_heads": 5}'}, "not a multiple of num_heads=5"),
+        ({"config": "{"}, "metadata's config is no JSON"),
+        ({"classes": "5"}, "metadata's classes: its content is"),
+        ({"classes": '["a"]'}, "its metadata names 1 classes, its network has"),
+    ],
+)
+def test_bad_metadata_is_named(tmp_path, metadata, message):
+    tensors, _ = read_weights("w", ORIGINAL)
+    save_file(tensors, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(UserError, match=message):
+        _ = DiT(str(tmp_path / "w.safetensors"), vae=None, image_size=8, num_heads=4).bare
 
 
 def _tar(path):

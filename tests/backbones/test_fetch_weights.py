@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,10 +15,11 @@ from networks import compvis_tensors, small_stable_diffusion
 from support import GOLDEN
 
 from mgd3.backbones.stable_diffusion import StableDiffusion
-from mgd3.backbones.weights.download import HubFile, fetch_url, needed_files, sha256_of
-from mgd3.backbones.weights.sources import download_path
+from mgd3.backbones.weights.download import HubFile, _Redirects, fetch_url, needed_files, trust
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.errors import UserError
+from mgd3.storage.digests import sha256_of
+from mgd3.storage.downloads import download_path
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -92,7 +94,7 @@ class Server:
 
 def test_a_dropped_connection_goes_on_where_it_stopped(tmp_path):
     with Server({"/w.bin": CONTENT}, stop_after=300_000, times=3) as server:
-        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01, insecure=True)
         assert [asked for _, asked in server.requested] == [
             None, "bytes=300000-", "bytes=600000-", "bytes=900000-",
         ]  # fmt: skip
@@ -106,33 +108,38 @@ def test_a_second_process_goes_on_too_and_a_changed_file_starts_again(tmp_path):
         part.write_bytes(CONTENT[:5000])
         version = f'"{hashlib.sha256(CONTENT).hexdigest()}"'
         (tmp_path / ".w.bin.part.json").write_text(json.dumps({"version": version}))
-        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01, insecure=True)
         assert server.requested[0][1] == "bytes=5000-"
     (tmp_path / "w.bin").unlink()
     with Server({"/w.bin": CONTENT[::-1]}) as server:
         part.write_bytes(CONTENT[:5000])
         (tmp_path / ".w.bin.part.json").write_text(json.dumps({"version": version}))
-        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01, insecure=True)
     assert (tmp_path / "w.bin").read_bytes() == CONTENT[::-1]
 
 
 def test_a_server_without_ranges_starts_again(tmp_path):
     with Server({"/w.bin": CONTENT}, stop_after=1000, times=2, ranges=False) as server:
-        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01)
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.01, insecure=True)
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
 
 def test_a_busy_server_is_asked_again_and_a_weak_validator_resumes_by_date(tmp_path):
     with Server({"/w.bin": CONTENT}, stop_after=300_000, times=1) as server:
         server.busy, server.weak = 3, True
-        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001, insecure=True)
         assert [asked for _, asked in server.requested] == [None, "bytes=300000-"]
     assert (tmp_path / "w.bin").read_bytes() == CONTENT
 
 
 def test_two_processes_that_want_one_file_fetch_it_once(tmp_path):
     with Server({"/w.bin": CONTENT}) as server, ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin"), range(4)))
+        list(
+            pool.map(
+                lambda _: fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", insecure=True),
+                range(4),
+            )
+        )
         assert len(server.requested) == 1
 
 
@@ -158,7 +165,7 @@ def test_a_server_that_always_hangs_up_is_an_error_and_keeps_the_rest(tmp_path):
         Server({"/w.bin": CONTENT}, stop_after=0, times=99) as server,
         pytest.raises(UserError, match=r"5 attempts in a row failed at 0\.0 MB"),
     ):
-        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001)
+        fetch_url(f"{server.url}/w.bin", tmp_path / "w.bin", patience=0.001, insecure=True)
     assert not (tmp_path / "w.bin").exists()
 
 
@@ -167,13 +174,56 @@ def test_a_checksum_is_kept_or_the_file_thrown_away(tmp_path):
     with Server({"/w.bin": CONTENT}) as server:
         fetch_url(f"{server.url}/w.bin#sha256={right}", tmp_path / "right.bin")
         assert sha256_of(tmp_path / "right.bin") == right
-        with pytest.raises(UserError, match="does not have the SHA-256 0000"):
+        with pytest.raises(UserError, match=r"not 0000.*what came was thrown away"):
             fetch_url(f"{server.url}/w.bin#sha256={wrong}", tmp_path / "wrong.bin")
         with pytest.raises(UserError, match="the server answers 404"):
-            fetch_url(f"{server.url}/none", tmp_path / "none.bin")
-        with pytest.raises(UserError, match=r"right\.bin is there but does not have the SHA-256"):
+            fetch_url(f"{server.url}/none", tmp_path / "none.bin", insecure=True)
+        with pytest.raises(UserError, match=r"right\.bin has the SHA-256 .*, not 0000"):
             fetch_url(f"{server.url}/w.bin#sha256={wrong}", tmp_path / "right.bin")
     assert not list(tmp_path.glob("*wrong*"))
+
+
+@pytest.fixture(autouse=True)
+def _digests_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MGD3_WEIGHTS", str(tmp_path / "weights"))
+
+
+def test_what_came_first_is_trusted_and_another_file_is_not(tmp_path, caplog):
+    caplog.set_level("WARNING")
+    first, path = hashlib.sha256(CONTENT).hexdigest(), tmp_path / "w.bin"
+    with Server({"/w.bin": CONTENT}) as server:
+        url = f"{server.url}/w.bin"
+        fetch_url(url, path, insecure=True)
+        trust(url, path)
+        assert f"trusting what came, SHA-256 {first}, recorded in" in caplog.text
+        server.files["/w.bin"] = CONTENT[::-1]
+        fetch_url(url, path, insecure=True)  # it is there and as it was
+        path.unlink()
+        with pytest.raises(UserError, match=f"but what came first had {first}.*thrown away"):
+            fetch_url(url, path, insecure=True)
+        assert not path.exists()
+        now = hashlib.sha256(CONTENT[::-1]).hexdigest()
+        fetch_url(f"{url}#sha256={now}", path)
+        trust(f"{url}#sha256={now}", path)
+        fetch_url(url, path, insecure=True)
+        path.write_bytes(b"x")
+        with pytest.raises(UserError, match=f"but what came first had {now}"):
+            fetch_url(url, path, insecure=True)
+
+
+def test_plain_http_needs_a_checksum_or_a_word(tmp_path):
+    with pytest.raises(UserError, match=r"give its checksum .*an https address, or insecure=true"):
+        fetch_url("http://127.0.0.1:9/w.bin", tmp_path / "w.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redirect_out_of_https_is_not_followed():
+    request = urllib.request.Request("https://host/w.bin")
+    follow = _Redirects().redirect_request
+    with pytest.raises(UserError, match=r"leads to http://elsewhere/w.bin, which is not encrypted"):
+        follow(request, None, 302, "", {}, "http://elsewhere/w.bin")
+    there = follow(request, None, 302, "", {}, "https://elsewhere/w.bin")
+    assert there.full_url == "https://elsewhere/w.bin"
 
 
 def checkpoint_server(tmp_path, cut=0, **options):
@@ -194,14 +244,18 @@ def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
         assert before.returncode == 1
         assert f"python scripts/fetch_weights.py source={url}" in before.stderr
         assert "backbone.weights=PATH" in before.stderr and "Traceback" not in before.stderr
-        done = run(tmp_path, *options[:2], script="scripts/fetch_weights.py", **weights)
+        done = run(
+            tmp_path, *options[:2], "insecure=true", script="scripts/fetch_weights.py", **weights
+        )
         assert done.returncode == 0, done.stderr
         assert (
             str(tmp_path / f"weights/{server.url[7:].replace(':', '_')}/cin/model.ckpt")
             in done.stdout
         )
         count = len(server.requested)
-        again = run(tmp_path, f"source={url}", script="scripts/fetch_weights.py", **weights)
+        again = run(
+            tmp_path, f"source={url}", "insecure=true", script="scripts/fetch_weights.py", **weights
+        )
         assert again.returncode == 0 and len(server.requested) == count
     after = run(tmp_path, *options, **weights)
     assert "first 10 classes and does not know the class 'cat'" in after.stderr  # it was read
@@ -210,8 +264,8 @@ def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
 def test_a_truncated_file_is_refused_and_not_kept(tmp_path):
     with checkpoint_server(tmp_path, cut=50_000) as server:
         done = run(
-            tmp_path, f"source={server.url}/cin/model.ckpt", script="scripts/fetch_weights.py",
-            MGD3_WEIGHTS=str(tmp_path / "weights"),
+            tmp_path, f"source={server.url}/cin/model.ckpt", "insecure=true",
+            script="scripts/fetch_weights.py", MGD3_WEIGHTS=str(tmp_path / "weights"),
         )  # fmt: skip
     assert done.returncode == 1
     assert "not a readable weight file" in done.stderr and "Traceback" not in done.stderr
@@ -225,7 +279,8 @@ def hub(folder, repository, corrupt=()):
         name, body = str(path.relative_to(folder)), path.read_bytes()
         digest = hashlib.sha256(body).hexdigest()
         sizes = {"size": len(body), "pointerSize": 100}
-        siblings.append({"rfilename": name, "size": len(body)})
+        git_id = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+        siblings.append({"rfilename": name, "size": len(body), "blobId": git_id})
         tree.append({"type": "file", "path": name, "size": len(body), "oid": digest[:40]})
         if path.suffix == ".safetensors":
             siblings[-1]["lfs"] = {"sha256": digest} | sizes
@@ -282,15 +337,15 @@ def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path, monkeypatch
     assert len(list(tmp_path.rglob("images/*/*.png"))) == 10
 
 
-def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path):
-    name = "unet/diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
+def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path, name):
     with hub(pipeline, "org/sd", corrupt=[name]) as server:
         done = apart(
             tmp_path, "source=org/sd", script="scripts/fetch_weights.py", HF_ENDPOINT=server.url,
             HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE=None,
         )  # fmt: skip
     assert done.returncode == 1
-    assert f"org/sd/{name} arrived with another size or SHA-256" in done.stderr
+    assert f"org/sd/{name} arrived with another size or checksum" in done.stderr
     (snapshot,) = (tmp_path / "hf/hub/models--org--sd/snapshots").iterdir()
     assert (snapshot / "vae/config.json").exists() and not (snapshot / name).exists()
     assert "Traceback" not in done.stderr

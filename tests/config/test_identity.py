@@ -79,8 +79,44 @@ def test_a_renamed_module_and_a_new_neutral_option_stay_and_a_version_moves(monk
     before = folders()
     monkeypatch.setattr(identity, "_SKIPPED", (*identity._SKIPPED, "center"))
     assert folders() == before  # as if modes.center were not there yet
-    assert folders("modes._target_=elsewhere.KMeansModes") == before
     assert folders("+modes.version=2")[0] != before[0]
+    moved = ("modes._target_=elsewhere.KMeansModes",)
+    assert folders(*moved)[0] != before[0]  # a class of one's own makes another set
+    own = identity._defaults
+    monkeypatch.setattr(identity, "_defaults", lambda *c: own(*c) | renamed(c))
+    assert folders(*moved) == before
+
+
+def renamed(group_and_choice):
+    """As if the YAML named the class's new module."""
+    of_modes = group_and_choice[0] == "modes"
+    return {"_target_": "elsewhere.KMeansModes"} if of_modes else {}
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"dataset": {"choice": "digits", "values": {"_target_": "subprocess.Popen"}}},
+        {"dataset": {"choice": "digits", "values": {"x._target_": "subprocess.Popen"}}},
+        {"dataset": {"choice": "../../x", "values": {}}},
+        {"dataset": {"choice": "nosuch", "values": {}}},
+        {"dataset": {"choice": ["digits"], "values": {}}},
+        {"hydra": {"choice": "x", "values": {"searchpath": ["file:///tmp"]}}},
+        {"tracker": {"choice": "wandb", "values": {}}},
+        {"on_step": "os.system"},
+        {"seed": "${oc.env:HOME}"},
+        {"modes": {"choice": "kmeans", "values": {"n_init": "${oc.env:HOME}"}}},
+        {"modes": {"choice": "kmeans", "values": {"n_init": {"a": 1}}}},
+        {"modes": {"choice": "kmeans", "values": {"n_init 1": 1}}},
+        {"features": {"choice": "student", "values": {"student": "os.system"}}},
+        {"dataset": {"choice": "digits", "values": {"name": "a\nb"}}},
+    ],
+    ids=str,
+)
+def test_what_a_file_says_is_data(identity):
+    register()
+    with pytest.raises(UserError, match="an identity"):
+        overrides_of(identity)
 
 
 def test_seedless_sets_say_so_in_their_path():
@@ -269,7 +305,7 @@ def old_set(folder):
     """What an earlier version of the project left of a set."""
     folder.mkdir(parents=True)
     (folder / "identity.json").write_text('{"dataset": {"name": "folder"}, "ipc": 2}')
-    entry = {"file": "images/cat/00000.png", "wnid": "cat", "index": 0, "sha256": "0"}
+    entry = {"file": "images/cat/00000.png", "wnid": "cat", "index": 0, "sha256": "0" * 64}
     manifest = {
         "dataset": "folder", "dataset_note": None, "ipc": 1, "seed": 0, "method": "mgd3",
         "config": {}, "images": [entry],
@@ -289,9 +325,7 @@ def test_folders_of_an_earlier_version_are_named_and_left_alone(here):
     inside = go(f"hydra.run.dir={old}")
     assert inside.returncode == 1
     assert "was made by an earlier version of this project and is left as it is" in inside.stderr
-    assert {
-        f: f.read_bytes() for f in old.iterdir() if f.name in ("identity.json", "manifest.json")
-    } == before
+    assert {f: f.read_bytes() for f in old.iterdir()} == before
     scored = run(
         project, f"images={old}", "dataset=folder", "dataset.root=base", "students=[convnet2_w8]",
         "dataset.student_size=16", script="scripts/evaluate.py",
@@ -311,7 +345,7 @@ def test_a_manifest_without_checksums_is_one_message(here):
     shutil.rmtree(next(project.rglob("results.jsonl")).parent)
     refused = go()
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "has no checksum of images/cat/00000.png" in refused.stderr
+    assert "manifest.json: images.0.sha256 is missing" in refused.stderr
 
 
 def test_the_command_moves_with_its_environment(here):

@@ -1,11 +1,14 @@
 """The distilled folder, as others read it."""
 
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 from conftest import image
 from PIL import Image
+from support import manifest
 from torchvision.datasets import ImageFolder
 
 from mgd3.data.datasets import ImageTree
@@ -60,11 +63,11 @@ def test_hugging_face_reads_it(distilled, tmp_path):
 
 
 def test_the_manifest_says_how_it_was_made(distilled):
-    manifest = json.loads((distilled.folder / "manifest.json").read_text())
-    assert (manifest["method"], manifest["seed"], manifest["ipc"]) == ("m", 5, 2)
-    assert manifest["config"] == {"ipc": 2}
-    assert {"torch", "python", "diffusers"} <= manifest["versions"].keys()
-    first = manifest["images"][0]
+    made = json.loads((distilled.folder / "manifest.json").read_text())
+    assert (made["method"], made["seed"], made["ipc"]) == ("m", 5, 2)
+    assert made["config"] == {"ipc": 2}
+    assert {"torch", "python", "diffusers"} <= made["versions"].keys()
+    first = made["images"][0]
     assert first["file"] == "images/dog/00000.png"
     assert first["noise_stream"] == "5/dog/0"
     assert first["nearest_real"] == "a"
@@ -73,7 +76,7 @@ def test_the_manifest_says_how_it_was_made(distilled):
 
 def test_an_altered_image_is_noticed(distilled):
     image().save(distilled.folder / "images/dog/00001.png")
-    with pytest.raises(UserError, match=r"dog/00001\.png .*checksum"):
+    with pytest.raises(UserError, match=r"checksums: images/dog/00001\.png"):
         list(distilled.images())
 
 
@@ -82,13 +85,85 @@ def test_an_unfinished_folder_is_refused(tmp_path):
         _ = DistilledDataset(tmp_path).manifest
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"images": []}'])
-def test_a_manifest_without_what_is_needed_is_one_message(tmp_path, content):
+def _spoilt(**values):
+    return json.dumps(manifest(**values))
+
+
+def _image(**values):
+    return _spoilt(images=[manifest()["images"][0] | values])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "dataset is missing"),
+        ("[]", r"its content is \[\]"),
+        ('{"images"', "is no JSON"),
+        ("x", "is no JSON"),
+        (_spoilt(ipc="10"), "ipc is '10': input should be a valid integer"),
+        (_spoilt(classes=[]), "classes is"),
+        (_spoilt(images=[]), "images is"),
+        (_spoilt(dataset="../.."), "dataset is '../..': is no name"),
+        (_spoilt(classes=[{"wnid": "a/b", "name": "x"}]), "classes.0.wnid is 'a/b'"),
+        (_spoilt(classes=manifest()["classes"] * 2), "a class is there twice"),
+        (_image(sha256="0"), "images.0.sha256 is '0'"),
+        (_image(wnid="7"), "images/0/00000.png is of no class of it"),
+        (_image(mass=float("nan")), "mass is nan"),
+    ],
+)
+def test_a_manifest_of_another_structure_is_one_message(tmp_path, content, message):
     (tmp_path / "manifest.json").write_text(content)
     distilled = DistilledDataset(tmp_path)
     assert not distilled.complete
-    with pytest.raises(UserError, match=r"manifest\.json has no dataset, classes, ipc, method"):
+    with pytest.raises(UserError, match=rf"manifest\.json:? .*{message}"):
         _ = distilled.classes
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../secret.png", "images/link.png"])
+def test_no_path_of_a_manifest_leaves_its_folder(tmp_path, file):
+    image().save(tmp_path / "secret.png")
+    (tmp_path / "set/images").mkdir(parents=True)
+    (tmp_path / "set/images/link.png").symlink_to(tmp_path / "secret.png")
+    digest = hashlib.sha256((tmp_path / "secret.png").read_bytes()).hexdigest()
+    (tmp_path / "set/manifest.json").write_text(_image(file=file, sha256=digest))
+    with pytest.raises(UserError, match="names an image outside its folder"):
+        list(DistilledDataset(tmp_path / "set").images())
+
+
+def test_replaced_images_are_noticed_once_and_for_all(distilled, tmp_path):
+    distilled.verify(tmp_path / "cache", 2)
+    path = distilled.folder / "images/dog/00000.png"
+    before, stat = path.read_bytes(), path.stat()
+    image(seed=7).save(path)
+    with pytest.raises(UserError, match=r"1 images of .* images/dog/00000\.png; put the old"):
+        distilled.verify(tmp_path / "cache", 2)
+    path.write_bytes(before)
+    os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    distilled.verify(tmp_path / "cache", 2)
+
+
+def test_while_a_set_is_made_no_other_image_is_taken_for_its_own(tree, tmp_path):
+    dataset = ImageTree("t", None, str(tree), 16)
+    first = DistilledWriter(tmp_path / "out", dataset, 2, 5)
+    for index in (0, 1):
+        first.write_image("dog", index, image(seed=index))
+    image(seed=9).save(tmp_path / "out/images/dog/00001.png")
+    (tmp_path / "out/images/cat").mkdir()
+    image(seed=9).save(tmp_path / "out/images/cat/00000.png")
+    again = DistilledWriter(tmp_path / "out", dataset, 2, 5)
+    assert [again.has("dog", 0), again.has("dog", 1), again.has("cat", 0)] == [True, False, False]
+
+
+def test_names_are_data_in_the_card(tree, tmp_path):
+    (tree / "classes.csv").write_text("folder,name\ndog,<script>alert(1)</script> | [x](y)\n")
+    dataset = ImageTree("a|<b>", None, str(tree), 16)
+    writer = DistilledWriter(tmp_path / "out", dataset, 1, 5)
+    for wnid in ("cat", "dog"):
+        writer.write_image(wnid, 0, image())
+    writer.finish({"method": "m", "config": {}}, {})
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# a\\|\\<b>, 1 images" in card
+    assert r"| dog | \<script>alert(1)\</script> \| [x]\(y) |" in card
 
 
 def test_a_damaged_image_counts_as_missing(distilled, tree):

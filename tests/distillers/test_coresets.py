@@ -16,7 +16,7 @@ from mgd3.data.datasets import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.distillers.coresets import Herding, KCenter
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.tensors import save_tensors
+from mgd3.storage.tensors import save_tensors
 
 
 def choose(kind, points, count):

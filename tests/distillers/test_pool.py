@@ -10,7 +10,7 @@ from support import composed
 from mgd3.config.schema import validate
 from mgd3.distillers.pool import Diverse, FirstCandidates, Moments, TeacherCorrect
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import read_json
+from mgd3.storage.files import read_json
 
 SHORT = (
     "tracker=none", "report=false", "features=student", "features.epochs=1",

@@ -12,7 +12,7 @@ from mgd3.backbones.weights.dit_weights import build_network
 from mgd3.finetuning.from_scratch import Trainer, TrainSettings
 from mgd3.finetuning.losses import add_noise, diffusion_loss, variational_bound
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.tensors import load_tensors
+from mgd3.storage.tensors import load_tensors
 
 SETTINGS = TrainSettings(
     steps=6, batch_size=4, lr=1e-3, warmup_steps=2, weight_decay=0.01, ema_decay=0.9,

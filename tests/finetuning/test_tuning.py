@@ -24,7 +24,7 @@ from mgd3.finetuning.memories import (
 from mgd3.finetuning.tuning import FineTuning
 from mgd3.runtime.compute import Compute, Work
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.tensors import load_tensors
+from mgd3.storage.tensors import load_tensors
 
 DIGITS = "mgd3/backbones/weights/dit_digits.safetensors"
 

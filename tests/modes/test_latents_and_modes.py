@@ -16,7 +16,7 @@ from mgd3.modes.finders import KMeansModes
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.tensors import load_tensors, save_tensors
+from mgd3.storage.tensors import load_tensors, save_tensors
 
 KMEANS = KMeansModes()
 

@@ -17,8 +17,8 @@ from mgd3.config.build import build_protocol
 from mgd3.config.schema import plain
 from mgd3.data.datasets import Digits
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import read_json
-from mgd3.runtime.tensors import save_tensors
+from mgd3.storage.files import read_json
+from mgd3.storage.tensors import save_tensors
 
 CPU = torch.device("cpu")
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from support import composed, row
+from support import composed, manifest, row
 
 from eval.reports.rates import Rates
 from eval.results.rows import ResultStore
 from mgd3.config.build import build_protocol
-from mgd3.runtime.files import write_json
+from mgd3.data.claims import FORMAT
 from mgd3.runtime.machine import machine_name
+from mgd3.storage.files import write_json
 
 CPU = torch.device("cpu")
 BACKBONE = {"choice": "dit_digits", "version": 1, "values": {}}
@@ -22,13 +23,13 @@ def finished(folder, machine, seconds, student_seconds):
     """What a run of 5 images and one student leaves."""
     (folder / "images").mkdir(parents=True)
     (folder / "images/0.png").write_bytes(b"x" * 123)
-    images = [{"file": "images/0.png"}] * 5
-    identity = {"backbone": BACKBONE}
-    manifest = {"machine": machine, "method": "mgd3", "dataset": "digits", "identity": identity}
-    write_json(folder / "manifest.json", manifest | {"images": images})
+    images = [manifest()["images"][0] | {"file": "images/0.png"}] * 5
+    made = manifest(machine=machine, identity={"backbone": BACKBONE}, images=images)
+    write_json(folder / "manifest.json", made)
     write_json(folder / "times.json", {"sample": seconds, "encode": 1000.0})
     scores, scored = folder / "hard-1", {"values": {"image_size": 8}}
-    write_json(scores / "protocol.json", {"identity": {"protocol": scored}})
+    claimed = {"format": FORMAT, "identity": {"protocol": scored}, "data": {}}
+    write_json(scores / "protocol.json", claimed)
     ResultStore(scores / "results.jsonl").append(
         row(
             student="convnet2_w8", protocol=protocol().name, machine=machine, epochs=2,

@@ -4,7 +4,7 @@ import io
 
 import pytest
 from PIL import Image
-from support import row
+from support import manifest, row
 
 from eval.reports.curves import sweep_picture
 from eval.reports.run_report import distilled_sets, named
@@ -13,7 +13,7 @@ from eval.results.costs import cost_layout
 from eval.results.rows import ResultStore
 from eval.results.sweeps import rows_by, value_of
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import write_json
+from mgd3.storage.files import write_json
 
 
 @pytest.fixture
@@ -25,15 +25,13 @@ def sweep(tmp_path):
         guidance = {"_target_": "mode", "scale": scale} if scale else {"_target_": "none"}
         write_json(
             folder / "manifest.json",
-            {
-                "dataset": "digits", "classes": [],
-                "method": method, "ipc": 10, "choices": {"modes": "kmeans"},
-                "config": {"guidance": guidance}, "images": [],
-            },
-        )  # fmt: skip
+            manifest(method=method, choices={"modes": "kmeans"}, config={"guidance": guidance}),
+        )
         write_json(folder / "times.json", {"sample": 2.0 + seed})
         store = ResultStore(folder / "p-1/results.jsonl")
-        store.append(row(method, seed, last=50 + 10 * (scale or 0), cell_id=f"{method}{scale}"))
+        store.append(
+            row(method, seed, last=50 + 10 * (scale or 0), cell_id=f"{method}{scale}", protocol="p")
+        )
     return tmp_path
 
 
@@ -59,16 +57,7 @@ def test_a_key_without_two_values_is_refused(sweep):
 
 def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):
     for seed in (0, 1):
-        manifest = {
-            "dataset": "d",
-            "classes": [],
-            "ipc": 1,
-            "method": "mgd3",
-            "identity": {"seed": seed},
-            "config": {},
-            "images": [],
-        }
-        write_json(tmp_path / f"{seed}/manifest.json", manifest)
+        write_json(tmp_path / f"{seed}/manifest.json", manifest(identity={"seed": seed}))
         ResultStore(tmp_path / f"{seed}/p/results.jsonl").append(row(seed=seed, last=50.0 + seed))
     rows, _ = rows_by(tmp_path, "seed")
     assert [(c.method, c.top1_last_mean) for c in cells(rows)] == [
@@ -79,16 +68,16 @@ def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):
 
 def test_values_are_those_of_a_sets_identity_and_configuration():
     modes = {"choice": "kmeans", "version": 2, "values": {}}
-    manifest = {
+    made = {
         "identity": {"modes": modes, "ipc": 5}, "choices": {"start": "noise"},
         "config": {"guidance": {"scale": 0.1, "a.b": 2}, "modes": {"n": {"init": 1}}, "pool": 3},
     }  # fmt: skip
     keys = ("modes", "ipc", "pool", "guidance.scale", "guidance.a.b", "modes.n.init")
-    assert [value_of(manifest, k) for k in keys] == ["kmeans", 5, 3, 0.1, 2, 1]
+    assert [value_of(made, k) for k in keys] == ["kmeans", 5, 3, 0.1, 2, 1]
     missing = ("guidance", "start", "guidance.nothing", "pool.x")
-    assert [value_of(manifest, k) for k in missing] == [None] * 4
-    del manifest["identity"]  # as sets of earlier versions are
-    assert value_of(manifest, "start") == "noise"
+    assert [value_of(made, k) for k in missing] == [None] * 4
+    del made["identity"]  # as sets of earlier versions are
+    assert value_of(made, "start") == "noise"
 
 
 def test_costs_are_means_per_stage(sweep):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import pickletools
 import tarfile
@@ -17,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, first_line
+from mgd3.storage.documents import fitting
 
 _NAMED = 3  # tensors named in a message
 _ZIP = b"PK\x03\x04"  # what torch goes by, too
@@ -30,10 +30,15 @@ def read_weights(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str
     Of a training checkpoint, DiT's «ema» or CompVis's «state_dict» entry is taken.
     """
     try:
+        metadata: dict[str, str] = {}
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        return _tensors(_read_pickled(path)), {}
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        else:
+            tensors = _tensors(_read_pickled(path))
+        _refuse_whole_numbers(tensors)
+        return tensors, metadata
     except Exception as error:  # torch raises half a dozen types for a truncated file
         reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the code
@@ -56,6 +61,13 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return tensors
 
 
+def _refuse_whole_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """`TypeError` for quantised weights, which would be taken for values as they stand."""
+    for name, tensor in tensors.items():
+        if tensor.dtype in (torch.int8, torch.uint8) or tensor.is_quantized:
+            raise TypeError(f"{name} is quantised ({tensor.dtype}): give float weights")
+
+
 def _read_pickled(path: Path) -> Any:
     """What `torch.save` wrote, in its zip or older format, objects of other kinds emptied.
 
@@ -63,24 +75,34 @@ def _read_pickled(path: Path) -> Any:
     """
     with path.open("rb") as file:
         is_zip = file.read(len(_ZIP)) == _ZIP
-    if not is_zip and tarfile.is_tarfile(path):
+    if is_zip:
+        _refuse_programs(path)  # before torch opens the file to load it
+    elif tarfile.is_tarfile(path):
         raise TypeError("it is a tar archive")
-    mmap = is_zip and _can_be_mapped(path)  # refuses programs before torch opens the file
     names = get_unsafe_globals_in_checkpoint(path) if is_zip else _older_names(path)
     placeholders: list[Any] = [(_Kind("_Emptied", (_Placeholder,), {}), name) for name in names]
+    mmap = is_zip and _can_be_mapped(path)
     with safe_globals(placeholders):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _can_be_mapped(path: Path) -> bool:
-    """Are a zip's entries uncompressed? Raises `TypeError` for one with code among them."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    for entry in entries:
-        inside = entry.filename.lower().partition("/")[2]  # the folder has the file's own name
-        if inside == "constants.pkl" or inside.startswith("code/"):
+def _refuse_programs(path: Path) -> None:
+    """`TypeError` for an archive with code records, as torch's own reader lists them.
+
+    Python's zip reader may see other records than torch does, in a file with bytes appended.
+    """
+    for record in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        if record.lower() == "constants.pkl" or record.lower().startswith("code/"):
             raise TypeError("it is a TorchScript program")
-    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Are all of a zip's entries uncompressed?"""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(e.compress_type == zipfile.ZIP_STORED for e in archive.infolist())
+    except (zipfile.BadZipFile, OSError):  # torch's reader is content with more than Python's
+        return False
 
 
 def _older_names(path: Path) -> list[str]:
@@ -150,11 +172,11 @@ def refuse_tensors(
         )
 
 
-def metadata_json(metadata: Mapping[str, str], key: str) -> Any:
-    """One JSON entry of a safetensors file's metadata, None where absent."""
-    return json.loads(metadata[key]) if key in metadata else None
+def metadata_json(metadata: Mapping[str, str], key: str, shape: Any, source: str) -> Any:
+    """One JSON entry of a safetensors file's metadata, None where absent.
 
-
-def first_line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    Raises `UserError` for one that does not fit `shape`.
+    """
+    if key not in metadata:
+        return None
+    return fitting(metadata[key], shape, f"{source}: its metadata's {key}", "fetch the file again")

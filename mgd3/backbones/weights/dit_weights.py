@@ -93,6 +93,8 @@ def from_original(
         depth = 1 + max(int(m[1]) for k in tensors if (m := re.match(r"blocks\.(\d+)\.", k)))
         out_channels = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
         num_classes = tensors["y_embedder.embedding_table.weight"].shape[0] - 1
+        if tokens == 0:
+            raise ValueError("pos_embed has no tokens")
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"{source} is not a DiT checkpoint in facebookresearch's layout ({error}); its "

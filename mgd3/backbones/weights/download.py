@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urldefrag
 
 from mgd3.runtime.errors import CorruptFileError, UserError
-from mgd3.runtime.files import read_json, waiting, write_json, writing
 from mgd3.runtime.progress import progress
+from mgd3.storage.digests import sha256_of
+from mgd3.storage.downloads import record_digest, recorded_digest
+from mgd3.storage.files import read_json, waiting, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -31,27 +34,63 @@ _SECONDS = 30.0  # without an answer
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
-def fetch_url(url: str, path: Path, patience: float = 1.0) -> None:
+def fetch_url(url: str, path: Path, patience: float = 1.0, insecure: bool = False) -> None:
     """Fetch `url` to `path`; `url#sha256=HEX` is checked. Raises `UserError` if it cannot be had.
+
+    Without a SHA-256 it must be the one that came first, if `trust` remembers one. Plain http
+    needs a SHA-256 or `insecure`.
 
     Bytes gather in a `.part` file beside `path`; another process that wants the same file waits.
     `patience` is the first wait in seconds after a failure; it doubles.
     """
     address, fragment = urldefrag(url)
     expected = parse_qs(fragment).get("sha256", [""])[0].lower()
+    if address.startswith("http://") and not (expected or insecure):
+        raise UserError(
+            f"{address}: whoever carries plain http can change what arrives; give its checksum "
+            "(sha256=HEX), an https address, or insecure=true to take what comes"
+        )
     part = path.with_name(f".{path.name}.part")
     with waiting(path.parent):
-        if not path.is_file():
-            _gather(address, part, path.name, patience)
-            if expected and sha256_of(part) != expected:
-                part.unlink()
-                _memory(part).unlink(missing_ok=True)
-                raise UserError(f"{address} does not have the SHA-256 {expected}: thrown away")
-            with writing(path):
-                part.replace(path)
+        if path.is_file():
+            _check(address, expected, path)
+            return
+        _gather(address, part, path.name, patience)
+        try:
+            _check(address, expected, part)
+        except UserError as error:
+            part.unlink()
             _memory(part).unlink(missing_ok=True)
-        elif expected and sha256_of(path) != expected:
-            raise UserError(f"{path} is there but does not have the SHA-256 {expected}: delete it")
+            raise UserError(f"{error}; what came was thrown away") from error
+        with writing(path):
+            part.replace(path)
+        _memory(part).unlink(missing_ok=True)
+
+
+def _check(address: str, expected: str, path: Path) -> None:
+    """`UserError` unless a file has the digest that was asked for, or that came the first time."""
+    digest, first = sha256_of(path), recorded_digest(address)
+    if expected and digest != expected:
+        raise UserError(f"{address}: {path} has the SHA-256 {digest}, not {expected}: delete it")
+    if not expected and first not in (None, digest):
+        raise UserError(
+            f"{address}: {path} has the SHA-256 {digest}, but what came first had {first}; find "
+            f"out which one is right and give it as sha256=HEX"
+        )
+
+
+def trust(url: str, path: Path) -> None:
+    """Remember what an address gave: a later file that differs is refused."""
+    address, fragment = urldefrag(url)
+    digest = sha256_of(path)
+    if recorded_digest(address) == digest:
+        return
+    place = record_digest(address, digest)
+    if not fragment:
+        log.warning(
+            "no checksum of %s is published: trusting what came, SHA-256 %s, recorded in %s",
+            *(address, digest, place),
+        )
 
 
 def _gather(address: str, part: Path, name: str, patience: float) -> None:
@@ -81,6 +120,23 @@ def _gather(address: str, part: Path, name: str, patience: float) -> None:
         time.sleep(patience * 2**failures)
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but not from https to http."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        if req.full_url.startswith("https://") and not newurl.startswith("https://"):
+            raise UserError(
+                f"{req.full_url} leads to {newurl}, which is not encrypted: not followed; give "
+                "that address itself with its sha256=HEX if you trust it"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
 def _transfer(address: str, part: Path, name: str) -> None:
     """One connection; raises `OSError` or `HTTPException` unless the file is whole afterwards."""
     version = _version(part) if part.is_file() else ""
@@ -90,7 +146,7 @@ def _transfer(address: str, part: Path, name: str) -> None:
         request.add_header("Range", f"bytes={offset}-")
         request.add_header("If-Range", version)
     try:
-        answer = urllib.request.urlopen(request, timeout=_SECONDS)
+        answer = _OPENER.open(request, timeout=_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == 416 and offset:  # nothing is left to send
             return
@@ -134,15 +190,6 @@ def _version(part: Path) -> str:
         return ""
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class HubFile:
     """A file of a repository, as the hub publishes it."""
@@ -150,6 +197,7 @@ class HubFile:
     name: str
     size: int
     sha256: str | None  # of large files only
+    git_id: str | None = None  # of the others: the SHA-1 of git's blob
 
 
 def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
@@ -164,7 +212,8 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
     try:
         published = HfApi().model_info(repository, files_metadata=True).siblings or []
         files = [
-            HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None) for s in published
+            HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
+            for s in published
         ]
         wanted = needed_files(files, parts)
         if not wanted:
@@ -202,7 +251,7 @@ def _snapshot(repository: str, wanted: Sequence[HubFile]) -> Path:
     if altered:
         raise UserError(
             f"{', '.join(f'{repository}/{f.name}' for f in altered)} arrived with another size or "
-            "SHA-256 than the hub publishes, twice; it was thrown away: try again later"
+            "checksum than the hub publishes, twice; it was thrown away: try again later"
         )
     return folder
 
@@ -224,4 +273,9 @@ def needed_files(files: Sequence[HubFile], parts: Sequence[str]) -> list[HubFile
 def _is_whole(path: Path, file: HubFile) -> bool:
     if file.size and path.stat().st_size != file.size:
         return False
-    return file.sha256 is None or sha256_of(path) == file.sha256
+    if file.sha256 is not None:
+        return sha256_of(path) == file.sha256
+    if file.git_id is None:
+        return True
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.git_id

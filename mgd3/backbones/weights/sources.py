@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import socket
 from pathlib import Path
@@ -11,35 +9,19 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 
-from mgd3.backbones.weights.checkpoints import first_line, refuse_tensors
-from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import local_path
+from mgd3.backbones.weights.checkpoints import refuse_tensors
+from mgd3.runtime.errors import UserError, first_line
+from mgd3.storage.documents import read_document
+from mgd3.storage.downloads import download_path, is_url
+from mgd3.storage.files import local_path
 
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
-_PROJECT = Path(__file__).resolve().parents[3]
-
-
-def download_path(url: str) -> Path:
-    """Where `scripts/fetch_weights.py` puts an https address, and where a run looks for it.
-
-    Raises `UserError` for an address that names no file.
-    """
-    address = urlparse(url)
-    name = Path(address.path.lstrip("/"))
-    if not name.name or ".." in name.parts:
-        raise UserError(f"{url} does not name a file")
-    if address.query:  # another query is another file
-        digest = hashlib.blake2s(address.query.encode(), digest_size=4).hexdigest()
-        name = name.with_name(f"{digest}-{name.name}")
-    folder = Path(os.environ.get("MGD3_WEIGHTS") or _PROJECT / "weights").expanduser()
-    return folder / address.netloc.replace(":", "_") / name
-
-
-def is_url(value: str) -> bool:
-    """An address on the web?"""
-    return value.startswith(("https://", "http://"))
+# What a model's configuration may name: of diffusers' classes those that backbones here are made of
+_MODELS = (
+    "AutoencoderKL", "AutoencoderTiny", "DiTTransformer2DModel", "Transformer2DModel",
+    "UNet2DConditionModel", "VQModel",
+)  # fmt: skip
 
 
 def missing(key: str, value: str, reason: str) -> UserError:
@@ -106,7 +88,9 @@ def load_pretrained(
             output_loading_info=True,
             **options,
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the loaders raise anything for files that they do not expect
         if is_folder:
             raise UserError(
                 f"{key}={source}: the weights in {subfolder}/ could not be loaded "
@@ -134,10 +118,12 @@ def _diffusers_class(key: str, source: str, subfolder: str) -> Any:
 
     diffusers.utils.logging.set_verbosity_error()  # it warns of its own older configurations
     name = load_config(key, source, subfolder, "config.json").get("_class_name")
-    model = getattr(diffusers, str(name), None)
-    if not hasattr(model, "from_pretrained"):
-        raise UserError(f"{key}={source}: {subfolder}/config.json names no model ({name!r})")
-    return model
+    if name not in _MODELS:
+        raise UserError(
+            f"{key}={source}: {subfolder or '.'}/config.json names no model that this project "
+            f"loads ({name!r}); allowed: {', '.join(_MODELS)}"
+        )
+    return getattr(diffusers, name)
 
 
 def load_config(key: str, source: str, subfolder: str, name: str) -> dict[str, Any]:
@@ -156,9 +142,9 @@ def load_config(key: str, source: str, subfolder: str, name: str) -> dict[str, A
         except (OSError, HfHubHTTPError) as error:
             raise missing(key, source, first_line(error)) from error
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}={source}: {subfolder}/{name} is missing or no JSON") from error
+        return read_document(path, dict[str, Any], f"{key}={source}: fetch or copy it again")
+    except OSError as error:
+        raise UserError(f"{key}={source}: {subfolder}/{name} is missing") from error
 
 
 def hub_reachable() -> bool:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.files import exclusive, nothing_left_behind, write_atomic
+from mgd3.storage.files import exclusive, nothing_left_behind, write_atomic
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -50,7 +50,8 @@ def test_one_holder_at_a_time(tmp_path):
 def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "runs/a/b"
-    (run_dir / ".hydra").mkdir(parents=True)
+    run_dir.mkdir(parents=True)
+    (run_dir / "run.log").touch()
     (tmp_path / "mine").touch()
     with pytest.raises(UserError), nothing_left_behind(run_dir):
         raise UserError("no")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mgd3.runtime.errors import CorruptFileError
-from mgd3.runtime.files import read_json, write_json
+from mgd3.storage.documents import Number, remembered
+from mgd3.storage.files import write_json
 
 
 class StageTimes:
@@ -21,10 +21,7 @@ class StageTimes:
 
     def read(self) -> dict[str, float]:
         """Seconds by stage; empty before the first stage ends."""
-        try:
-            return read_json(self.path)
-        except (FileNotFoundError, CorruptFileError):
-            return {}
+        return remembered(self.path, dict[str, Number])
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -7,23 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mgd3.runtime.errors import CorruptFileError
-from mgd3.runtime.files import write_atomic
+from mgd3.runtime.errors import CorruptFileError, reading
+from mgd3.storage.files import write_atomic
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Safetensors with a checksum of its tensors in the metadata, atomically."""
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    data = save(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)})
-    write_atomic(path, _with_sorted_metadata(data))
+    content = tensor_bytes(contiguous, {**metadata, "blake2s": tensors_digest(contiguous)})
+    write_atomic(path, content)
 
 
-def _with_sorted_metadata(data: bytes) -> bytes:
-    """The same file with its metadata in order; safetensors' own order differs every time."""
+def tensor_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file with its metadata in order; safetensors' own order differs every time."""
+    data = save(tensors, metadata)
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
@@ -38,12 +38,10 @@ def load_tensors(path: Path, made_from: dict[str, str] | None = None) -> dict[st
     `made_from` holds metadata that the file must carry: it is of other input otherwise.
     """
     data = path.read_bytes()
-    try:
+    with reading(path, "it is no whole safetensors file", CorruptFileError):
         tensors = load(data)
         header_size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
-    except (SafetensorError, ValueError) as error:
-        raise CorruptFileError(f"{path} is not a whole safetensors file") from error
     if metadata.get("blake2s") != tensors_digest(tensors):
         raise CorruptFileError(f"{path} does not match its checksum")
     for key, value in (made_from or {}).items():

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from mgd3.runtime.errors import CorruptFileError
-from mgd3.runtime.files import remove_leftovers_of, waiting
-from mgd3.runtime.tensors import load_tensors, save_tensors
+from mgd3.storage.files import waiting
+from mgd3.storage.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,7 +65,6 @@ def cached(
     with waiting(path.parent, path.stem if lock is None else lock):
         value = found(path, key, format)
         if value is None:
-            remove_leftovers_of(path)
             value = format.write(path, make(), key)
     return value
 

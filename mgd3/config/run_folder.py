@@ -1,0 +1,71 @@
+"""The folder that Hydra gives a run: nobody else's is written into, and it says how it was made.
+
+Hydra makes the folder before anything of ours runs, but writes nothing there (`output_subdir:
+null`, and a log file that opens with its first line): what it would write comes from here, once
+the folder is known to be free or this run's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from mgd3.config.schema import ROOT
+from mgd3.data.claims import OF_SCORES, OF_SET, read_claim
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+from mgd3.runtime.machine import keep_freed_memory, make_deterministic
+from mgd3.storage.files import nothing_left_behind, remove_leftovers, write_atomic
+
+RECORD = ".hydra"
+_NAMED = 3
+
+
+def refuse_foreign(folder: Path) -> None:
+    """`UserError` unless `folder` is empty, or holds a run of ours or the beginning of one."""
+    here = folder.resolve()
+    if here in (Path.cwd(), ROOT) or here in ROOT.parents:
+        raise UserError(
+            f"hydra.run.dir={folder} is no folder for a run: it holds the project or is where you "
+            "are; leave it out, or give a new one"
+        )
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    for claim in inside & {OF_SET, OF_SCORES}:
+        read_claim(folder / claim, "choose another hydra.run.dir")
+        return
+    others = {n for n in inside if not (n == RECORD or n.endswith(".log") or n.startswith("."))}
+    if others or (inside and RECORD not in inside):
+        named = sorted(others or inside)
+        raise UserError(
+            f"hydra.run.dir={folder} is not empty and no run of this project (it holds "
+            f"{', '.join(named[:_NAMED])}{' …' if len(named) > _NAMED else ''}): nothing is "
+            "written there; give an empty or a new folder"
+        )
+
+
+@contextmanager
+def begun(cfg: DictConfig) -> Iterator[Path]:
+    """The run's folder, for what is checked before any work; a refusal leaves it as it was.
+
+    The process is set up as `compute` says, and what killed runs left in the cache is cleared.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    refuse_foreign(folder)
+    keep_freed_memory()
+    make_deterministic(checks.flag("compute.deterministic", cfg.compute.deterministic))
+    with nothing_left_behind(folder):
+        yield folder
+    remove_leftovers(Path(cfg.cache))
+
+
+def record(folder: Path, cfg: DictConfig) -> None:
+    """Write the configuration, Hydra's own and the overrides, as Hydra names them."""
+    job: Any = HydraConfig.instance().cfg
+    parts = {"config": cfg, "hydra": job, "overrides": job.hydra.overrides.task}
+    for name, part in parts.items():
+        write_atomic(folder / RECORD / f"{name}.yaml", OmegaConf.to_yaml(part).encode())

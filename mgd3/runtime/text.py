@@ -1,0 +1,25 @@
+"""Text is data: names, titles and messages as one printable line, and as a line of Markdown."""
+
+from __future__ import annotations
+
+import re
+
+# Of marks that mean something between words alone, only those: «0.0*» and hard_label stay legible.
+_MARKDOWN_MARKS = re.compile(r"[\\`|~<]|\*(?=\S)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|&(?=#?\w+;)")
+# C0 and C1 controls, line and paragraph separators, and what turns the direction of a line around
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def is_printable(text: str) -> bool:
+    """Is the text free of control characters and line breaks?"""
+    return _UNPRINTABLE.search(text) is None
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and without what a terminal would obey."""
+    return _UNPRINTABLE.sub(" ", text)
+
+
+def markdown_text(text: str) -> str:
+    """Text as one line of Markdown, its marks escaped."""
+    return _MARKDOWN_MARKS.sub(r"\\\g<0>", one_line(text))

@@ -1,0 +1,44 @@
+"""What files hold: their SHA-256, looked up by size and time where it was taken before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from mgd3.storage.documents import Sha256, remembered
+from mgd3.storage.files import write_json
+
+_CHUNK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stamp_digest(path: Path) -> str:
+    """Identifies a large file that is not worth reading: by place, size and time of change."""
+    stat = path.stat()
+    text = f"{path.resolve()}/{stat.st_size}/{stat.st_mtime_ns}"
+    return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+
+
+def content_digest(path: Path, memory: Path) -> str:
+    """SHA-256 of a file; remembered in `memory` by place, size and time of change."""
+    stamp = stamp_digest(path)
+    known = remembered(memory, dict[str, Sha256])
+    if stamp not in known:
+        known[stamp] = sha256_of(path)
+        write_json(memory, known)
+    return known[stamp]
+
+
+def content_digests(paths: Mapping[str, Path], cache: Path) -> dict[str, str]:
+    """`content_digest` of files by key, remembered below `cache`."""
+    memory = cache / "inventory" / "weights.json"
+    return {key: content_digest(path, memory) for key, path in paths.items()}

@@ -1,0 +1,188 @@
+"""Files that a run leaves: written whole or not at all, checked when they are read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from mgd3.runtime.errors import CorruptFileError, UserError, reading
+
+log = logging.getLogger(__name__)
+
+_TEMPORARY = ".tmp"
+REFUSALS = {  # what a file system says no with, and what its user can do
+    errno.ENOSPC: "the disk is full; free some space and run the same command to go on",
+    errno.EDQUOT: "your disk quota is used up; free some space and run the same command",
+    errno.EFBIG: "files may not be so large here (ulimit -f); raise the limit, or choose another "
+    "file system, and run the same command to go on",
+    errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
+    errno.EACCES: "no permission; choose another folder",
+    errno.EPERM: "no permission; choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a file is in the way of a folder",
+    errno.EEXIST: "a file is in the way of a folder",
+    errno.EISDIR: "a folder is in the way of a file; move it away",
+    errno.ENOTEMPTY: "a folder is in the way of a file; move it away",
+    errno.ELOOP: "its links lead in a circle; mend them",
+    errno.EMFILE: "too many files are open (ulimit -n); raise the limit",
+    errno.EIO: "the device reports an error; check the disk",
+    errno.ESTALE: "the network file system has lost it; run the same command again",
+}
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into errors for people."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise UserError(f"cannot write {path}: {REFUSALS[error.errno]}") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole: a temporary file beside it, flushed, then renamed."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place when the block ends; nothing, if it fails.
+
+    It stays locked while it is written, so that `remove_leftovers` tells it from a dead one.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file, temporary = _temporary(path)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _temporary(path: Path) -> tuple[BinaryIO, Path]:
+    while True:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:60]}.", suffix=_TEMPORARY
+        )
+        with suppress(OSError):  # a file system without locks: leftovers there stay
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # else taken for a dead one before it was locked
+            return os.fdopen(handle, "wb"), Path(name)
+        os.close(handle)
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Delete, below `folders`, the temporary files of writers that are dead."""
+    for folder in folders:
+        for path in folder.rglob(f".*{_TEMPORARY}"):
+            with suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer holds it while alive
+                path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of ours; `FileNotFoundError`, or `CorruptFileError` if it cannot be read."""
+    with reading(path, "it is no JSON of ours", CorruptFileError):
+        return json.loads(path.read_bytes())
+
+
+def local_path(value: str) -> Path | None:
+    """The file or folder that a value names, from here or from the project's root; else None."""
+    path = Path(value).expanduser()
+    try:
+        return next((p for p in (path, _PROJECT / path) if p.exists()), None)
+    except OSError:  # a name that no file system takes
+        return None
+
+
+@contextmanager
+def nothing_left_behind(run_dir: Path) -> Iterator[None]:
+    """Remove a run's folder again if the run is refused before it has written anything.
+
+    `run_dir` was empty or this run's own before (config/run_folder.py sees to that).
+    """
+    try:
+        yield
+    except UserError:
+        inside = list(run_dir.iterdir()) if run_dir.is_dir() else []
+        if (
+            run_dir.is_dir()
+            and not run_dir.is_symlink()
+            and all(f.suffix == ".log" for f in inside)
+        ):
+            for log_file in inside:
+                log_file.unlink()
+            run_dir.rmdir()
+            above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
+            for parent in run_dir.absolute().parents:
+                mine = parent.is_relative_to(Path.cwd()) and parent not in above
+                if not mine or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def exclusive(folder: Path, patient: bool = False) -> Iterator[None]:
+    """Hold a run's folder for this process; a second one is refused or, if `patient`, waits."""
+    lock = _lock(folder / ".run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy = f"another process is running this very configuration in {folder}"
+        if not patient:
+            raise UserError(
+                f"{busy}; wait for it, or give this run its own folder with hydra.run.dir=FOLDER"
+            ) from None
+        log.info("%s; waiting for it", busy)
+        lock.acquire()
+    with lock:
+        yield
+
+
+@contextmanager
+def waiting(folder: Path, name: str = "") -> Iterator[None]:
+    """Take turns at what several runs share: whoever comes second finds it there.
+
+    `name` is a part of the folder that is made on its own; without it, the folder is one thing.
+    """
+    lock = _lock(folder / f".{name}.lock" if name else folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is filling %s; waiting for it", folder / name)
+        lock.acquire()
+    with lock:
+        yield
+
+
+def _lock(path: Path) -> FileLock:
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return FileLock(path)
