@@ -99,7 +99,8 @@ def score(
             evaluate_students(distilled, test, protocol, pending, store, ids, record, execution)
             ranks.wait()
             if ranks.first:
-                record.log_images("distilled", image_strips(distilled))
+                if distilled.generated or getattr(record, "real_images", False):
+                    record.log_images("distilled", image_strips(distilled))
                 table = layout(store.rows())
                 record.log_table(f"accuracy: {table.title}", table.headers, table.texts())
     ranks.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,15 +13,24 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from mgd3.runtime import checks
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30.0  # without an answer the record stays on disk
+_MODES = ("disabled", "offline", "online")  # by how much leaves the machine
+_SHORTEST_KEY = 40
+_QUIET: dict[str, Any] = {  # no talk on the screen; nothing of the machine, the code or its place
+    "silent": True, "console": "off", "x_disable_meta": True, "x_disable_stats": True,
+    "x_disable_machine_info": True, "x_save_requirements": False, "disable_git": True,
+    "disable_code": True, "save_code": False,
+}  # fmt: skip
 
 
 class Run(Protocol):
     """One run's record; `with tracker.start(...) as run` ends it."""
+
+    real_images: bool  # may it hold copies of real images?
 
     def __enter__(self) -> Run: ...
 
@@ -38,6 +48,8 @@ class Run(Protocol):
 
 class NoTracker:
     """Records nothing."""
+
+    real_images = False
 
     def __enter__(self) -> Run:
         return self
@@ -59,45 +71,79 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Weights & Biases; without an account it records offline, and it never asks."""
+    """Weights & Biases. It records on this disk; nothing leaves the machine unless asked to.
 
-    def __init__(self, project: str, mode: str) -> None:
-        self.project = project
-        self.mode = checks.choice("tracker.mode", mode, ["auto", "online", "offline"])
+    `mode` «offline» makes no connection at all, «online» uploads. Copies of real images are left
+    out of the record unless `real_images`, and so are paths, the command line and the machine.
+    """
+
+    def __init__(self, project: str, mode: str = "offline", real_images: bool = False) -> None:
+        """Raises `UserError` for a mode or a WANDB_MODE that there is not, or a missing account."""
+        self.project = checks.name("tracker.project", project)
+        self.real_images = checks.flag("tracker.real_images", real_images)
+        asked = checks.choice("tracker.mode", mode, _MODES[1:])
+        # the environment may keep a record at home, but not send one away
+        allowed = checks.choice("WANDB_MODE", os.environ.get("WANDB_MODE") or asked, _MODES)
+        self.mode = min(asked, allowed, key=_MODES.index)
+        if self.mode == "online":
+            _require_account()
 
     def start(self, run_id: str, group: str, config: Mapping[str, Any], folder: Path) -> Run:
         """Begin or resume the record of `run_id`, kept in `folder`/wandb."""
+        if self.mode != "online":
+            # or its service would send errors and the time of the start to its makers
+            os.environ["WANDB_ERROR_REPORTING"] = "false"
+        os.environ["WANDB_SILENT"] = "true"  # one line of ours says where things go
         import wandb
 
-        mode: Any = self.mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
-        if mode == "online" and not _has_account():
-            raise UserError(
-                "tracker.mode=online needs an account: set WANDB_API_KEY or run «wandb login», or "
-                "choose tracker.mode=offline or tracker=none"
-            )
-        settings = wandb.Settings(silent=True, init_timeout=CONNECT_SECONDS, console="off")
         options = {
             "project": self.project,
             "id": run_id,
             "group": group,
-            "config": dict(config),
+            "config": _without_places(dict(config)),
             "dir": str(folder),
-            "settings": settings,
+            "settings": wandb.Settings(**_QUIET, init_timeout=CONNECT_SECONDS),
         }
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.mode != "online":
+            _say(folder)
+            mode: Any = self.mode
+            return _WandbRun(wandb.init(mode=mode, **options), self.real_images)
         try:
-            run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **options)
-        except wandb.errors.Error as error:  # a record on disk is better than none
-            log.warning("Weights & Biases: %s; recording offline in %s/wandb", error, folder)
+            run = wandb.init(mode="online", resume="allow", **options)
+        except Exception as error:  # of the client, its service or its transport
+            log.warning(
+                "Weights & Biases: %s; recording offline in %s/wandb", first_line(error), folder
+            )
             wandb.teardown()  # or the run's id stays taken by the attempt
-            run = wandb.init(mode="offline", **options)
-        return _WandbRun(run)
+            return _WandbRun(wandb.init(mode="offline", **options), self.real_images)
+        real = "real images too" if self.real_images else "no real images"
+        log.info(
+            "Weights & Biases: uploading scores, settings and pictures (%s) to %s", *(real, run.url)
+        )
+        return _WandbRun(run, self.real_images)
+
+
+def _say(folder: Path) -> None:
+    log.info(
+        "Weights & Biases: recording offline in %s/wandb, nothing is uploaded (tracker.mode=online "
+        "uploads)",
+        folder,
+    )
+
+
+def _without_places(value: Any) -> Any:
+    """Settings without the folders of this machine: of a path, its last name."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 class _WandbRun:
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, real_images: bool) -> None:
+        self._run, self.real_images = run, real_images
 
     def __enter__(self) -> Run:
         return self
@@ -124,11 +170,21 @@ class _WandbRun:
         self._run.log({key: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
 
 
-def _has_account() -> bool:
-    """A key in the environment or in the netrc file; wandb itself would ask at the terminal."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def _require_account() -> None:
+    """`UserError` without a key in the environment or the netrc file: wandb itself would ask."""
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    with suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc().authenticators(host) is not None
-    return False
+    key = os.environ.get("WANDB_API_KEY")
+    if key is None:
+        with suppress(OSError, netrc.NetrcParseError):
+            key = (netrc.netrc().authenticators(host) or (None,) * 3)[2]
+    if not key:
+        raise UserError(
+            "tracker.mode=online needs an account: set WANDB_API_KEY or run «wandb login», or "
+            "choose tracker.mode=offline or tracker=none"
+        )
+    if len(key) < _SHORTEST_KEY or not re.fullmatch(r"[\w.-]+", key):
+        raise UserError(
+            f"the key of Weights & Biases for {host} is none: it has {len(key)} characters, and "
+            f"keys have {_SHORTEST_KEY} or more letters and digits; copy it again, or choose "
+            "tracker.mode=offline"
+        )

@@ -75,8 +75,9 @@ def write_tables(experiment: Experiment) -> Path:
     write_atomic(folder / "table.md", "\n".join(pages).encode())
     report, sweep = folder / "report.html", experiment.table.sweep
     sets, rows = _everything(experiment)
-    pictures = write_paper_report(report, comparison, sections, sets, rows, sweep)
     tracker = build(cfg, "tracker")
+    real_images = bool(cfg.tracker.get("real_images"))
+    pictures = write_paper_report(report, comparison, sections, sets, rows, sweep, real_images)
     config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
     with tracker.start(f"tables-{experiment.variant}", experiment.name, config, folder) as run:
         if comparison.cells:

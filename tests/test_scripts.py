@@ -178,7 +178,7 @@ NO_CONNECTION = """
 from pathlib import Path
 import eval.tracking as tracking
 tracking.CONNECT_SECONDS = 2.0
-tracker = tracking.WandbTracker("p", "auto")
+tracker = tracking.WandbTracker("p", "online")
 with tracker.start("tables-x", "table1", {}, Path("kept")) as run:
     run.log_table("t", ["a"], [["a number to find"]])
 """

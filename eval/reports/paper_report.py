@@ -48,9 +48,11 @@ def write_paper_report(
     sets: Sequence[tuple[str, DistilledDataset]],
     rows: Sequence[tuple[str, EvalResult]],
     sweep: str | None,
+    real_images: bool,
 ) -> list[tuple[bytes, str]]:
     """Write the report; returns its pictures as PNGs with captions, for a tracker.
 
+    Copies of real images are in those pictures only with `real_images`.
     `sections` are looked at, all `sets` and `rows`, by their cells' names, are linked and timed.
     """
     curves = accuracy_pictures(comparison, sweep)
@@ -59,7 +61,8 @@ def write_paper_report(
         page, diversity = _page(section, comparison.values, sweep)
         pages.append(page)
         pictures += [(diversity, f"diversity, {section.title}")] if diversity else []
-        pictures.append((overview_of(section.first), f"samples, {section.title}"))
+        shown = {row: d for row, d in section.first.items() if real_images or d.generated}
+        pictures += [(overview_of(shown), f"samples, {section.title}")] if shown else []
     configs = {
         f"{section.title}, {row}": distilled.manifest["config"]
         for section in sections
