@@ -14,7 +14,7 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.errors import UserError, reading
-from mgd3.storage.files import write_json
+from mgd3.storage.files import remove_leftovers, write_json
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 _WAYS: tuple[Callable[[ClassInfo], str], ...] = (
@@ -66,6 +66,7 @@ def adopt(
         "elsewhere": True,  # where is for the command line to say, not for a file
         "images": entries,
     }
+    remove_leftovers(out)
     write_json(out / MANIFEST, manifest)
     return DistilledDataset(out, root)
 

@@ -107,6 +107,8 @@ def score(
     rows = store.rows()
     if not ranks.first:
         return rows
+    for row in rows:  # of a run that was killed between a row and this
+        _checkpoint(folder, row.student, row.student_seed).unlink(missing_ok=True)
     write_summary(folder / "summary.json", rows)
     write_atomic(folder / "table.md", markdown(rows).encode())
     return rows
@@ -136,7 +138,7 @@ def evaluate_students(
     if protocol.image_weights == "mass":
         weights = torch.tensor(distilled.mass_weights(), device=device)
     for student, seed in execution.share(students):
-        checkpoint = store.path.parent / f".{student.replace('/', '-')}-{seed}.checkpoint"
+        checkpoint = _checkpoint(store.path.parent, student, seed)
         recipe = protocol.recipe(distilled.ipc, num_classes, student)
         net = make_student(student, num_classes, protocol.image_size, seed).to(device)
         if execution.channels_last:
@@ -176,6 +178,11 @@ def evaluate_students(
             )
         )
         checkpoint.unlink(missing_ok=True)  # only now: the row is on disk
+
+
+def _checkpoint(folder: Path, student: str, seed: int) -> Path:
+    """Where a student that is being trained is kept."""
+    return folder / f".{student.replace('/', '-')}-{seed}.checkpoint"
 
 
 def _of_every_row(

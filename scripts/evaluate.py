@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
         execution = Execution(device=device, ranks=ranks, **build_execution(cfg))
         students = _students(cfg)
         sets = ranks.in_turn(lambda: find_sets(cfg, dataset))
-        _check(protocol, students, sets)
+        _check(protocol, students, sets, device)
     if ranks.first:
         record(folder, cfg)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
@@ -81,13 +81,12 @@ def _students(cfg: DictConfig) -> list[str]:
     return students
 
 
-def _check(protocol: Any, students: list[str], sets: list[DistilledDataset]) -> None:
+def _check(protocol: Any, students: list[str], sets: list[DistilledDataset], device: Any) -> None:
     """Refuse students and sizes that the protocol cannot train before anything is trained."""
-    from eval.students.registry import find_student
+    from eval.protocols.feasibility import require_feasible
 
-    for student, distilled in product(students, sets):
-        find_student(student, protocol.image_size)
-        protocol.recipe(distilled.ipc, len(distilled.classes), student)
+    for distilled in sets:
+        require_feasible(protocol, students, distilled.ipc, len(distilled.classes), device)
 
 
 def _contents(cfg: DictConfig, dataset: RealDataset) -> dict[str, SplitContent]:

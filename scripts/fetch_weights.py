@@ -25,7 +25,8 @@ from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.storage.downloads import download_path, is_url
+from mgd3.storage.downloads import download_folder, download_path, is_url
+from mgd3.storage.files import remove_leftovers
 
 
 def sources(cfg: DictConfig) -> dict[str, list[str]]:
@@ -75,6 +76,7 @@ def main(cfg: DictConfig) -> None:
     """Fetch everything that the arguments name."""
     for chatty in ("httpx", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    remove_leftovers(download_folder())
     wanted = sources(cfg)
     for source, parts in wanted.items():
         print(f"{source}: {fetch(source, parts, checks.flag('insecure', cfg.insecure))}")

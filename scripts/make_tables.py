@@ -39,7 +39,7 @@ from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.runtime.errors import UserError
-from mgd3.storage.files import write_atomic, write_json
+from mgd3.storage.files import remove_leftovers, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def write_tables(experiment: Experiment) -> Path:
         raise UserError("; ".join(experiment.notes()))
     comparison, cfg = compared(experiment), experiment.located[0].cfg
     folder = Path(cfg.runs) / "tables" / experiment.variant
+    remove_leftovers(folder)
     if comparison.cells:
         write_atomic(folder / "table.tex", comparison.latex().encode())
         write_atomic(folder / "table.csv", comparison.csv().encode())

@@ -32,7 +32,7 @@ from mgd3.config.schema import CONFIGS, composed
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
-from mgd3.storage.files import write_atomic
+from mgd3.storage.files import remove_leftovers, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.folder)
     if cfg.plot and not cfg.by:
         raise UserError("plot needs by=KEY, the horizontal axis")
+    remove_leftovers(folder, deep=False)
     if not any(folder.rglob("results.jsonl")):
         raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
     sets = [d for d in distilled_sets(folder) if _can_be_shown(d)]

@@ -170,7 +170,11 @@ def _done(place: Located) -> bool:
 
     if missing_rows(place.folder, list(place.wanted)):
         return False
-    return bool(place.wanted) or DistilledDataset(place.distilled).complete
+    if not place.wanted:
+        return DistilledDataset(place.distilled).complete
+    rows, table = (place.folder / name for name in ("results.jsonl", "table.md"))
+    # a run writes its table last
+    return table.is_file() and table.stat().st_mtime_ns >= rows.stat().st_mtime_ns
 
 
 def _in_one_line(error: Any) -> str:

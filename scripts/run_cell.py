@@ -17,8 +17,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from eval.images import TestImages
+from eval.protocols.feasibility import require_feasible
 from eval.scoring import Execution, RunIds, missing_rows, score
-from eval.students.registry import expand_students, find_student
+from eval.students.registry import expand_students
 from mgd3.config import identity
 from mgd3.config.build import (
     build,
@@ -114,9 +115,7 @@ def _checked(cfg: DictConfig, run_dir: Path) -> Cell:
     dataset = build(cfg, "dataset")
     ranks, device = join(pick_device(cfg.compute.device))  # which GPU is this process's
     protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
-    for student in students:
-        find_student(student, protocol.image_size)
-        protocol.recipe(cfg.ipc, len(dataset.classes), student)
+    require_feasible(protocol, students, cfg.ipc, len(dataset.classes), device)
     inside = run_dir.parent.name == Path(cfg.folder).name
     return Cell(
         cfg=cfg,

@@ -71,8 +71,8 @@ def test_nothing_leaves_the_machine_by_default(tmp_path, proxy):
     environment, asked = proxy
     quick = [o for o in QUICK if not o.startswith(("backbone", "tracker", "report"))]
     demo = guarded(
-        tmp_path, environment, "run.py", "experiment=demo", *quick, "seed=0", "ipc=2",
-        "tracker=wandb", "sampler.steps=4", "backbone.sampling.stop_t=2",
+        tmp_path, environment, "run.py", "experiment=demo", "method=random,mgd3", *quick, "seed=0",
+        "ipc=2", "tracker=wandb", "sampler.steps=4", "backbone.sampling.stop_t=2",
     )  # fmt: skip
     assert "recording offline in" in demo and "nothing is uploaded" in demo
     (tmp_path / "own/0").mkdir(parents=True)
@@ -86,7 +86,8 @@ def test_nothing_leaves_the_machine_by_default(tmp_path, proxy):
     assert "nothing is uploaded" in scored
     table = guarded(
         tmp_path, environment, "scripts/reproduce.py", "table=5", "rehearsal=true", "only.seed=0",
-        "only.row=random", "only.ipc=10", "protocol.epochs_by_ipc=[[null,2]]",
+        "only.row='Random (seeded)'", "only.ipc=10", "protocol.epochs_by_ipc=[[null,2]]",
+        "tracker=wandb",
     )  # fmt: skip
     assert "tables" in table
     assert asked == []

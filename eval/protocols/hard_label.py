@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from eval.images import TestImages
 from eval.protocols.augmentation import Augmentation, cutmix
 from eval.protocols.options import (
+    check_image_size,
     check_image_weights,
     check_training_precision,
     options,
@@ -85,7 +86,7 @@ class HardLabel:
         training_precision: str = "float32",
     ) -> None:
         self.name = name
-        self.image_size = checks.integer("protocol.image_size", image_size, minimum=4)
+        self.image_size = check_image_size(image_size)
         self.stored_size = self.test_resize = self.image_size
         self.epochs_by_ipc = _epoch_table(epochs_by_ipc)
         self.shorten_100_classes = checks.flag("protocol.shorten_100_classes", shorten_100_classes)

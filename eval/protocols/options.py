@@ -10,6 +10,7 @@ from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
 T = TypeVar("T")
+_LARGEST_IMAGE = 4096  # pixels: 50 MB decoded, and no published student sees more than 512
 
 
 def options(kind: type[T], key: str, values: object, /, **own: Any) -> T:
@@ -46,6 +47,11 @@ def pairs(key: str, rows: object, columns: str) -> list[tuple[Any, Any]]:
             raise UserError(f"{key}: {row!r} must be a pair [{columns}]")
         table.append((row[0], row[1]))
     return table
+
+
+def check_image_size(value: object) -> int:
+    """Pixels a side: enough for a network to see, and no more than a decoded set can hold."""
+    return checks.integer("protocol.image_size", value, minimum=4, maximum=_LARGEST_IMAGE)
 
 
 def check_image_weights(value: object) -> str:

@@ -15,7 +15,7 @@ from eval.images import TestImages
 from eval.protocols.answers import Answers, SoftTargets, StoredAnswers
 from eval.protocols.augmentation import SoftAugmentation
 from eval.protocols.hard_label import every
-from eval.protocols.options import check_image_weights, options, pairs
+from eval.protocols.options import check_image_size, check_image_weights, options, pairs
 from eval.protocols.recipe import Cosine, Recipe, Teacher
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.protocols.training import accuracy
@@ -134,7 +134,7 @@ class SoftLabel:
         training_precision: str = "float32",
     ) -> None:
         self.name = name
-        self.image_size = checks.integer("protocol.image_size", image_size, minimum=4)
+        self.image_size = check_image_size(image_size)
         self.stored_size = max(self.image_size, self.image_size // 7 * 8)  # 256 for 224
         self.test_resize = self.stored_size
         self.num_epochs = checks.integer("protocol.epochs", epochs, minimum=1)

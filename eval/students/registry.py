@@ -17,7 +17,7 @@ from eval.students.convnet import ConvNet
 from eval.students.resnet import BLOCKS, resnet_bn, resnet_in
 from eval.students.resnet_ap import ResNetAP
 from mgd3.runtime.distributed import Ranks
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, first_line
 
 CROSS_ARCH = ("alexnet", "vgg11", "resnet18", "vit")
 _GROUPS = {"cross_arch": CROSS_ARCH, "cross_arch_glad": tuple(f"{n}_glad" for n in CROSS_ARCH)}
@@ -177,8 +177,8 @@ def _own(name: str, image_size: int) -> Factory:
         make = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a user's module raises
         raise UserError(
-            f"students: {name} cannot be imported ({error}); give module.function, and the "
-            "module's folder in PYTHONPATH"
+            f"students: {name} cannot be imported ({first_line(error)}); give module.function, "
+            "and the module's folder in PYTHONPATH"
         ) from error
 
     def factory(classes: int) -> nn.Module:

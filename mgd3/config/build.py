@@ -14,7 +14,7 @@ from mgd3.distillers.parts import Distiller
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute, Work, pick_device
 from mgd3.runtime.distributed import Ranks
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, first_line
 
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
@@ -117,8 +117,8 @@ def _callback(name: str | None) -> Any:
         return hydra.utils.get_method(name)
     except Exception as error:  # whatever a user's module raises
         raise UserError(
-            f"on_step={name} cannot be imported ({error}); give module.function, and the module's "
-            "folder in PYTHONPATH"
+            f"on_step={name} cannot be imported ({first_line(error)}); give module.function, and "
+            "the module's folder in PYTHONPATH"
         ) from error
 
 
@@ -130,7 +130,7 @@ def _class(cfg: DictConfig, key: str) -> Any:
     try:
         return hydra.utils.get_class(target)
     except Exception as error:  # whatever a user's module raises
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(
             f"{key}: {target} cannot be imported ({reason}); it must be a class, check its "
             "name, and that its folder is in PYTHONPATH"

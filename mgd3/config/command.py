@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mgd3.config.identity import register
-from mgd3.config.schema import ROOT
+from mgd3.config.schema import CONFIGS, ROOT
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.stopping import Stopped, received
 from mgd3.storage.files import REFUSALS
@@ -95,6 +96,9 @@ def refuse_old_words(arguments: Sequence[str], positional: str | None = None) ->
             hint = f"; write {positional}={argument}" if positional else ""
             raise UserError(f"{argument!r} is not KEY=VALUE{hint}")
         follows = False
+        if value == "null" and key != "experiment" and (Path(CONFIGS) / key).is_dir():
+            names = sorted(path.stem for path in (Path(CONFIGS) / key).glob("*.yaml"))
+            raise UserError(f"{argument}: this needs a name; allowed: {', '.join(names)}")
         now = _moved(key)
         if now != _STAYED:
             raise UserError(
@@ -193,7 +197,8 @@ def explained(error: Exception) -> str:
             f"experiment={kind}{number} is a {kind} of the paper, many runs; run it as «python "
             f"scripts/reproduce.py {kind}={number}» (plan=true says what it would take)"
         )
-    return str(error).split("Config search path")[0].strip()
+    lines = str(error).split("Config search path")[0].split("\n")
+    return " ".join(line.strip() for line in lines if line.strip())
 
 
 def _raised_by_hydra(error: OSError) -> bool:

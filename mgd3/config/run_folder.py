@@ -55,6 +55,9 @@ def begun(cfg: DictConfig) -> Iterator[Path]:
     The process is set up as `compute` says, and what killed runs left in the cache is cleared.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    for key in ("cache", "runs"):
+        if not isinstance(cfg.get(key, "."), str) or not cfg.get(key, "."):
+            raise UserError(f"{key}={cfg[key]!r} is no folder; give one, or leave {key} out")
     refuse_foreign(folder)
     keep_freed_memory()
     make_deterministic(checks.flag("compute.deterministic", cfg.compute.deterministic))

@@ -20,7 +20,7 @@ FORMAT = 2  # folders of earlier versions of the project have none
 _WORDS = {"train": "training", "val": "test"}
 OF_SET, OF_SCORES = "identity.json", "protocol.json"
 # What a folder holds only after it was claimed.
-_AFTERWARDS = {OF_SET: ("manifest.json", "images"), OF_SCORES: ("results.jsonl",)}
+_AFTERWARDS = {OF_SET: ("manifest.json", "images", OF_SCORES), OF_SCORES: ("results.jsonl",)}
 
 
 class _Split(BaseModel):
@@ -51,7 +51,7 @@ def claim(
     """
     data = {split: asdict(content) for split, content in contents.items()}
     mine = json.loads(json.dumps({"identity": dict(identity), **more}))
-    if not path.is_file():
+    if not path.exists():
         if any((path.parent / name).exists() for name in _AFTERWARDS[path.name]):
             raise _of_an_earlier_version(path.parent, remedy)
         write_json(path, {"format": FORMAT, **mine, "data": data})

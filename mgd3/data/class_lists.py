@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.text import is_printable
 
 _CLASS_LISTS = Path(__file__).parent / "classes"
 
@@ -31,8 +32,10 @@ def read_class_list(name: str) -> tuple[ClassInfo, ...]:
 
 def read_names(path: Path) -> dict[str, str]:
     """Class names by folder from a CSV file with the columns folder and name; none without it."""
-    if not path.is_file():
+    if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"{path} is no file: move it away, or put a table there")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -43,8 +46,10 @@ def read_names(path: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for line, row in enumerate(rows, start=2):
         folder, name = (row["folder"] or "").strip(), (row["name"] or "").strip()
-        if not folder or not name or folder in names:
+        printable = is_printable(folder) and is_printable(name)
+        if not folder or not name or folder in names or not printable:
             reason = "names a folder twice" if folder in names else "lacks a folder or a name"
+            reason = reason if printable else "holds a line break or a control character"
             raise UserError(f"{path}, line {line}, {reason}: {folder!r}, {name!r}")
         names[folder] = name
     return names

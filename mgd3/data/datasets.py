@@ -51,10 +51,12 @@ class ImageFile:
 
     def content(self) -> bytes:
         """The file's bytes."""
+        self._require_file()
         return self.path.read_bytes()
 
     def decode(self) -> Image.Image:
         """RGB: EXIF rotation applied, alpha laid on white, 16-bit grey scaled to 8."""
+        self._require_file()
         with Image.open(self.path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):
@@ -63,6 +65,11 @@ class ImageFile:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return image.convert("RGB")
+
+    def _require_file(self) -> None:
+        """`OSError` for a FIFO or a device, which could be read for ever."""
+        if not self.path.is_file():
+            raise OSError(f"{self.path} is no file")
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Digits:
         """`classes` keeps some of the ten digits, in their given order."""
         self.student_size = checks.integer("dataset.student_size", student_size, minimum=4)
         known = tuple(ClassInfo(str(d), f"digit {d}") for d in range(10))
-        self.classes = _select(known, None if classes is None else [str(d) for d in classes])
+        self.classes = _select(known, classes)
 
     @cached_property
     def _splits(self) -> dict[str, dict[int, list[ArrayImage]]]:
@@ -223,6 +230,8 @@ class ImageTree:
         )
         if not wnids:
             raise UserError(f"dataset.root: {self._folders['train']} has no class folders")
+        for wnid in wnids:
+            checks.name("dataset.root: a class folder", wnid)
         for folder in names:
             checks.choice(f"a folder in {self.root / 'classes.csv'}", folder, wnids)
         known = (imagenet.get(w, ClassInfo(w, w.replace("_", " "))) for w in wnids)
@@ -260,11 +269,14 @@ def _image_files(folder: Path) -> list[Path]:
     )
 
 
-def _select(known: tuple[ClassInfo, ...], wanted: Sequence[str] | None) -> tuple[ClassInfo, ...]:
+def _select(
+    known: tuple[ClassInfo, ...], wanted: Sequence[str] | Sequence[int] | None
+) -> tuple[ClassInfo, ...]:
     if wanted is None:
         return known
-    if isinstance(wanted, str) or not wanted or len(set(wanted)) != len(wanted):
+    if not isinstance(wanted, list | tuple) or not wanted or len(set(wanted)) != len(wanted):
         raise UserError(f"dataset.classes={wanted!r} must be a list of different classes")
+    wanted = [str(key) for key in wanted]
     by_key = {c.wnid: c for c in known} | {c.name: c for c in known}
     for key in wanted:
         checks.choice(

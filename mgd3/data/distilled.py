@@ -35,7 +35,7 @@ from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.machine import commit
 from mgd3.runtime.text import markdown_text
 from mgd3.storage.documents import Count, Name, Number, Sha256, read_document, remembered
-from mgd3.storage.files import write_atomic, write_json, writing
+from mgd3.storage.files import remember, write_atomic, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +142,13 @@ class DistilledDataset:
 
     @property
     def complete(self) -> bool:
-        """True once the manifest is written and every file that it lists exists."""
-        try:
-            manifest = self._read()
-        except UserError:
+        """True once the manifest is written and every file that it lists exists.
+
+        Raises `UserError` for a manifest that is none.
+        """
+        if not (self.folder / MANIFEST).exists():
             return False
+        manifest = self._read()
         return all(self.path(entry).is_file() for entry in manifest["images"])
 
     @property
@@ -169,7 +171,7 @@ class DistilledDataset:
         if altered:
             raise _altered(self.folder, altered)
         if seen != known:
-            write_json(memory, seen)
+            remember(memory, seen)
 
     def _seen(
         self, entry: Mapping[str, Any], known: Mapping[str, tuple[tuple[int, int], str]]

@@ -16,7 +16,7 @@ from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.storage.documents import remembered
-from mgd3.storage.files import write_json
+from mgd3.storage.files import remember
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def content_of(dataset: RealDataset, inventory: Sequence[ClassImages], cache: Pa
         digest = _digest_of(json.dumps(listing))
         classes[info.wnid] = [len(listing), digest]
         if dataset.location is not None and not (kept := _listing(cache, digest)).is_file():
-            write_json(kept, listing)
+            remember(kept, listing)
     return SplitContent(
         digest=_digest_of(json.dumps(classes)),
         images=sum(count for count, _ in classes.values()),
@@ -158,7 +158,7 @@ def _examine(
     found = unchanged | dict(zip((i.key for i in fresh), pool.map(_digest, fresh), strict=True))
     whole = {k: [stamps[k], d] for k, d in found.items() if d != _BROKEN}  # broken: look again
     if fresh and memory is not None:
-        write_json(memory, whole)
+        remember(memory, whole)
     return found
 
 

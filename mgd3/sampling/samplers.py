@@ -45,6 +45,9 @@ def classifier_free(
     return Prediction(eps=eps, variance=variance)
 
 
+_RELEASED_CFG_CHANNELS = 3
+
+
 class NoiseSource(Protocol):
     """Where a batch's random numbers come from; drawn strictly in order."""
 
@@ -87,6 +90,9 @@ class _Sampler:
 
         `start` None begins in pure noise; `on_step` sees every state before its step is taken.
         """
+        # the released 3 goes with any: of fewer channels, all are guided
+        most = max(backbone.latent_shape[0], _RELEASED_CFG_CHANNELS)
+        checks.integer("sampler.cfg_channels", self.cfg_channels, maximum=most)
         start, term = start or NoiseStart(), guidance.bind(batch)
         schedule = backbone.schedule.respaced(self.steps)
         x_t = start.initial(schedule, batch.modes, noise.initial().to(batch.modes))

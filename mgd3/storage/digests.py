@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mgd3.storage.documents import Sha256, remembered
-from mgd3.storage.files import write_json
+from mgd3.storage.files import remember
 
 _CHUNK = 1 << 20
 
@@ -34,7 +34,7 @@ def content_digest(path: Path, memory: Path) -> str:
     known = remembered(memory, dict[str, Sha256])
     if stamp not in known:
         known[stamp] = sha256_of(path)
-        write_json(memory, known)
+        remember(memory, known)
     return known[stamp]
 
 

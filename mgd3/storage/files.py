@@ -91,10 +91,10 @@ def _temporary(path: Path) -> tuple[BinaryIO, Path]:
         os.close(handle)
 
 
-def remove_leftovers(*folders: Path) -> None:
-    """Delete, below `folders`, the temporary files of writers that are dead."""
+def remove_leftovers(*folders: Path, deep: bool = True) -> None:
+    """Delete the temporary files of dead writers in `folders` and, if `deep`, below them."""
     for folder in folders:
-        for path in folder.rglob(f".*{_TEMPORARY}"):
+        for path in folder.glob(f"{'**/' if deep else ''}.*{_TEMPORARY}"):
             with suppress(OSError), path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer holds it while alive
                 path.unlink(missing_ok=True)
@@ -103,6 +103,14 @@ def remove_leftovers(*folders: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def remember(path: Path, value: Any) -> None:
+    """`write_json` of what only saves time: in a folder of somebody else's it is not kept."""
+    try:
+        write_json(path, value)
+    except UserError as error:
+        log.debug("not remembered: %s", error)
 
 
 def read_json(path: Path) -> Any:

@@ -114,7 +114,8 @@ def _image(**values):
 def test_a_manifest_of_another_structure_is_one_message(tmp_path, content, message):
     (tmp_path / "manifest.json").write_text(content)
     distilled = DistilledDataset(tmp_path)
-    assert not distilled.complete
+    with pytest.raises(UserError, match="manifest"):
+        _ = distilled.complete
     with pytest.raises(UserError, match=rf"manifest\.json:? .*{message}"):
         _ = distilled.classes
 

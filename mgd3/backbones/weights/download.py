@@ -53,6 +53,7 @@ def fetch_url(url: str, path: Path, patience: float = 1.0, insecure: bool = Fals
     part = path.with_name(f".{path.name}.part")
     with waiting(path.parent):
         if path.is_file():
+            _memory(part).unlink(missing_ok=True)  # of a process that was killed before it could
             _check(address, expected, path)
             return
         _gather(address, part, path.name, patience)
