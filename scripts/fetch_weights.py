@@ -25,7 +25,7 @@ from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.storage.downloads import download_folder, download_path, is_url
+from mgd3.storage.fetched import download_folder, download_path, is_url
 from mgd3.storage.files import remove_leftovers
 
 

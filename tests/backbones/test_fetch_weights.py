@@ -19,7 +19,7 @@ from mgd3.backbones.weights.download import HubFile, _Redirects, fetch_url, need
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.errors import UserError
 from mgd3.storage.digests import sha256_of
-from mgd3.storage.downloads import download_path
+from mgd3.storage.fetched import download_path
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 

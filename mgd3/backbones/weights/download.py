@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urldefrag
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.progress import progress
 from mgd3.storage.digests import sha256_of
-from mgd3.storage.downloads import record_digest, recorded_digest
+from mgd3.storage.fetched import record_digest, recorded_digest
 from mgd3.storage.files import read_json, waiting, write_json, writing
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from mgd3.backbones.weights.checkpoints import refuse_tensors
 from mgd3.runtime.errors import UserError, first_line
 from mgd3.storage.documents import read_document
-from mgd3.storage.downloads import download_path, is_url
+from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path
 
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
