@@ -127,7 +127,8 @@ def main(cfg: DictConfig) -> None:
         training = {**plain(cfg.train), "dataset": dataset.name}
         _refuse_another_file(out, training, wnids)
     record(folder, cfg)
-    remove_leftovers(out.parent)
+    remove_leftovers(out.parent, deep=False)
+    remove_leftovers(out.with_suffix(".training"))
     device = compute.torch_device
     latents, labels = encode(dataset, codec, cfg, flips)
     latents, labels = latents.to(device), labels.to(device)

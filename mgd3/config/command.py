@@ -21,6 +21,7 @@ from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS, ROOT
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.stopping import Stopped, received
+from mgd3.runtime.text import one_line
 from mgd3.storage.files import REFUSALS
 
 _MOVED: dict[str, str | None] = {  # keys of earlier versions, and what stands for them
@@ -209,5 +210,5 @@ def _raised_by_hydra(error: OSError) -> bool:
 
 
 def _exit(message: str, status: int = 1) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(status)

@@ -27,6 +27,7 @@ from mgd3.config.schema import hydra_ready, plain, prepared
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.text import is_printable
+from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path
 
 TRAIN = "train"  # what a method reads beside groups and keys: the real training images
@@ -231,6 +232,8 @@ def _files(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Path]:
     for key in keys:
         for name, value in _leaves(plain(cfg[key])) if cfg.get(key) is not None else ():
             path = None if name.endswith("_target_") else _named(value)
+            if isinstance(value, str) and is_url(value):  # as fetched
+                path = download_path(value)
             if path is not None and path.is_file():
                 found[f"{key}.{name}"] = path
     return found

@@ -20,7 +20,13 @@ from mgd3.data.claims import OF_SCORES, OF_SET, read_claim
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import keep_freed_memory, make_deterministic
-from mgd3.storage.files import nothing_left_behind, remove_leftovers, write_atomic
+from mgd3.storage.files import (
+    RUN_LOCK,
+    nothing_left_behind,
+    remove_leftovers,
+    write_atomic,
+    writing,
+)
 
 RECORD = ".hydra"
 _NAMED = 3
@@ -38,8 +44,8 @@ def refuse_foreign(folder: Path) -> None:
     for claim in inside & {OF_SET, OF_SCORES}:
         read_claim(folder / claim, "choose another hydra.run.dir")
         return
-    others = {n for n in inside if not (n == RECORD or n.endswith(".log") or n.startswith("."))}
-    if others or (inside and RECORD not in inside):
+    others = {name for name in inside if not (name.startswith(".") or name.endswith(".log"))}
+    if others or (inside and RUN_LOCK not in inside):
         named = sorted(others or inside)
         raise UserError(
             f"hydra.run.dir={folder} is not empty and no run of this project (it holds "
@@ -59,11 +65,13 @@ def begun(cfg: DictConfig) -> Iterator[Path]:
         if not isinstance(cfg.get(key, "."), str) or not cfg.get(key, "."):
             raise UserError(f"{key}={cfg[key]!r} is no folder; give one, or leave {key} out")
     refuse_foreign(folder)
+    with writing(folder):
+        (folder / RUN_LOCK).touch()  # from now on it is a run's
     keep_freed_memory()
     make_deterministic(checks.flag("compute.deterministic", cfg.compute.deterministic))
     with nothing_left_behind(folder):
         yield folder
-    remove_leftovers(Path(cfg.cache))
+    remove_leftovers(Path(cfg.cache), *folder.parent.glob(f"*/{RECORD}"))
 
 
 def record(folder: Path, cfg: DictConfig) -> None:

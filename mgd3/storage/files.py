@@ -19,7 +19,8 @@ from mgd3.runtime.errors import CorruptFileError, UserError, reading
 
 log = logging.getLogger(__name__)
 
-_TEMPORARY = ".tmp"
+_TEMPORARY = ".mgd3.tmp"  # and nobody else's, so that a leftover can be deleted anywhere
+RUN_LOCK = ".run.lock"
 REFUSALS = {  # what a file system says no with, and what its user can do
     errno.ENOSPC: "the disk is full; free some space and run the same command to go on",
     errno.EDQUOT: "your disk quota is used up; free some space and run the same command",
@@ -141,10 +142,10 @@ def nothing_left_behind(run_dir: Path) -> Iterator[None]:
         if (
             run_dir.is_dir()
             and not run_dir.is_symlink()
-            and all(f.suffix == ".log" for f in inside)
+            and all(f.suffix == ".log" or f.name == RUN_LOCK for f in inside)
         ):
-            for log_file in inside:
-                log_file.unlink()
+            for path in inside:
+                path.unlink()
             run_dir.rmdir()
             above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
             for parent in run_dir.absolute().parents:
@@ -158,7 +159,7 @@ def nothing_left_behind(run_dir: Path) -> Iterator[None]:
 @contextmanager
 def exclusive(folder: Path, patient: bool = False) -> Iterator[None]:
     """Hold a run's folder for this process; a second one is refused or, if `patient`, waits."""
-    lock = _lock(folder / ".run.lock")
+    lock = _lock(folder / RUN_LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

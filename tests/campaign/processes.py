@@ -203,6 +203,7 @@ def _die_at(last: int, folder: str) -> list[int]:
 _UNLIKE_FOLDERS = (".hydra", "wandb", ".submitit")
 _UNLIKE_FILES = ("times.json", "multirun.yaml")
 _PAGES = "tables/*/report.html"  # the paper's tables, beside what each run took
+_SEEN = "inventory/sets/*"  # when a finished set's files were looked at, by place and time
 _UNLIKE_KEYS = ("machine", "seconds")
 
 
@@ -218,6 +219,7 @@ def content(folder: Path) -> dict[str, str]:
             or name.name in _UNLIKE_FILES
             or name.match(_PAGES)
             or any(part in _UNLIKE_FOLDERS for part in name.parts)
+            or name.match(_SEEN)
         ):
             continue
         data = path.read_bytes()
@@ -225,6 +227,8 @@ def content(folder: Path) -> dict[str, str]:
             data = _alike(json.loads(data))
         elif path.suffix == ".jsonl":  # students of several processes end in any order
             data = b"\n".join(sorted(_alike(json.loads(line)) for line in data.splitlines()))
+        elif path.suffix == ".sha256":  # written as images are done
+            data = b"\n".join(sorted(data.splitlines()))
         found[str(name)] = hashlib.sha256(data).hexdigest()
     return found
 

@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, apart
 from networks import small_vae
 from support import GOLDEN
 
+from eval.results.rows import read_results
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.dit import DiT
+from mgd3.config.command import errors_for_people
 from mgd3.data.datasets import Digits
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.modes.finders import KMeansModes
@@ -227,3 +230,34 @@ def test_a_process_short_of_memory_goes_on_with_smaller_batches(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "images 1000" in done.stdout
     assert "out of memory while sampling 1000 images at once; going on with 500" in done.stderr
+
+
+DETERMINISTIC = (
+    "method=random", "dataset.classes=[0,1,7]", "ipc=10", "tracker=none", "report=false",
+    "students=[convnet3_w64]", "protocol.epochs_by_ipc=[[null,12]]", "compute.device=cpu",
+    "compute.deterministic=true",
+)  # fmt: skip
+
+
+def test_a_deterministic_run_gives_the_same_rows_with_any_number_of_threads(tmp_path):
+    rows = []
+    for threads in ("1", "2"):
+        (tmp_path / threads).mkdir()
+        done = apart(tmp_path / threads, *DETERMINISTIC, OMP_NUM_THREADS=threads)
+        assert done.returncode == 0, done.stderr[-2000:]
+        rows += read_results(tmp_path / threads)
+    one, two = (replace(row, train_seconds=0.0, test_seconds=0.0) for row in rows)
+    assert one == two
+    assert (one.threads, one.deterministic, one.device) == (1, True, "cpu")
+    assert one.versions.startswith("python 3.") and "torch 2." in one.versions
+
+
+def test_an_operation_without_a_deterministic_form_is_named(capsys):
+    raised = RuntimeError(
+        "put_ does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'."
+    )
+    with pytest.raises(SystemExit) as end, errors_for_people():
+        raise raised
+    assert end.value.code == 1
+    assert "compute.deterministic=true: put_ has no deterministic form" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Data parallel training: two CPU processes give what one does; images in a mapped file."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -165,3 +166,23 @@ def test_processes_share_images_and_students(tmp_path):
     assert made < 50, "killed too late to show anything"
     assert sorted(together(again, *SHARDED)) == one
     assert files(again) == files(tmp_path / "one")
+
+
+LEARNED = (
+    "backbone=dit_digits", "dataset.classes=[0,1,7]", "ipc=5", "sampler.steps=10",
+    "guidance.stop_t=5", "compute.batch_size=8", "tracker=none", "report=false",
+    "students=[convnet2_w16]", "student_seeds=2", "protocol.epochs_by_ipc=[[null,60]]",
+    "compute.device=cpu", "compute.workers=1",
+)  # fmt: skip
+
+
+def test_two_processes_leave_what_one_leaves(tmp_path):
+    """Images, manifest and rows of students that have learned something: chance is 33 %."""
+    one, two = alone(tmp_path / "one", *LEARNED), together(tmp_path / "two", *LEARNED)
+    assert sorted(two) == sorted(one) and min(top1 for _, top1, *_ in one) > 80
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    manifests = [json.loads(next((tmp_path / n).rglob("manifest.json")).read_text()) for n in
+                 ("one", "two")]  # fmt: skip
+    machines = [manifest.pop("machine") for manifest in manifests]
+    assert manifests[0] == manifests[1]
+    assert machines[1] == f"2 x {machines[0]}"
