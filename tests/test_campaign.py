@@ -1,9 +1,9 @@
-"""A few kills, a race and two signals of the campaign; `python -m campaign` does hundreds."""
+"""A few kills, a race, two signals and bad inputs; `make campaign` does hundreds of each."""
 
 import pytest
-from campaign import kills, races, signals
+from campaign import inputs, kills, races, signals
 
-PARTS = {"kills": kills, "races": races, "signals": signals}
+PARTS = {"kills": kills, "races": races, "signals": signals, "inputs": inputs}
 
 
 @pytest.mark.parametrize("name", PARTS)

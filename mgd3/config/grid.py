@@ -164,8 +164,13 @@ class Experiment:
     @property
     def variant(self) -> str:
         """The name, and where overrides make other numbers, what tells them apart."""
-        own = [o for o in self.overrides if not _is_neutral(o.lstrip("+").split("=")[0])]
-        return self.name + (f"-{identity.digest({'overrides': own})}" if own else "")
+        own = f"-{identity.digest({'overrides': self._own})}" if self._own else ""
+        return self.name + own
+
+    @property
+    def _own(self) -> list[str]:
+        """Overrides that make other numbers."""
+        return [o for o in self.overrides if not _is_neutral(o.lstrip("+").split("=")[0])]
 
     def _refuse_overrides(self) -> None:
         """An override of what the table varies would put runs into cells that are not theirs."""
@@ -225,8 +230,8 @@ class Experiment:
                 "Rehearsal: digits, a small backbone, small students and short trainings stand "
                 "for the paper's (configs/rehearsal.yaml). Nothing here compares with the paper."
             )
-        if self.overrides:
-            found.append(f"Run with {' '.join(self.overrides)}.")
+        if self._own:
+            found.append(f"Run with {' '.join(map(_without_folder, self._own))}.")
         found += [f"Row {row} cannot be run so: {why}." for row, why in self.unfit.items()]
         return found
 
@@ -316,6 +321,12 @@ def _filters(only: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def _is_neutral(key: str) -> bool:
     """Does an override of this key leave every number as it is?"""
     return key in _NEUTRAL or (key.startswith("compute.") and key not in _ROUNDING)
+
+
+def _without_folder(override: str) -> str:
+    """An override as it means something elsewhere: of a whole path, the last name."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).name}" if value.startswith(("/", "~")) else override
 
 
 def _stand_ins() -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _server(inputs: Path) -> tuple[str, ...]:
     handler = type("Handler", (_DropsOnce,), {"body": body})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()  # as long as the campaign
-    return (f"source=http://127.0.0.1:{http.server_port}/model.ckpt",)
+    return f"source=http://127.0.0.1:{http.server_port}/model.ckpt", "insecure=true"
 
 
 STAGES = (
