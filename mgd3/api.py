@@ -66,6 +66,7 @@ def distil(
         claim(path, identity, {"train": train}, work.cache, remedy, classes=names)
         distilled = DistilledDataset(out)
         if distilled.complete:
+            distilled.verify(work.cache, workers)
             return distilled
         distiller = GenerativeDistiller(
             backbone, sampler, guidance, modes, work, start, on_step=on_step

@@ -92,6 +92,7 @@ def _remade(
     from mgd3.data.pixels import to_pil
 
     seed, wnid, number = entry["noise_stream"].split("/")
+    checks.choice("the class of a noise stream", wnid, [entry["wnid"]])
     keys = [(wnid, int(number))]
     classes = distilled.classes
     rows = dict(zip((c.wnid for c in classes), distiller.backbone.class_ids(classes), strict=True))
@@ -150,7 +151,7 @@ def _write(
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_atomic(Path(cfg.out), buffer.getvalue())
-    with Image.open(distilled.folder / entry["file"]) as file:
+    with Image.open(distilled.path(entry)) as file:
         apart = np.abs(np.asarray(file.convert("RGB"), int) - np.asarray(picture, int))
     log.info(
         "%s: %s; at most %d of 255 grey levels from the file (%d of %d values differ)",

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -16,6 +17,7 @@ listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, t
 
 import hydra
 from omegaconf import DictConfig
+from pydantic import BaseModel
 from rich.console import Console
 
 from eval.reports.curves import sweep_picture
@@ -32,9 +34,12 @@ from mgd3.config.schema import CONFIGS, composed
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
+from mgd3.storage.documents import read_document
 from mgd3.storage.files import remove_leftovers, write_atomic
 
 log = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="report")
@@ -46,6 +51,7 @@ def main(cfg: DictConfig) -> None:
     remove_leftovers(folder, deep=False)
     if not any(folder.rglob("results.jsonl")):
         raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
+    _refuse_foreign_files(folder)
     sets = [d for d in distilled_sets(folder) if _can_be_shown(d)]
     dataset, name = _real_images(folder, sets, cfg.dataset.root)
     rows = read_results(folder)
@@ -53,7 +59,7 @@ def main(cfg: DictConfig) -> None:
         rows, values = rows_by(folder, cfg.by)
         if cfg.plot:
             write_atomic(Path(cfg.plot), sweep_picture(rows, values, cfg.by))
-    write_summary(folder / "summary.json", rows)
+    write_summary(folder / SUMMARY, rows)
     write_report(folder / "report.html", rows, sets, dataset, f"{name}: {folder.resolve().name}")
     costs = cost_layout(*named(sets, rows)).markdown()
     write_atomic(folder / "table.md", f"{markdown(rows)}\n{costs}".encode())
@@ -61,7 +67,25 @@ def main(cfg: DictConfig) -> None:
         picture = overview_picture(sets, list(cfg.methods), cfg.real_images)
         write_atomic(Path(cfg.picture), picture)
     Console().print(terminal(rows))
-    Console().print(f"summary: {folder / 'summary.json'}\nreport:  {folder / 'report.html'}")
+    Console().print(f"summary: {folder / SUMMARY}\nreport:  {folder / 'report.html'}")
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """`UserError` if what is written here would take the place of a user's own files."""
+    try:
+        read_document(folder / SUMMARY, _Summary, "move it away, or name another folder")
+    except FileNotFoundError:
+        there = [name for name in ("report.html", "table.md") if (folder / name).exists()]
+        if there:
+            raise UserError(
+                f"{folder} holds a {there[0]} that is not this script's (there is no {SUMMARY} "
+                "beside it): move it away, or name the folder with the runs below it"
+            ) from None
+
+
+class _Summary(BaseModel):
+    rows: list[dict[str, Any]]
+    explanation: str
 
 
 def _can_be_shown(distilled: DistilledDataset) -> bool:

@@ -172,7 +172,7 @@ class ImageTree:
         max_per_class: int | None = None,
         skip_broken: bool = False,
     ) -> None:
-        self.name = name
+        self.name = checks.name("dataset.name", name)
         self.student_size = checks.integer("dataset.student_size", student_size, minimum=8)
         self.skip_broken = checks.flag("dataset.skip_broken", skip_broken)
         self.max_per_class = (

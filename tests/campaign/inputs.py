@@ -431,6 +431,13 @@ NOTHING_LOST = [
     Case("a user's folder as an evaluation's", ("images=own", *EVALUATE, "hydra.run.dir=mine"),
          "not empty and no run of this project", script="scripts/evaluate.py",
          spoil=_then(_users_folder, _own_images())),
+    _reported("a user's own report.html beside runs", lambda here: (
+        here / "runs/report.html").write_text("mine"), "that is not this script's"),
+    _reported("a user's own summary.json beside runs", lambda here: (
+        here / "runs/summary.json").write_text("[1]"), "summary.json: its content is"),
+    Case("an evaluated dataset's name leads out", ("images=own", "dataset=folder",
+         "dataset.root=.", "dataset.name=../x", "dataset.student_size=8", STUDENT),
+         "dataset.name='../x' is no name", base="tree", script="scripts/evaluate.py"),
     Case("a user's folder as a training's", (*BACKBONE, "hydra.run.dir=mine"),
          "not empty and no run of this project", script="scripts/train_backbone.py",
          spoil=_users_folder),

@@ -11,6 +11,7 @@ from eval.reports.run_report import write_summary
 from eval.results.cells import cells
 from eval.results.rows import ResultStore, read_results
 from eval.results.tables import explanation, layout, markdown, minus_unguided, notes
+from mgd3.runtime.errors import UserError
 
 
 def test_rows_survive(tmp_path):
@@ -107,6 +108,59 @@ def test_lines_of_earlier_versions_are_read(tmp_path):
     old = {k: v for k, v in asdict(row()).items() if k not in ("role", "labels", "train_data")}
     (tmp_path / "results.jsonl").write_text(json.dumps(old | {"unknown": 1}) + "\n")
     assert ResultStore(tmp_path / "results.jsonl").rows() == [row()]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"top1_last": "50"}, "line 1: top1_last is '50'"),
+        ({"top1_last": None}, "line 1: top1_last is None"),
+        ({"top1_best": float("nan")}, "line 1: top1_best is nan"),
+        ({"top1_best": 100.1}, "line 1: top1_best is 100.1"),
+        ({"ipc": 0}, "line 1: ipc is 0"),
+        ({"method": "a/b"}, "line 1: method is 'a/b': is no name"),
+        ({"student_seed": True}, "line 1: student_seed is True"),
+    ],
+)
+def test_a_row_that_is_none_is_named(tmp_path, values, message):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(asdict(row()) | values) + "\n")
+    with pytest.raises(UserError, match=f"{message}.*take that line out"):
+        ResultStore(path).rows()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "5", "null", '{"dataset": "digits"}', "\xff"])
+def test_a_line_that_is_no_row_is_named(tmp_path, text):
+    (tmp_path / "results.jsonl").write_text(json.dumps(asdict(row())) + "\n" + text + "\n")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 2"):
+        ResultStore(tmp_path / "results.jsonl").rows()
+
+
+def test_a_row_of_another_run_is_refused(tmp_path):
+    mine = row(run_id="0123abcd")
+    store = ResultStore(tmp_path / "p-0123abcd/results.jsonl", "0123abcd")
+    store.append(mine)
+    assert store.rows() == ResultStore(store.path).rows() == [mine]
+    store.append(replace(mine, run_id="ffffffff", student_seed=1, top1_best=99.9))
+    for reader in (store, ResultStore(store.path)):
+        with pytest.raises(UserError, match=r"row 2, is of run ffffffff, .* is run 0123abcd's"):
+            reader.rows()
+    elsewhere = ResultStore(tmp_path / "p-89abcdef/results.jsonl")  # a folder that was renamed
+    elsewhere.append(mine)
+    with pytest.raises(UserError, match="is of run 0123abcd, but this folder is run 89abcdef's"):
+        elsewhere.rows()
+
+
+def test_tables_say_what_their_rows_were_not_all_trained_with():
+    one = row(threads=1, machine="m", versions="torch 2.11", deterministic=True)
+    assert not [n for n in notes([one, replace(one, student_seed=1)]) if "Warning" in n]
+    assert not [n for n in notes([one, row(student_seed=1)]) if "Warning" in n]  # not known
+    found = notes([one, replace(one, threads=2, deterministic=False, versions="torch 2.12")])
+    assert [n.split(" stand here")[0] for n in found] == [
+        "Warning: rows of different thread counts", "Warning: rows of different versions",
+        "Warning: rows of different compute.deterministic",
+    ]  # fmt: skip
+    assert "(1; 2)" in found[0] and "(torch 2.11; torch 2.12)" in found[1]
 
 
 def test_rows_of_replaced_photographs_are_another_cell(tmp_path):

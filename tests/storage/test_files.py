@@ -2,11 +2,25 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load
 
+from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.storage.files import exclusive, nothing_left_behind, write_atomic
+from mgd3.storage.files import (
+    exclusive,
+    nothing_left_behind,
+    remove_leftovers,
+    whole_file,
+    write_atomic,
+    write_json,
+)
+from mgd3.storage.tensors import tensor_bytes
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -60,3 +74,64 @@ def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError), nothing_left_behind(run_dir):
         raise UserError("no")
     assert (run_dir / "images").is_dir()
+
+
+def test_what_dead_writers_left_is_cleared_and_what_is_being_written_stays(tmp_path):
+    deep = tmp_path / "a/b"
+    deep.mkdir(parents=True)
+    dead = deep / ".x.json.abcd1234.mgd3.tmp"
+    dead.write_text("half")
+    mine = [tmp_path / ".notes.tmp", tmp_path / "x.mgd3.tmp"]
+    for path in mine:
+        path.write_text("a user's")
+    with whole_file(deep / "x.json") as file:
+        file.write(b"{")
+        file.flush()
+        apart = "from pathlib import Path; from mgd3.storage.files import remove_leftovers;"
+        code = f"{apart} remove_leftovers(Path({str(tmp_path)!r}))"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+        remove_leftovers(tmp_path)
+        file.write(b"}")
+    assert (deep / "x.json").read_text() == "{}" and not dead.exists()
+    assert all(path.exists() for path in mine) and len(list(deep.iterdir())) == 1
+
+
+def test_a_leftover_beside_is_cleared_without_going_deeper(tmp_path):
+    for folder in (tmp_path, tmp_path / "a"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".x.abcd1234.mgd3.tmp").touch()
+    remove_leftovers(tmp_path, deep=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    """safetensors itself writes its metadata in another order every time."""
+    metadata = {name: name for name in "hgfedcba"}
+    first = tensor_bytes({"w": torch.ones(3)}, metadata)
+    assert all(tensor_bytes({"w": torch.ones(3)}, metadata) == first for _ in range(20))
+    assert load(first)["w"].tolist() == [1, 1, 1]
+
+
+def test_what_a_file_system_refuses_is_said_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="the name is too long for this file system"):
+        write_json(tmp_path / ("x" * 300), {})
+    with pytest.raises(UserError, match="a folder is in the way of a file"):
+        (tmp_path / "d/x").mkdir(parents=True)
+        write_json(tmp_path / "d", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "a\\b", "a\nb", "a\0b", "\x1b[31m", "x" * 101]
+)
+def test_names_that_lead_elsewhere_are_none(name):
+    with pytest.raises(UserError, match=r"key=.* is no name; allowed"):
+        checks.name("key", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["tench", "English springer", "n01440764", "..a", "été", "a|b <c>"]
+)
+def test_names_of_people_are_names(name):
+    assert checks.name("key", name) == name
