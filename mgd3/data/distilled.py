@@ -165,6 +165,7 @@ class DistilledDataset:
         memory = cache / "inventory" / "sets" / f"{place}.json"
         known = remembered(memory, dict[str, tuple[tuple[int, int], Sha256]])
         entries = self.manifest["images"]
+        (self.folder / _JOURNAL).unlink(missing_ok=True)  # of a writer killed before it could
         with ThreadPoolExecutor(workers) as pool:
             seen = dict(pool.map(lambda entry: self._seen(entry, known), entries))
         altered = [e["file"] for e in entries if seen[e["file"]][1] != e["sha256"]]

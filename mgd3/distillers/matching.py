@@ -78,15 +78,16 @@ class DistributionMatching:
         times = StageTimes(out / "times.json")
         with times.stage("check"):
             inventory = take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
-        with times.stage("match"):
-            real = [self.features.read(found.images) for found in inventory]  # (N_c, 3, H, W) each
-            made = self._match(real, ipc, seed, out / "matching.safetensors")
-        writer = DistilledWriter(out, dataset, ipc, seed)
-        for info, images in zip(dataset.classes, made, strict=True):
-            for k, pixels in enumerate(self.features.pixels(images)):
-                writer.write_image(info.wnid, k, to_pil(pixels))
+        writer, checkpoint = DistilledWriter(out, dataset, ipc, seed), out / "matching.safetensors"
+        if not all(writer.has(info.wnid, k) for info in dataset.classes for k in range(ipc)):
+            with times.stage("match"):
+                real = [self.features.read(found.images) for found in inventory]  # (N_c, 3, H, W)
+                made = self._match(real, ipc, seed, checkpoint)
+            for info, images in zip(dataset.classes, made, strict=True):
+                for k, pixels in enumerate(self.features.pixels(images)):
+                    writer.write_image(info.wnid, k, to_pil(pixels))
+        checkpoint.unlink(missing_ok=True)
         writer.finish(provenance, {})
-        (out / "matching.safetensors").unlink(missing_ok=True)
         return DistilledDataset(out)
 
     def _match(self, real: list[Tensor], ipc: int, seed: int, checkpoint: Path) -> Tensor:
