@@ -151,6 +151,7 @@ def _case(said: Path, job: dict) -> None:
         made = (said / "changes").open("w")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
         if job["as_nobody"] and os.geteuid() == 0:
+            importlib.import_module("campaign.warm")  # what is imported late may be root's alone
             os.setegid(NOBODY)
             os.seteuid(NOBODY)
         if job["checkpoint_seconds"] is not None:
