@@ -161,6 +161,8 @@ def errors_for_people(resumes: bool = True) -> Iterator[None]:
 
 
 def _end(number: int, resumes: bool) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of torchrun: the first process says it
+        sys.exit(128 + number)
     after = (
         "goes on where this one stopped"
         if resumes
