@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from mgd3.runtime.errors import UserError
-from mgd3.storage.documents import Sha256, read_document
 from mgd3.storage.files import waiting, write_json
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -53,6 +52,8 @@ def record_digest(address: str, digest: str) -> Path:
 
 
 def _digests() -> dict[str, str]:
+    from mgd3.storage.documents import Sha256, read_document  # pydantic: not for --help
+
     try:
         return read_document(_place(), dict[str, Sha256], _REMEDY)
     except FileNotFoundError:
