@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
+from mgd3.data.decoding import decode
 from mgd3.data.distilled import MANIFEST, DistilledDataset
+from mgd3.data.listing import counted, list_pictures
+from mgd3.data.trees import class_folders
 from mgd3.runtime.errors import UserError, reading
 from mgd3.storage.files import remove_leftovers, write_json
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+log = logging.getLogger(__name__)
+
 _WAYS: tuple[Callable[[ClassInfo], str], ...] = (
     lambda c: c.wnid,
     lambda c: str(c.imagenet_id),
@@ -42,7 +45,10 @@ def adopt(
     entries: list[dict[str, Any]] = []
     root = folder / "images" if (folder / "images").is_dir() else folder
     for info, place in zip(dataset.classes, _class_folders(root, dataset), strict=True):
-        files = sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES)
+        found = list_pictures(place)
+        if found.left_out:
+            log.warning("%s: %s left out", place, counted(found.left_out))
+        files = [place / file for file in found.files]
         if not files:
             raise UserError(f"{place} holds no image; every class needs one")
         for index, file in enumerate(files):
@@ -75,7 +81,7 @@ def _class_folders(root: Path, dataset: RealDataset) -> list[Path]:
     """One folder per class, in label order."""
     if not root.is_dir():
         raise UserError(f"images={root} is not a folder")
-    places = [f for f in sorted(root.iterdir()) if f.is_dir() and not f.name.startswith(".")]
+    places = [root / name for name in class_folders(root)]
     folders = {_plain(f.name): f for f in places}
     for name_of in _WAYS:
         names = [_plain(name_of(c)) for c in dataset.classes]
@@ -105,5 +111,5 @@ def _require_readable(root: Path, file: Path) -> None:
         )
     if not file.is_file():
         raise UserError(f"{file} is no file; remove it")
-    with reading(file, "it is not a readable image: replace or remove it"), Image.open(file) as i:
-        i.convert("RGB")  # decodes it all: half a JPEG passes Pillow's verify()
+    with reading(file, "it is not a readable image: replace or remove it"):
+        decode(file)  # all of it: half a JPEG passes Pillow's verify()

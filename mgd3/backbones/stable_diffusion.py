@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,8 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _SPACINGS = {"linspace": "even", "leading": "leading", "trailing": "trailing"}
 
@@ -130,6 +134,9 @@ class StableDiffusion:
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
         """Rows of the classes' prompts, encoded now unless they have been."""
         prompts = [self._prompt_of(info) for info in classes]
+        for prompt, count in Counter(prompts).items():
+            if count > 1:
+                log.warning("%d classes have the same prompt: %r", count, prompt)
         rows = list(dict.fromkeys([*self._rows, *prompts]))
         if len(rows) > len(self._states):
             new = encode_prompts(rows[len(self._states) :], self._source, self.compute)

@@ -32,6 +32,8 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
     target = _class(cfg, key)
     node.pop("_target_")
     parameters = inspect.signature(target).parameters
+    if key == "dataset" and "cache" in parameters:
+        runtime["cache"] = Path(cfg.cache)
     for own in set(_NOT_OPTIONS) - set(parameters):
         node.pop(own, None)
     allowed = [p for p in parameters if p not in runtime]

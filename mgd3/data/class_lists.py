@@ -45,6 +45,10 @@ def read_names(path: Path) -> dict[str, str]:
         raise UserError(f"{path} must have a first line «folder,name» and one line per class")
     names: dict[str, str] = {}
     for line, row in enumerate(rows, start=2):
+        if None in row:  # DictReader's key for what has no column
+            raise UserError(
+                f'{path}, line {line}, has a comma too many: write the name in quotes, "…, …"'
+            )
         folder, name = (row["folder"] or "").strip(), (row["name"] or "").strip()
         printable = is_printable(folder) and is_printable(name)
         if not folder or not name or folder in names or not printable:

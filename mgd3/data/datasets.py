@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mgd3.data.class_lists import ClassInfo, read_class_list, read_names
+from mgd3.data.decoding import decode
+from mgd3.data.listing import counted, list_pictures
+from mgd3.data.trees import (
+    TRAIN,
+    VAL,
+    FlatValidation,
+    RestoredImageNet,
+    find_layout,
+    is_resplit,
+    refuse_twins,
+)
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-_VAL_NAMES = ("val", "validation")
 
 
 class RealImage(Protocol):
@@ -55,16 +64,9 @@ class ImageFile:
         return self.path.read_bytes()
 
     def decode(self) -> Image.Image:
-        """RGB: EXIF rotation applied, alpha laid on white, 16-bit grey scaled to 8."""
+        """As `decoding.decode` reads files."""
         self._require_file()
-        with Image.open(self.path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return image.convert("RGB")
+        return decode(self.path)
 
     def _require_file(self) -> None:
         """`OSError` for a FIFO or a device, which could be read for ever."""
@@ -155,7 +157,7 @@ class Digits:
 
 
 class ImageTree:
-    """`<root>/train/<class>/*` and `<root>/val/<class>/*` (or `validation/`).
+    """Images in folders: `train/<class>/*` and `val/<class>/*`, or as trees.py recognises.
 
     With a built-in class list the root may hold more classes than the list, in any order; without
     one (`class_list` None) every folder of `train/` is a class, in sorted order, and a class's name
@@ -171,7 +173,14 @@ class ImageTree:
         classes: Sequence[str] | None = None,
         max_per_class: int | None = None,
         skip_broken: bool = False,
+        split: str | None = None,
+        val_fraction: float | None = None,
+        cache: Path = Path("cache"),
     ) -> None:
+        """`split` «fastai» keeps the archives' re-split of ImageNette and ImageWoof.
+
+        `val_fraction` holds a share of each class out for tests where there is no val/.
+        """
         self.name = checks.name("dataset.name", name)
         self.student_size = checks.integer("dataset.student_size", student_size, minimum=8)
         self.skip_broken = checks.flag("dataset.skip_broken", skip_broken)
@@ -180,6 +189,10 @@ class ImageTree:
             if max_per_class is None
             else checks.integer("dataset.max_per_class", max_per_class, minimum=1)
         )
+        if split is not None:
+            checks.choice("dataset.split", split, ["fastai"])
+        if val_fraction is not None:
+            checks.number("dataset.val_fraction", val_fraction, minimum=0.01, maximum=0.9)
         if root is None:
             raise UserError(
                 f"dataset.root is not set: dataset={name} reads images from disk; give the folder "
@@ -187,99 +200,138 @@ class ImageTree:
             )
         self.root = Path(str(root)).expanduser()  # a Path: where files lie is no setting
         self.location: Path | None = self.root.resolve()
-        self._folders = {"train": self._split("train"), "val": self._split(*_VAL_NAMES)}
+        restorable = class_list in _RESTORABLE
+        self._layout = find_layout(self.root, restorable, split, val_fraction, cache)
         known = read_class_list(class_list) if class_list else self._folders_as_classes()
         self.classes = _select(known, classes)
         self._require_class_folders()
 
     @cached_property
     def note(self) -> str | None:
-        """Recognises fast.ai's re-split: their val/ holds ImageNet training files."""
+        """What readers of a table must know: a re-split, a restored one, images held out."""
         wnids = [c.wnid for c in self.classes]
-        mixed = any(f.name.startswith("ILSVRC2012_val_") for f in self._glimpse("train", wnids))
-        mixed |= any(re.match(r"n\d{8}_\d+", f.name) for f in self._glimpse("val", wnids))
-        if not mixed:
-            return None
+        if isinstance(self._layout, RestoredImageNet):
+            short = self._layout.shortfall(wnids)
+            return "; ".join([self._layout.note, *short]) if short else self._layout.note
+        if not is_resplit(self._layout, wnids):
+            return self._layout.note
         return (
             "these files are fast.ai's re-split (training and validation photographs of ImageNet "
             "mixed), another dataset than the papers': do not compare with published numbers"
         )
 
+    def remarks(self) -> list[str]:
+        """What is left out, with counts."""
+        found = self._layout.remarks()
+        for c in self.classes:
+            total: Counter[str] = Counter()
+            for split in (TRAIN, VAL):
+                total.update(self._layout.listing(split, c.wnid).left_out)
+            if total:
+                found.append(f"{c.wnid}: {counted(total)}")
+        return found
+
     def images(self, split: str, label: int) -> Sequence[RealImage]:
         """The files of one class in lexicographic path order, at most `max_per_class` of train."""
         wnid = self.classes[label].wnid
-        files = _image_files(self._folders[split] / wnid)
-        if split == "train":
+        files = self._layout.listing(split, wnid).files
+        if split == TRAIN:
             files = files[: self.max_per_class]
-        return [ImageFile(f"{split}/{wnid}/{file.name}", file) for file in files]
-
-    def _split(self, *names: str) -> Path:
-        for name in names:
-            if (self.root / name).is_dir():
-                return self.root / name
-        raise UserError(
-            f"dataset.root={self.root} has no folder {' or '.join(names)}; expected "
-            f"{self.root}/train/<class>/* and {self.root}/val/<class>/*"
-        )
+        place = self._layout.place
+        return [ImageFile(f"{split}/{wnid}/{file}", place(split, wnid, file)) for file in files]
 
     def _folders_as_classes(self) -> tuple[ClassInfo, ...]:
         imagenet = {c.wnid: c for c in read_class_list("imagenet1k")}
         names = read_names(self.root / "classes.csv")
-        wnids = sorted(
-            f.name for f in self._folders["train"].iterdir() if f.is_dir() and f.name[0] != "."
-        )
+        wnids = self._layout.wnids
         if not wnids:
-            raise UserError(f"dataset.root: {self._folders['train']} has no class folders")
+            raise UserError(f"dataset.root: {self._layout.folders[TRAIN]} has no class folders")
         for wnid in wnids:
             checks.name("dataset.root: a class folder", wnid)
+        refuse_twins(wnids)
         for folder in names:
             checks.choice(f"a folder in {self.root / 'classes.csv'}", folder, wnids)
         known = (imagenet.get(w, ClassInfo(w, w.replace("_", " "))) for w in wnids)
         return tuple(replace(c, name=names.get(c.wnid, c.name)) for c in known)
 
     def _require_class_folders(self) -> None:
-        for split, folder in self._folders.items():
-            missing = [c.wnid for c in self.classes if not (folder / c.wnid).is_dir()]
-            if missing:
+        for split in (TRAIN, VAL):
+            folder = self._layout.folders[split]
+            empty = [c.wnid for c in self.classes if not self._layout.listing(split, c.wnid).files]
+            missing = [w for w in empty if not (folder / w).is_dir()]
+            if missing and not isinstance(self._layout, FlatValidation):
                 loose = (
                     " (its images lie loose: sort them into class folders)"
-                    if any(f.suffix.lower() in SUFFIXES for f in folder.iterdir())
+                    if list_pictures(folder, deep=False).files
                     else ""
                 )
                 raise UserError(
                     f"dataset={self.name}: {len(missing)} of {len(self.classes)} class folders are "
                     f"missing in {folder}{loose}, the first is {missing[0]}"
                 )
-            empty = [c.wnid for c in self.classes if not _image_files(folder / c.wnid)]
             if empty:
                 raise UserError(
-                    f"dataset={self.name}: {folder / empty[0]} holds no image "
-                    f"({', '.join(sorted(SUFFIXES))}); {split} needs at least one per class"
+                    f"dataset={self.name}: {folder / empty[0]} holds no image that Pillow reads; "
+                    f"{split} needs at least one per class"
                 )
 
-    def _glimpse(self, split: str, wnids: Sequence[str]) -> list[Path]:
-        return [f for w in wnids for f in _image_files(self._folders[split] / w)]
+
+_RESTORABLE = ("imagenette", "imagewoof")
 
 
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".")
-    )
-
-
-def _select(
-    known: tuple[ClassInfo, ...], wanted: Sequence[str] | Sequence[int] | None
-) -> tuple[ClassInfo, ...]:
+def _select(known: tuple[ClassInfo, ...], wanted: object) -> tuple[ClassInfo, ...]:
+    """The wanted classes, one key or a list of keys, in their order; all for None."""
     if wanted is None:
         return known
-    if not isinstance(wanted, list | tuple) or not wanted or len(set(wanted)) != len(wanted):
+    keys = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+    chosen = tuple(_class_of(known, key) for key in keys)
+    if not chosen or len(set(chosen)) != len(chosen):
         raise UserError(f"dataset.classes={wanted!r} must be a list of different classes")
-    wanted = [str(key) for key in wanted]
-    by_key = {c.wnid: c for c in known} | {c.name: c for c in known}
-    for key in wanted:
-        checks.choice(
-            "dataset.classes", key, [c.wnid for c in known] if key not in by_key else by_key
-        )
-    return tuple(by_key[key] for key in wanted)
+    return chosen
+
+
+def _class_of(known: tuple[ClassInfo, ...], key: object) -> ClassInfo:
+    """The class that a key means: by folder, then by name, then by the first of its names.
+
+    Raises `UserError` for a key of none, and for one of two.
+    """
+    ways: tuple[Callable[[ClassInfo], str], ...] = (
+        lambda c: c.wnid,
+        lambda c: c.name,
+        lambda c: c.name.split(",")[0].strip(),
+    )
+    for name_of in ways:
+        found = [c for c in known if means(key, name_of(c))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"dataset.classes={key!r} is the name of {len(found)} classes; say which by its "
+                f"folder: {', '.join(c.wnid for c in found)}"
+            )
+    checks.choice("dataset.classes", key, [c.wnid for c in known])
+    raise AssertionError("unreachable: the choice is refused")
+
+
+def means(key: object, text: str) -> bool:
+    """Is a key, as a command line gives it, this text? 1e3 there is a number, here a name."""
+    if isinstance(key, str):
+        return key == text
+    value = _as_typed(text)
+    both_nan = value != value and key != key
+    return type(value) is type(key) and (value == key or both_nan)
+
+
+def _as_typed(text: str) -> object:
+    """What a command line takes a name for if it is not quoted; itself where it is only text."""
+    words: dict[str, object] = {"null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    if re.fullmatch(r"0\d[\d_]*", text):
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -31,6 +31,7 @@ from pydantic import BaseModel, Field
 
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
+from mgd3.data.decoding import decode
 from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.machine import commit
 from mgd3.runtime.text import markdown_text
@@ -207,7 +208,7 @@ class DistilledDataset:
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise _altered(self.folder, [entry["file"]])
             with reading(path, "replace the image or leave it out"):
-                image = Image.open(io.BytesIO(data)).convert("RGB")
+                image = decode(io.BytesIO(data))
             yield image, labels[entry["wnid"]]
 
     def mass_weights(self) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset, RealImage
+from mgd3.data.decoding import why_not
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.storage.documents import remembered
@@ -20,7 +22,7 @@ from mgd3.storage.files import remember
 
 log = logging.getLogger(__name__)
 
-_BROKEN = "broken"
+_BROKEN = "broken: "  # then why
 _Memory = dict[str, tuple[tuple[int, int], str]]  # by key: size and time, digest
 
 
@@ -51,11 +53,12 @@ def take_inventory(
             memory = _memory(dataset, split, info, cache)
             found |= _examine(images, memory, pool)
             advance(len(images))
-    broken = [key for key, digest in found.items() if digest == _BROKEN]
+    broken = [key for key, digest in found.items() if digest.startswith(_BROKEN)]
     if broken:
+        named = "; ".join(f"{key} ({found[key].removeprefix(_BROKEN)})" for key in broken[:5])
         message = (
             f"{len(broken)} of {len(found)} {split} images of dataset={dataset.name} cannot be "
-            f"decoded: {', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}"
+            f"decoded: {named}{' …' if len(broken) > 5 else ''}"
         )
         if not dataset.skip_broken:
             raise UserError(
@@ -65,7 +68,7 @@ def take_inventory(
         log.warning("%s; left out (dataset.skip_broken=true)", message)
     usable = []
     for info, images in zip(dataset.classes, listing, strict=True):
-        kept = tuple(i for i in images if found[i.key] != _BROKEN)
+        kept = tuple(i for i in images if not found[i.key].startswith(_BROKEN))
         if len(kept) < minimum:
             raise UserError(
                 f"class {info.wnid} ({info.name}) of dataset={dataset.name} has {len(kept)} usable "
@@ -88,10 +91,32 @@ def contents_of(
     dataset: RealDataset, splits: Iterable[str], cache: Path, workers: int
 ) -> dict[str, SplitContent]:
     """What the real images of some splits are; `UserError` for one that does not decode."""
-    found = {}
-    for split in splits:
-        inventory = take_inventory(dataset, split, 1, cache, workers)
-        found[split] = content_of(dataset, inventory, cache)
+    inventories = {s: take_inventory(dataset, s, 1, cache, workers) for s in splits}
+    for line in (*_left_out(dataset), *_copies(dataset, inventories)):
+        log.warning("dataset=%s: %s", dataset.name, line)
+    return {s: content_of(dataset, found, cache) for s, found in inventories.items()}
+
+
+def _left_out(dataset: RealDataset) -> list[str]:
+    """What a dataset of files says of files that it does not take."""
+    remarks = getattr(dataset, "remarks", None)
+    return [] if remarks is None else remarks()
+
+
+def _copies(dataset: RealDataset, inventories: Mapping[str, Sequence[ClassImages]]) -> list[str]:
+    """Photographs that stand in two splits, or in two classes."""
+    places: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for split, inventory in inventories.items():
+        for label, images in enumerate(inventory):
+            for digest in images.digests:
+                places[digest].add((split, label))
+    leaked = sum(len({split for split, _ in at}) > 1 for at in places.values())
+    shared = sum(len({label for _, label in at}) > 1 for at in places.values())
+    found = []
+    if leaked:
+        found.append(f"{leaked} photographs stand among the training and the test images")
+    if shared:
+        found.append(f"{shared} photographs stand in two classes")
     return found
 
 
@@ -156,7 +181,9 @@ def _examine(
     unchanged = {k: d for k, (stamp, d) in known.items() if stamps.get(k) == stamp}
     fresh = [i for i in images if i.key not in unchanged]
     found = unchanged | dict(zip((i.key for i in fresh), pool.map(_digest, fresh), strict=True))
-    whole = {k: [stamps[k], d] for k, d in found.items() if d != _BROKEN}  # broken: look again
+    whole = {
+        k: [stamps[k], d] for k, d in found.items() if not d.startswith(_BROKEN)
+    }  # broken: look again
     if fresh and memory is not None:
         remember(memory, whole)
     return found
@@ -175,6 +202,6 @@ def _digest(image: RealImage) -> str:
         image.decode()
     except MemoryError:
         raise
-    except Exception:  # Pillow's plugins raise anything for a damaged file
-        return _BROKEN
+    except Exception as error:  # Pillow's plugins raise anything for a damaged file
+        return f"{_BROKEN}{why_not(error)}"
     return hashlib.blake2s(content, digest_size=16).hexdigest()

@@ -127,7 +127,8 @@ def test_a_broken_file_is_named_and_counted(tree, tmp_path):
     (tree / "train/dog/1.png").write_bytes(whole[: len(whole) // 2])
     (tree / "train/dog/2.png").write_text("not an image")
     with pytest.raises(
-        UserError, match=r"2 of 8 train images .*train/dog/1\.png, train/dog/2\.png"
+        UserError,
+        match=r"2 of 8 .*train/dog/1\.png \(image file is truncated\); train/dog/2\.png \(no pic",
     ):
         take_inventory(tree_of(tree), "train", 1, cache, 2)
     skipping = take_inventory(tree_of(tree, skip_broken=True), "train", 1, cache, 2)

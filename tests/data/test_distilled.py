@@ -37,9 +37,9 @@ def test_labels_follow_the_datasets_order_not_the_folders(distilled):
 
 
 def test_first_files_are_the_first_by_name(tree, tmp_path):
-    dataset = ImageTree("t", None, str(tree), 16)
     for n in (10, 11):
         image(seed=n).save(tree / f"train/cat/{n}.png")
+    dataset = ImageTree("t", None, str(tree), 16)
     work = Work(cache=tmp_path / "c", batch_size=4, workers=1, flip="none")
     made = FirstFiles(work).distill(dataset, 3, 7, tmp_path / "out", {"method": "m", "config": {}})
     names = [entry["nearest_real"] for entry in made.manifest["images"]]
