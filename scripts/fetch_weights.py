@@ -19,7 +19,7 @@ listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, t
 import hydra
 from omegaconf import DictConfig
 
-from mgd3.backbones.weights.download import PARTS, fetch_repository, fetch_url, trust
+from mgd3.backbones.weights.download import PARTS, fetch_repository
 from mgd3.backbones.weights.sources import find_file
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
@@ -27,6 +27,7 @@ from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.storage.fetched import download_folder, download_path, is_url
 from mgd3.storage.files import remove_leftovers
+from mgd3.storage.transfers import fetch_url, trust
 
 
 def sources(cfg: DictConfig) -> dict[str, list[str]]:

@@ -87,6 +87,8 @@ def _run_of(place: Located) -> tuple[Path, frozenset[tuple[str, int]]]:
 
 def _real_images(cfg: DictConfig, notes: set[str]) -> list[int] | None:
     """How many of each class; a guess where they are not here, None where there is none."""
+    if "download" in cfg.dataset:
+        cfg.dataset.download = False  # a plan fetches nothing
     try:
         dataset = build(cfg, "dataset")
         return [len(dataset.images("train", label)) for label in range(len(dataset.classes))]

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
 
 # Modules that take longest start first, so that no process waits for the last one at the end.
 LONGEST = ("test_reproduce", "test_grid", "test_run", "test_distributed", "test_compute")

@@ -44,7 +44,15 @@ _ONLY_DATA = (
 _SKIPPED = ("reads", "version", "role", "name")
 # What a group holds for others, whose own values show it where they take it.
 _FOR_OTHERS = {
-    "dataset": ("root", "student_size", "students", "mirror", "training", "skip_broken"),
+    "dataset": (
+        "root",
+        "student_size",
+        "students",
+        "mirror",
+        "training",
+        "skip_broken",
+        "download",
+    ),
     "backbone": ("sampling",),
     "protocol": ("students",),
 }

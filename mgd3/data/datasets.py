@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from mgd3.data.archives import ARCHIVES, data_folder, fetch_archive, find_archive, may_fetch
 from mgd3.data.class_lists import ClassInfo, read_class_list, read_names
 from mgd3.data.decoding import decode
 from mgd3.data.listing import counted, list_pictures
@@ -175,11 +176,13 @@ class ImageTree:
         skip_broken: bool = False,
         split: str | None = None,
         val_fraction: float | None = None,
+        download: bool = False,
         cache: Path = Path("cache"),
     ) -> None:
         """`split` «fastai» keeps the archives' re-split of ImageNette and ImageWoof.
 
         `val_fraction` holds a share of each class out for tests where there is no val/.
+        `download` fetches the public archive of a dataset that has one, where `root` is None.
         """
         self.name = checks.name("dataset.name", name)
         self.student_size = checks.integer("dataset.student_size", student_size, minimum=8)
@@ -194,10 +197,7 @@ class ImageTree:
         if val_fraction is not None:
             checks.number("dataset.val_fraction", val_fraction, minimum=0.01, maximum=0.9)
         if root is None:
-            raise UserError(
-                f"dataset.root is not set: dataset={name} reads images from disk; give the folder "
-                "that holds train/ and val/ (or validation/), e.g. dataset.root=PATH"
-            )
+            root = _archive(name, class_list, download)
         self.root = Path(str(root)).expanduser()  # a Path: where files lie is no setting
         self.location: Path | None = self.root.resolve()
         restorable = class_list in _RESTORABLE
@@ -274,6 +274,28 @@ class ImageTree:
                     f"dataset={self.name}: {folder / empty[0]} holds no image that Pillow reads; "
                     f"{split} needs at least one per class"
                 )
+
+
+def _archive(name: str, class_list: str | None, download: bool) -> str:
+    """The unpacked public archive, fetched now if that is allowed."""
+    known = ARCHIVES.get(class_list or "")
+    if known is None:
+        raise UserError(
+            f"dataset.root is not set: dataset={name} reads images from disk; give the folder that "
+            "holds train/ and val/ (or validation/), e.g. dataset.root=PATH"
+        )
+    assert class_list is not None
+    folder = find_archive(class_list)
+    if folder is not None:
+        return str(folder)
+    if not (download and may_fetch()):
+        raise UserError(
+            f"dataset.root is not set, and fast.ai's archive is not in {data_folder()}: «python "
+            f"scripts/fetch_data.py name={class_list}» fetches it ({known.gigabytes} GB), so does "
+            f"dataset.download=true; without a network, unpack {known.name}.tgz there, or give "
+            "ImageNet's folder with dataset.root=PATH"
+        )
+    return str(fetch_archive(class_list))
 
 
 _RESTORABLE = ("imagenette", "imagewoof")

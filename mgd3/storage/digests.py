@@ -14,7 +14,12 @@ _CHUNK = 1 << 20
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """Hex digest of a file by hashlib's name of its kind, read in pieces."""
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)

@@ -15,11 +15,12 @@ from networks import compvis_tensors, small_stable_diffusion
 from support import GOLDEN
 
 from mgd3.backbones.stable_diffusion import StableDiffusion
-from mgd3.backbones.weights.download import HubFile, _Redirects, fetch_url, needed_files, trust
+from mgd3.backbones.weights.download import HubFile, needed_files
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.errors import UserError
 from mgd3.storage.digests import sha256_of
 from mgd3.storage.fetched import download_path
+from mgd3.storage.transfers import _Redirects, fetch_url, trust
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
