@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
@@ -18,6 +19,8 @@ from eval.students.resnet import BLOCKS, resnet_bn, resnet_in
 from eval.students.resnet_ap import ResNetAP
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 CROSS_ARCH = ("alexnet", "vgg11", "resnet18", "vit")
 _GROUPS = {"cross_arch": CROSS_ARCH, "cross_arch_glad": tuple(f"{n}_glad" for n in CROSS_ARCH)}
@@ -157,10 +160,11 @@ def _timm(name: str, image_size: int, model: str) -> Factory:
     if not timm.is_model(model):
         close = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:5])
         raise UserError(f"students: timm has no model {model!r}; close: {close or 'none'}")
+    model = _present_name(model)
     try:
         config = timm.models.get_pretrained_cfg(model)
     except RuntimeError as error:  # the tag behind a dot
-        plain = name.split(".")[0]
+        plain = f"timm/{model.split('.')[0]}"
         raise UserError(f"students: {name} is unknown ({error}); allowed: {plain}") from error
     if config.fixed_input_size and config.input_size[1:] != (image_size, image_size):
         raise UserError(
@@ -168,6 +172,27 @@ def _timm(name: str, image_size: int, model: str) -> Factory:
             f"allowed: {config.input_size[-1]}"
         )
     return lambda classes: timm.create_model(model, num_classes=classes)
+
+
+@cache  # a run finds its students several times, and says this once
+def _present_name(model: str) -> str:
+    """What timm calls a model now; `UserError` for an old name that leads to none."""
+    import timm
+
+    old, _, tag = model.partition(".")
+    names = timm.models.get_deprecated_models()
+    if old not in names:
+        return model
+    new = names[old]
+    if new is None:
+        raise UserError(f"students: timm has removed its model {old!r} and names no other")
+    if tag:
+        raise UserError(
+            f"students: timm/{model} is unknown ({old} is an old name and takes no tag); "
+            f"allowed: timm/{new}"
+        )
+    log.info("students: timm/%s is called timm/%s now, and that is taken", old, new)
+    return new
 
 
 def _own(name: str, image_size: int) -> Factory:

@@ -177,14 +177,14 @@ def test_the_program_would_print(program, tmp_path, capfd):
         (lambda program: program + b"PK\x05\x06", "TorchScript program"),
         (lambda program: program + b"PK\x05\x06" + bytes(18), "not a readable"),
         (lambda program: program + b"more", "not a readable"),
-        (lambda program: b"more" + program, "opcode b.m. unknown"),
+        (lambda program: b"more" + program, "begins with b'morePK"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".safetensors", ""])
 def test_a_program_is_not_taken_for_weights(program, tmp_path, capfd, change, message, suffix):
     path = tmp_path / f"program{suffix}"
     path.write_bytes(change(program))
-    refused(path, capfd, "not a readable" if suffix == ".safetensors" else message)
+    refused(path, capfd, message)
 
 
 @pytest.mark.parametrize("end", [0, 3, 4, 30, 200, 0.25, 0.5, 0.9, -500, -200, -22, -5, -1])

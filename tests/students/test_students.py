@@ -1,13 +1,15 @@
 """Every student by name: its parameters, its image sizes, and weights that a seed alone decides."""
 
 import copy
+import logging
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 
-from eval.students import glad
+from eval.students import glad, registry
 from eval.students.registry import CROSS_ARCH, expand_students, find_student, make_student
 from mgd3.runtime.errors import UserError
 
@@ -112,6 +114,58 @@ def test_torchvisions_smallest_sizes_are_the_networks_own(name, size):
 def test_an_unknown_name_is_answered_with_what_there_is(name):
     with pytest.raises(UserError, match=r"is unknown; allowed: .*_bn .*alexnet_glad.*cross_arch"):
         find_student(name, 224)
+
+
+def test_every_old_name_of_timms_is_found_or_refused_with_the_name_that_is_allowed():
+    names = timm.models.get_deprecated_models()
+    assert len(names) > 100
+    for old, new in names.items():
+        try:
+            assert callable(find_student(f"timm/{old}", 224))
+        except UserError as error:
+            arch = new.split(".")[0]
+            fixed = timm.models.get_pretrained_cfg(arch).input_size[-1]
+            assert str(error).endswith((f"allowed: timm/{arch}", f"allowed: {fixed}")) or (
+                f"timm/{old} does not take images of 224 px; allowed: " in str(error)
+            )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("tv_densenet121", "densenet121"),
+        ("jx_nest_tiny", "nest_tiny_jx"),
+        ("vit_base_resnet50_384", "vit_base_r50_s16_384"),
+    ],
+)
+def test_an_old_name_of_timms_is_the_model_that_it_maps_to(old, new):
+    size = 384 if "384" in old else 224
+    ours, theirs = (on_meta(f"timm/{name}", 7, size).state_dict() for name in (old, new))
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_the_log_says_a_new_name_once(caplog):
+    registry._present_name.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            find_student("timm/tv_resnet34", 64)
+            find_student("timm/resnet18", 64)
+    new = timm.models.get_deprecated_models()["tv_resnet34"]
+    assert caplog.messages == [
+        f"students: timm/tv_resnet34 is called timm/{new} now, and that is taken"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tv_densenet121.x", r"takes no tag\); allowed: timm/densenet121\.tv_in1k$"),
+        ("vit_base_patch16_224_sam", r"allowed: timm/vit_base_patch16_224$"),
+    ],
+)
+def test_an_old_name_that_leads_to_no_model_is_answered_with_one(name, message):
+    with pytest.raises(UserError, match=f"students: timm/{name} is unknown .*{message}"):
+        find_student(f"timm/{name}", 224)
 
 
 @pytest.mark.parametrize(("name", "size"), SMALLEST)

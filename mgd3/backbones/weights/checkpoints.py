@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import pickletools
-import tarfile
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Mapping, Sequence
@@ -16,93 +16,113 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from mgd3.backbones.weights.formats import (
+    SAFETENSORS,
+    ZIP,
+    NoWeightsError,
+    format_of,
+    zip_entries,
+)
+from mgd3.backbones.weights.state_dicts import network_tensors
 from mgd3.runtime.errors import UserError, first_line
 from mgd3.storage.documents import fitting
 
+log = logging.getLogger(__name__)
+
 _NAMED = 3  # tensors named in a message
-_ZIP = b"PK\x03\x04"  # what torch goes by, too
 _OLDER_PICKLES = 4  # a number, the format's version, the machine, the content; then bytes
 
 
 def read_weights(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `.safetensors` or a pickled file; never runs pickled code.
+    """Tensors and metadata of a safetensors or pickled file; never runs pickled code.
 
-    Of a training checkpoint, DiT's «ema» or CompVis's «state_dict» entry is taken.
+    The file's first bytes decide, not its suffix. Of a training checkpoint the one network is
+    taken (`network_tensors`); the log says which, and what was left off its names. Raises
+    `UserError` saying what another file is and what to do.
     """
     try:
         metadata: dict[str, str] = {}
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
+        format_ = format_of(path)
+        if format_ == SAFETENSORS:
+            content, metadata = _read_safetensors(path)
         else:
-            tensors = _tensors(_read_pickled(path))
+            content = _read_pickled(path, is_zip=format_ == ZIP)
+        tensors, taken = network_tensors(content)
         _refuse_whole_numbers(tensors)
-        return tensors, metadata
     except Exception as error:  # torch raises half a dozen types for a truncated file
-        reason = first_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the code
-            reason = "it is no pickle of plain data"
         raise UserError(
-            f"{key}={path} is not a readable weight file ({reason}); it may be "
-            "truncated or hold pickled code: fetch it again, or convert it to safetensors"
+            f"{key}={path} is not a readable weight file ({_reason(error)}); {_remedy(error)}"
+        ) from error
+    if taken:
+        log.info("%s=%s: %s", key, path, taken)
+    return tensors, metadata
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the code
+        return "it is no pickle of plain data"
+    return first_line(error)
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, NoWeightsError):
+        return error.remedy
+    if isinstance(error, OSError) and error.strerror:
+        return "see that it is there and may be read"
+    return "it may be truncated or hold pickled code: fetch it again, or convert it to safetensors"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except Exception as error:  # safetensors' own, and torch's for a kind that it does not know
+        raise NoWeightsError(
+            first_line(error), "it is truncated or was altered: fetch it again"
         ) from error
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """The network's tensors in what a file holds."""
-    if isinstance(content, Mapping):
-        content = next((content[k] for k in ("ema", "state_dict") if k in content), content)
-    if not isinstance(content, Mapping):
-        raise TypeError("it holds no dictionary of tensors")
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    if len(tensors) != len(content):
-        raise TypeError("it holds something else than tensors")
-    return tensors
-
-
 def _refuse_whole_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """`TypeError` for quantised weights, which would be taken for values as they stand."""
+    """`NoWeightsError` for quantised weights, which would be taken for values as they stand."""
     for name, tensor in tensors.items():
         if tensor.dtype in (torch.int8, torch.uint8) or tensor.is_quantized:
-            raise TypeError(f"{name} is quantised ({tensor.dtype}): give float weights")
+            raise NoWeightsError(f"{name} is quantised ({tensor.dtype})", "give float weights")
 
 
-def _read_pickled(path: Path) -> Any:
+def _read_pickled(path: Path, is_zip: bool) -> Any:
     """What `torch.save` wrote, in its zip or older format, objects of other kinds emptied.
 
     DiT's and CompVis's training checkpoints hold objects of their frameworks beside the tensors.
     """
-    with path.open("rb") as file:
-        is_zip = file.read(len(_ZIP)) == _ZIP
     if is_zip:
         _refuse_programs(path)  # before torch opens the file to load it
-    elif tarfile.is_tarfile(path):
-        raise TypeError("it is a tar archive")
     names = get_unsafe_globals_in_checkpoint(path) if is_zip else _older_names(path)
     placeholders: list[Any] = [(_Kind("_Emptied", (_Placeholder,), {}), name) for name in names]
-    mmap = is_zip and _can_be_mapped(path)
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     with safe_globals(placeholders):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if path.name.endswith(".safetensors"):  # torch goes by the name, where it sees one
+            with path.open("rb") as file:
+                return torch.load(file, mmap=False, **options)
+        return torch.load(path, mmap=is_zip and _can_be_mapped(path), **options)
 
 
 def _refuse_programs(path: Path) -> None:
-    """`TypeError` for an archive with code records, as torch's own reader lists them.
+    """`NoWeightsError` for an archive with code records, as torch's own reader lists them.
 
     Python's zip reader may see other records than torch does, in a file with bytes appended.
     """
     for record in torch._C.PyTorchFileReader(str(path)).get_all_records():
         if record.lower() == "constants.pkl" or record.lower().startswith("code/"):
-            raise TypeError("it is a TorchScript program")
+            raise NoWeightsError(
+                "it is a TorchScript program", "give the weights that it was made from"
+            )
 
 
 def _can_be_mapped(path: Path) -> bool:
     """Are all of a zip's entries uncompressed?"""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(e.compress_type == zipfile.ZIP_STORED for e in archive.infolist())
-    except (zipfile.BadZipFile, OSError):  # torch's reader is content with more than Python's
-        return False
+    entries = zip_entries(path)
+    return bool(entries) and all(e.compress_type == zipfile.ZIP_STORED for e in entries)
 
 
 def _older_names(path: Path) -> list[str]:

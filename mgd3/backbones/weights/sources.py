@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import torch
 
 from mgd3.backbones.weights.checkpoints import refuse_tensors
+from mgd3.backbones.weights.formats import NoWeightsError, format_of
 from mgd3.runtime.errors import UserError, first_line
 from mgd3.storage.documents import read_document
 from mgd3.storage.fetched import download_path, is_url
@@ -92,6 +93,7 @@ def load_pretrained(
         raise
     except Exception as error:  # the loaders raise anything for files that they do not expect
         if is_folder:
+            _refuse_other_files(key, Path(source) / inside)
             raise UserError(
                 f"{key}={source}: the weights in {subfolder}/ could not be loaded "
                 f"({first_line(error)}); the folder may be incomplete: copy or fetch it again"
@@ -99,6 +101,17 @@ def load_pretrained(
         raise missing(key, source, first_line(error)) from error
     refuse_tensors(f"{key}={source}", report["missing_keys"], report["unexpected_keys"], [])
     return network
+
+
+def _refuse_other_files(key: str, folder: Path) -> None:
+    """`UserError` for a file that is no weights, such as a clone's without Git LFS."""
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        try:
+            format_of(path)
+        except NoWeightsError as error:
+            raise UserError(
+                f"{key}: {path} is not a readable weight file ({error}); {error.remedy}"
+            ) from error
 
 
 def _is_a_model(source: str) -> bool:
