@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,7 @@ def adopt(
     manifest = {
         "dataset": dataset.name,
         "dataset_note": dataset.note,
-        "ipc": max(sum(e["wnid"] == c.wnid for e in entries) for c in dataset.classes),
+        "ipc": max(Counter(entry["wnid"] for entry in entries).values()),
         "seed": None,
         "method": method,
         "identity": {**identity, "method": method, "images": digest},

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError, first_line
+from mgd3.storage.files import local_path
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class WandbTracker:
         if self.mode != "online":
             # or its service would send errors and the time of the start to its makers
             os.environ["WANDB_ERROR_REPORTING"] = "false"
+        for kind in ("CACHE", "DATA"):  # or they go below the home folder
+            os.environ[f"WANDB_{kind}_DIR"] = str(folder / "wandb" / kind.lower())
         os.environ["WANDB_SILENT"] = "true"  # one line of ours says where things go
         import wandb
 
@@ -138,7 +141,10 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_places(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+    if not isinstance(value, str) or not ("/" in value or value.startswith("~")):
+        return value
+    is_place = value.startswith(("/", "~", ".")) or local_path(value) is not None
+    return Path(value).name if is_place else value
 
 
 class _WandbRun:

@@ -114,7 +114,7 @@ def _scored(
     from mgd3.config.schema import choices, plain, student_seeds
     from mgd3.data.claims import claim
     from mgd3.storage.digests import content_digests
-    from mgd3.storage.files import exclusive, remove_leftovers
+    from mgd3.storage.files import exclusive, refuse_links, remove_leftovers
 
     scored_by, ranks = identity.score_identity(cfg, choices(cfg)), execution.ranks
     whole = distilled.identity | scored_by
@@ -127,6 +127,8 @@ def _scored(
     run_id = identity.digest(whole)
     ids = RunIds(run=run_id, cell=identity.cell_id(whole, data), **data)
     folder = distilled.folder / f"{protocol.name}-{run_id}"
+    if ranks.first:
+        refuse_links(distilled.folder)
     with exclusive(folder) if ranks.first else nullcontext():
         if ranks.first:
             remove_leftovers(folder)
@@ -149,13 +151,15 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
     Raises `UserError` if a set's classes are not the dataset's, in its order.
     """
     from eval.external import adopt
-    from eval.reports.run_report import distilled_sets
+    from eval.reports.run_report import distilled_sets, parted
     from mgd3.config import identity
     from mgd3.config.schema import choices
     from mgd3.runtime import checks
 
     folder = Path(cfg.images)
-    sets = distilled_sets(folder)
+    sets, elsewhere = parted(distilled_sets(folder))
+    if elsewhere and not sets:
+        _ = elsewhere[0].path(elsewhere[0].manifest["images"][0])  # says what to do
     if not sets:
         name = checks.name("title", str(cfg.title or folder.resolve().name))
         made_from = {"dataset": identity.dataset_identity(cfg, choices(cfg))}
@@ -170,7 +174,6 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
                 "in their order; name its own dataset"
             )
         _ = distilled.identity  # a set of an earlier version is refused now
-        _ = distilled.path(distilled.manifest["images"][0])  # and one whose images lie elsewhere
     return sets
 
 

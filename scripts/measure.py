@@ -25,7 +25,7 @@ from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
 from eval.reports.maps import maps_picture
-from eval.reports.run_report import distilled_sets
+from eval.reports.run_report import distilled_sets, parted
 from eval.results.layout import Layout
 from eval.results.sweeps import value_of
 from eval.students.registry import expand_students
@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> None:
 
 def _sets_of(dataset: RealDataset, folder: Path) -> list[DistilledDataset]:
     """The finished sets below a folder; `UserError` if none, or one of another dataset."""
-    sets = distilled_sets(folder)
+    sets, _ = parted(distilled_sets(folder))
     if not sets:
         raise UserError(f"images={folder} holds no finished distilled dataset")
     for distilled in sets:

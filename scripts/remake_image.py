@@ -62,10 +62,14 @@ def main(cfg: DictConfig) -> None:
     from mgd3.distillers.generative import GenerativeDistiller
 
     distilled = DistilledDataset(Path(cfg["set"]))
+    for key in ("out", "steps"):
+        if cfg[key] and Path(cfg[key]).resolve().is_relative_to(distilled.folder.resolve()):
+            raise UserError(f"{key}={cfg[key]} lies in the set: choose a place outside it")
     entry = _entry(distilled, cfg.image)
-    own = composed(*overrides_of(distilled.identity), *plain(cfg["with"]))
+    given = plain(cfg["with"])
+    own = composed(*overrides_of(distilled.identity, given), *given)
     distiller = build_distiller(own)
-    if not isinstance(distiller, GenerativeDistiller) or "noise_stream" not in entry:
+    if not isinstance(distiller, GenerativeDistiller) or not entry.get("noise_stream"):
         raise UserError(f"{cfg.image} was copied, not generated: {entry.get('nearest_real')}")
     watch = Watch()
     picture = _remade(distiller, distilled, own, entry, watch)
@@ -150,9 +154,9 @@ def _write(
 
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    write_atomic(Path(cfg.out), buffer.getvalue())
     with Image.open(distilled.path(entry)) as file:
         apart = np.abs(np.asarray(file.convert("RGB"), int) - np.asarray(picture, int))
+    write_atomic(Path(cfg.out), buffer.getvalue())
     log.info(
         "%s: %s; at most %d of 255 grey levels from the file (%d of %d values differ)",
         *(entry["file"], cfg.out, apart.max(), (apart > 0).sum(), apart.size),

@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         picture = overview_picture(sets, list(cfg.methods), cfg.real_images)
         write_atomic(Path(cfg.picture), picture)
     Console().print(terminal(rows))
-    Console().print(f"summary: {folder / SUMMARY}\nreport:  {folder / 'report.html'}")
+    Console(markup=False).print(f"summary: {folder / SUMMARY}\nreport:  {folder / 'report.html'}")
 
 
 def _refuse_foreign_files(folder: Path) -> None:
@@ -107,7 +107,8 @@ def _real_images(
     """
     if not sets:
         return None, folder.resolve().name
-    parts = {json.dumps(d.identity["dataset"], sort_keys=True): d.identity["dataset"] for d in sets}
+    datasets = [d.identity.get("dataset") for d in sets]
+    parts = {json.dumps(part, sort_keys=True): part for part in datasets}
     names = sorted({d.manifest["dataset"] for d in sets})
     if len(parts) != 1 or len(names) != 1:
         raise UserError(

@@ -39,7 +39,7 @@ from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
 from mgd3.runtime.machine import machine_name
 from mgd3.storage.digests import content_digests
-from mgd3.storage.files import exclusive, remove_leftovers, waiting
+from mgd3.storage.files import exclusive, refuse_links, remove_leftovers, waiting
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Cell:
 
 def run_cell(cfg: DictConfig, show: bool) -> None:
     """Distil, evaluate; each stage skips what its folder holds. `show` prints the table."""
-    with begun(cfg) as run_dir:
+    with begun(cfg, claims=True) as run_dir:
         cell = _checked(cfg, run_dir)
     if cell.dataset.note:
         log.warning("dataset=%s: %s", cell.dataset.name, cell.dataset.note)
@@ -90,6 +90,7 @@ def run_cell(cfg: DictConfig, show: bool) -> None:
     # Two sweeps may meet in a set that both train students on: the second waits for the first.
     with exclusive(run_dir, patient=not show) if ranks.first else nullcontext():
         if ranks.first:
+            refuse_links(cell.out)
             remove_leftovers(run_dir)
         ranks.wait()
         contents = ranks.in_turn(lambda: _contents(cell))
@@ -190,9 +191,10 @@ def _distil(cell: Cell, contents: Mapping[str, SplitContent]) -> DistilledDatase
     with waiting(out) if ranks.first else nullcontext():
         if ranks.first:
             remove_leftovers(out)
-            if distilled.complete:
-                distilled.verify(Path(cfg.cache), cfg.compute.workers)
-        done = ranks.agreed(ranks.first and distilled.complete, torch.device("cpu"))
+        complete = ranks.first and distilled.complete
+        if complete:
+            distilled.verify(Path(cfg.cache), cfg.compute.workers)
+        done = ranks.agreed(complete, torch.device("cpu"))
         if done or not (ranks.first or shares_work(cell.distiller)):
             ranks.wait()
             return distilled

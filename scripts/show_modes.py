@@ -28,10 +28,11 @@ from mgd3.backbones.contract import Codec
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.data.pixels import to_pixels
+from mgd3.modes.discovery import ModeFile
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError
+from mgd3.storage.cache import found
 from mgd3.storage.files import write_atomic
-from mgd3.storage.tensors import load_tensors
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="show_modes")
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     buffer, out = io.BytesIO(), Path(cfg.out)
     figure.savefig(buffer, format="jpeg" if out.suffix == ".jpg" else "png", dpi=130)
     write_atomic(out, buffer.getvalue())
-    Console().print(f"picture: {out}")
+    Console(markup=False).print(f"picture: {out}")
 
 
 def _panels(folder: Path, codec: Codec, cfg: DictConfig) -> list[Tensor]:
@@ -61,8 +62,10 @@ def _panels(folder: Path, codec: Codec, cfg: DictConfig) -> list[Tensor]:
         raise UserError(f"{folder} holds no modes: name a set that a method with modes made")
     panels = []
     for file in files:
-        modes = load_tensors(file)
-        centers, counts = (modes[k][: cfg.modes] for k in ("centers", "counts"))
+        modes = found(file, {}, ModeFile())
+        if modes is None:
+            raise UserError(f"{file} holds no modes: make the set again")
+        centers, counts = modes.centers[: cfg.modes], modes.counts[: cfg.modes]
         pixels = to_pixels(codec.decode(centers))
         pixels[counts < cfg.least] = 128
         panels.append(make_grid(pixels, nrow=cfg.modes, padding=1, pad_value=255))

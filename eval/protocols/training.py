@@ -89,7 +89,7 @@ class StudentTraining:
         on_epoch: Callable[[History], None],
     ) -> History:
         """Train on pixels (N, 3, H, W) uint8, labels (N,); test on the same kind of pair."""
-        saved, slow = time.monotonic(), False
+        saved, slow = time.monotonic(), True  # the first epoch may be
         with held() as asked:  # a signal waits for a checkpoint
             while self.epoch < self.recipe.epochs:
                 start = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,8 @@ from mgd3.storage.files import write_atomic, write_json
 if TYPE_CHECKING:
     from jinja2 import Template
 
+log = logging.getLogger(__name__)
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -46,6 +49,16 @@ def template(name: str) -> Template:
 def distilled_sets(folder: Path) -> list[DistilledDataset]:
     """All finished distilled datasets below `folder`."""
     return [DistilledDataset(path.parent) for path in sorted(folder.rglob(MANIFEST))]
+
+
+def parted(
+    sets: Sequence[DistilledDataset],
+) -> tuple[list[DistilledDataset], list[DistilledDataset]]:
+    """Sets that hold their images, and, with a line that says so, those whose images are away."""
+    elsewhere = [d for d in sets if d.manifest.get("elsewhere")]
+    for distilled in elsewhere:
+        log.warning("left out: the images of %s lie elsewhere", distilled.folder)
+    return [d for d in sets if d not in elsewhere], elsewhere
 
 
 def named(

@@ -40,7 +40,7 @@ class EvalResult:
     top1_best: Percent  # the best of all tests, as the papers report
     tests: Count  # how many tests `top1_best` chose from
     test_images: Count
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1)]
     train_seconds: Number
     test_seconds: Number
     run_id: str
@@ -93,12 +93,13 @@ class ResultStore:
         """Every row; `UserError` for a line that is none, or a row of another run."""
         lines = enumerate(self._lines(), start=1)
         rows = [self._parsed(number, line) for number, line in lines if line.strip()]
+        if not rows:
+            return rows
+        first = rows[0]
+        named = re.fullmatch(f"{re.escape(first.protocol)}-([0-9a-f]{{8}})", self.path.parent.name)
+        run = self.run or (named[1] if named else first.run_id)
         for number, row in enumerate(rows, start=1):
-            named = re.fullmatch(
-                f"{re.escape(row.protocol)}-([0-9a-f]{{8}})", self.path.parent.name
-            )
-            run = self.run or (named[1] if named else rows[0].run_id)
-            if row.run_id != run:
+            if (row.run_id, row.protocol) != (run, first.protocol):
                 raise UserError(
                     f"{self.path}, row {number}, is of run {row.run_id}, but this folder is run "
                     f"{run}'s: the file was edited or comes from elsewhere; {_REMEDY}"
@@ -117,6 +118,8 @@ class ResultStore:
         values = asdict(row)
         del values["variant"]
         line = json.dumps(values) + "\n"
+        if self.path.is_symlink():
+            raise UserError(f"{self.path} is a link, and links in a run are not followed")
         with writing(self.path), waiting(self.path.parent):
             self._drop_torn_line()
             with self.path.open("a") as file:

@@ -49,7 +49,7 @@ def rows_by(folder: Path, key: str) -> tuple[list[EvalResult], dict[str, Value]]
 def value_of(manifest: Mapping[str, Any], key: str) -> Value | None:
     """A group's choice, or the value of a key or option; None where a set's manifest has none."""
     # sets that were made before identities have their choices alone
-    named = manifest.get("identity", manifest.get("choices", {})).get(key)
+    named = (manifest.get("identity") or manifest.get("choices") or {}).get(key)
     value = named.get("choice") if isinstance(named, Mapping) else named
     if value is None:
         value = _looked_up(manifest["config"], key)

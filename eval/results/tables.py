@@ -73,7 +73,8 @@ def notes(rows: Sequence[EvalResult]) -> list[str]:
     """What a reader must know of these rows: the data, the teachers, several commits."""
     found = [f"Note: {n}." for n in order_of(r.dataset_note for r in rows if r.dataset_note)]
     for teacher, top1 in order_of((r.teacher, r.teacher_top1) for r in rows if r.teacher):
-        found.append(f"Teacher {teacher}: {top1:.1f} % of the real test images.")
+        accuracy = "an unknown share" if top1 is None else f"{top1:.1f} %"
+        found.append(f"Teacher {teacher}: {accuracy} of the real test images.")
     for dataset in order_of(r.dataset for r in rows):
         if _several_data([r for r in rows if r.dataset == dataset]):
             found.append(f"Warning: rows of different real images of {dataset} stand here.")

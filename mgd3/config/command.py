@@ -73,7 +73,25 @@ def command(main: Callable[[], None], positional: str | None = None, resumes: bo
     logging.raiseExceptions = False  # a full disk loses a line of the log, not the screen
     with errors_for_people(resumes):
         refuse_old_words(sys.argv[1:], positional)
+        _spare_multirun(sys.argv[1:])
         main()
+
+
+def _spare_multirun(arguments: Sequence[str]) -> None:
+    """`UserError` where Hydra's record of a sweep would take the place of a user's file."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    path = Path(given.get("hydra.sweep.dir") or given.get("runs") or "runs", "multirun.yaml")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError):
+        text = "hydra:" if not path.exists() else ""
+    if "hydra:" not in text:
+        raise UserError(
+            f"{path} is not Hydra's, and a sweep would overwrite it: move it away, or give another "
+            "folder with runs=FOLDER"
+        )
 
 
 def refuse_old_words(arguments: Sequence[str], positional: str | None = None) -> None:

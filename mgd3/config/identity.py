@@ -37,9 +37,10 @@ _GROUPS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
     "select", "sampler", "protocol", "metrics",
 )  # fmt: skip
+_PLACES = ("root", "weights", "vae", "teacher_weights")  # what only a user may point at
 _ONLY_DATA = (
-    "what is read from a file is data, never a class or code; name one of your own on the command "
-    "line (with=[…], a configuration of yours)"
+    "what is read from a file is data, never code and no place; name it yourself on the command "
+    "line, where there is such a key with with=[KEY=VALUE]"
 )
 _SKIPPED = ("reads", "version", "role", "name")
 # What a group holds for others, whose own values show it where they take it.
@@ -263,13 +264,15 @@ def values_for_people(cfg: DictConfig, identity: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def overrides_of(identity: Mapping[str, Any]) -> list[str]:
+def overrides_of(identity: Mapping[str, Any], given: Sequence[str] = ()) -> list[str]:
     """run.py's arguments that give this identity again (without paths, which it does not hold).
 
     An identity is read from a file, which may be anybody's: it is a choice among the
-    configurations that are here, and plain values of theirs. Raises `UserError` for anything that
-    would be imported, looked up or resolved.
+    configurations that are here, and plain values of theirs. `given` are a user's own arguments:
+    what they name is left to them. Raises `UserError` for anything else that would be imported,
+    looked up, resolved, read or fetched.
     """
+    named = {argument.split("=")[0].lstrip("+") for argument in given}
     found = []
     for key, part in identity.items():
         if not isinstance(part, Mapping):
@@ -285,8 +288,15 @@ def overrides_of(identity: Mapping[str, Any]) -> list[str]:
         with hydra_ready():
             known = GlobalHydra.instance().config_loader().get_group_options(key)
         found.append(f"{key}={checks.choice(f'{key} of an identity', part['choice'], known)}")
-        for name, value in part.get("values", {}).items():
-            if not re.fullmatch(r"[a-zA-Z]\w*(\.\w+)*", name) or "._" in name:
+        values = part.get("values", {})
+        if not isinstance(values, Mapping):
+            raise UserError(f"an identity has {key}.values={values!r}: they must be by name")
+        for name, value in values.items():
+            if f"{key}.{name}" in named:
+                continue
+            parts = str(name).split(".")
+            plain_name = re.fullmatch(r"[a-zA-Z]\w*(\.[a-zA-Z]\w*)*", str(name))
+            if not plain_name or parts[0] in _FOR_OTHERS.get(key, ()) or parts[-1] in _PLACES:
                 raise UserError(f"an identity may not set {key}.{name}: {_ONLY_DATA}")
             found.append(f"++{key}.{name}={_plain_value(f'{key}.{name}', value)}")
     return found
@@ -301,7 +311,8 @@ def _plain_value(key: str, value: Any) -> str:
             continue
         named = key.rpartition(".")[2] in ("student", "students")
         own = named and "." in leaf and not leaf.startswith("timm/")
-        if own or "${" in leaf or not is_printable(leaf):
+        place = leaf.startswith(("/", "~")) or ".." in leaf.split("/")
+        if own or place or "${" in leaf or not is_printable(leaf):
             raise UserError(f"an identity may not set {key}={leaf!r}: {_ONLY_DATA}")
     return spelt(value)
 

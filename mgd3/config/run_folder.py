@@ -32,8 +32,11 @@ RECORD = ".hydra"
 _NAMED = 3
 
 
-def refuse_foreign(folder: Path) -> None:
-    """`UserError` unless `folder` is empty, or holds a run of ours or the beginning of one."""
+def refuse_foreign(folder: Path, claims: bool) -> None:
+    """`UserError` unless `folder` is empty, or the beginning of a run of ours.
+
+    With `claims`, it may also be a run that says what it was made from, which is compared later.
+    """
     here = folder.resolve()
     if here in (Path.cwd(), ROOT) or here in ROOT.parents:
         raise UserError(
@@ -41,7 +44,7 @@ def refuse_foreign(folder: Path) -> None:
             "are; leave it out, or give a new one"
         )
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    for claim in inside & {OF_SET, OF_SCORES}:
+    for claim in inside & {OF_SET, OF_SCORES} if claims else ():
         read_claim(folder / claim, "choose another hydra.run.dir")
         return
     others = {name for name in inside if not (name.startswith(".") or name.endswith(".log"))}
@@ -55,8 +58,10 @@ def refuse_foreign(folder: Path) -> None:
 
 
 @contextmanager
-def begun(cfg: DictConfig) -> Iterator[Path]:
+def begun(cfg: DictConfig, claims: bool = False) -> Iterator[Path]:
     """The run's folder, for what is checked before any work; a refusal leaves it as it was.
+
+    `claims`: it may be a finished run's own (`refuse_foreign`).
 
     The process is set up as `compute` says, and what killed runs left in the cache is cleared.
     """
@@ -64,12 +69,13 @@ def begun(cfg: DictConfig) -> Iterator[Path]:
     for key in ("cache", "runs"):
         if not isinstance(cfg.get(key, "."), str) or not cfg.get(key, "."):
             raise UserError(f"{key}={cfg[key]!r} is no folder; give one, or leave {key} out")
-    refuse_foreign(folder)
+    refuse_foreign(folder, claims)
+    was_empty = not any(folder.iterdir())
     with writing(folder):
         (folder / RUN_LOCK).touch()  # from now on it is a run's
     keep_freed_memory()
     make_deterministic(checks.flag("compute.deterministic", cfg.compute.deterministic))
-    with nothing_left_behind(folder):
+    with nothing_left_behind(folder, was_empty):
         yield folder
     remove_leftovers(Path(cfg.cache), *folder.parent.glob(f"*/{RECORD}"))
 

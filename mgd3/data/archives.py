@@ -94,7 +94,7 @@ def fetch_archive(name: str, md5: str | None = None, patience: float = 1.0) -> P
                 f"{error}. The known MD5 comes from a public loader, not from the maker: if "
                 f"you trust what came, give its own: python scripts/fetch_data.py {name} md5=HEX"
             ) from error
-        trust(f"{archive.url}#md5", file)
+        trust(f"{archive.url}#md5={archive.md5}", file)
         _unpack(file, folder)
         file.unlink()
     return folder

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from mgd3.data.inventory import SplitContent, changed_images
 from mgd3.runtime.errors import UserError
@@ -26,7 +26,7 @@ _AFTERWARDS = {OF_SET: ("manifest.json", "images", OF_SCORES), OF_SCORES: ("resu
 class _Split(BaseModel):
     digest: str
     images: Count
-    classes: dict[str, tuple[Count, str]]
+    classes: dict[str, tuple[Count, Annotated[str, Field(pattern="^[0-9a-f]{16}$")]]]
 
 
 class _Claim(BaseModel):

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from PIL import Image
@@ -36,7 +36,14 @@ from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.machine import commit
 from mgd3.runtime.text import markdown_text
 from mgd3.storage.documents import Count, Name, Number, Sha256, read_document, remembered
-from mgd3.storage.files import remember, write_atomic, write_json, writing
+from mgd3.storage.files import (
+    read_file,
+    refuse_links,
+    remember,
+    write_atomic,
+    write_json,
+    writing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +67,7 @@ class _Image(BaseModel):
     wnid: str
     index: Count
     sha256: Sha256
-    noise_stream: Annotated[str, Field(pattern=r"^\d+/.+/\d+$")] | None = None
+    noise_stream: Annotated[str, Field(pattern=r"^\d{1,19}/[^/]+/\d{1,9}$")] | None = None
     nearest_real: str | None = None
     mass: Annotated[Number, Field(ge=0)] | None = None
 
@@ -112,22 +119,25 @@ class DistilledDataset:
 
     @cached_property
     def _images_root(self) -> Path:
+        """Where the images lie, without a link below it."""
         if self._root is None and self.manifest.get("elsewhere"):
             raise UserError(
                 f"the images of {self.folder} lie elsewhere, and only you can say where: score "
                 "them with scripts/evaluate.py images=FOLDER"
             )
-        return (self._root or self.folder).resolve()
+        root = self._root or self.folder
+        refuse_links(root)
+        return root
 
     def path(self, entry: Mapping[str, Any]) -> Path:
-        """An image's file; `UserError` for one outside the set's folder, by name or by a link."""
-        path = self._images_root / entry["file"]
-        if not path.resolve().is_relative_to(self._images_root):
+        """An image's file; `UserError` for one outside the set's folder, and for links in it."""
+        file = PurePosixPath(entry["file"])
+        if file.is_absolute() or ".." in file.parts:
             raise UserError(
                 f"{self.folder / MANIFEST} names an image outside its folder: {entry['file']!r}; "
                 "it is not read. Copy the image into the set, or get the set again"
             )
-        return path
+        return self._images_root / file
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -149,8 +159,7 @@ class DistilledDataset:
         """
         if not (self.folder / MANIFEST).exists():
             return False
-        manifest = self._read()
-        return all(self.path(entry).is_file() for entry in manifest["images"])
+        return all(self.path(entry).is_file() for entry in self.manifest["images"])
 
     @property
     def generated(self) -> bool:
@@ -162,7 +171,9 @@ class DistilledDataset:
 
         Every file is read once; `cache` remembers those that did not change since.
         """
-        place = hashlib.blake2s(str(self._images_root).encode(), digest_size=8).hexdigest()
+        place = hashlib.blake2s(
+            str(self._images_root.resolve()).encode(), digest_size=8
+        ).hexdigest()
         memory = cache / "inventory" / "sets" / f"{place}.json"
         known = remembered(memory, dict[str, tuple[tuple[int, int], Sha256]])
         entries = self.manifest["images"]
@@ -185,7 +196,7 @@ class DistilledDataset:
             stamp = stat.st_size, stat.st_mtime_ns
             if file in known and known[file][0] == stamp:
                 return file, known[file]
-            return file, (stamp, hashlib.sha256(path.read_bytes()).hexdigest())
+            return file, (stamp, hashlib.sha256(read_file(path)).hexdigest())
         except OSError:
             return file, ((0, 0), "")
 

@@ -38,7 +38,13 @@ def load_previews(out: Path) -> dict[str, Preview]:
         tensors = load_tensors(preview_path(out))
         with reading(preview_path(out), "it holds no previews", CorruptFileError):
             wnids = [key.removesuffix(".centroids") for key in tensors if ".centroids" in key]
-            return {w: (tensors[f"{w}.centroids"], tensors[f"{w}.nearest"]) for w in wnids}
+            found = {w: (tensors[f"{w}.centroids"], tensors[f"{w}.nearest"]) for w in wnids}
+            for pixels in (part for pair in found.values() for part in pair):
+                if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype != torch.uint8:
+                    raise ValueError(f"{tuple(pixels.shape)} {pixels.dtype} are no pictures")
+                if 0 in pixels.shape:
+                    raise ValueError("a picture is empty")
+            return found
     except (FileNotFoundError, CorruptFileError):
         return {}
 

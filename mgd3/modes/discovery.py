@@ -160,7 +160,7 @@ class ModeFile:
         """Modes; `CorruptFileError` if the file is damaged or of other latents."""
         tensors = load_tensors(path, dict(key))
         with reading(path, "it holds no modes", CorruptFileError):
-            return Modes(**tensors)
+            return _checked(Modes(**tensors))
 
     def write(self, path: Path, value: Modes, key: Mapping[str, str]) -> Modes:
         """`value` itself."""
@@ -168,6 +168,14 @@ class ModeFile:
         nearest = [self.images.images[i].key for i in value.nearest]
         save_tensors(path, vars(value), {**key, "nearest": json.dumps(nearest)})
         return value
+
+
+def _checked(modes: Modes) -> Modes:
+    """Modes whose tensors go together; `ValueError` for others."""
+    count = len(modes.centers) if modes.centers.ndim == 4 else 0
+    if count == 0 or not len(modes.counts) == len(modes.nearest) == count:
+        raise ValueError("its tensors are no modes")
+    return modes
 
 
 def finder_digest(finder: ModeFinder) -> str | None:

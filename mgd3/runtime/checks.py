@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.text import is_printable
 
 
 def number(
@@ -35,12 +36,12 @@ def flag(key: str, value: object) -> bool:
     return value
 
 
-_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f-\x9f/\\\u2028\u2029]{1,100}")
+_NAME = re.compile(r"(?!\.{1,2}$)[^/\\]{1,100}")
 
 
 def is_name(value: str) -> bool:
     """May a file or folder be called so, and nothing outside its own place be meant by it?"""
-    return _NAME.fullmatch(value) is not None
+    return _NAME.fullmatch(value) is not None and is_printable(value)
 
 
 def name(key: str, value: object) -> str:

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _LARGEST = 2**31 - 1
+_limited: list[int] = []  # threads before `make_deterministic` left one
 
 
 def machine_name(device: torch.device, processes: int = 1) -> str:
@@ -70,11 +71,14 @@ def make_deterministic(wanted: bool) -> None:
     With `wanted`, an operation that has no such form raises, naming itself.
     """
     torch.use_deterministic_algorithms(wanted)
+    if _limited:  # by an earlier run of this process
+        torch.set_num_threads(_limited.pop())
     if wanted:
+        _limited.append(torch.get_num_threads())
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.backends.cudnn.benchmark = False
         torch.set_num_threads(1)
-        threadpool_limits(1)  # scikit-learn's and SciPy's
+        threadpool_limits(1)  # scikit-learn's and SciPy's, for the rest of this process
 
 
 def keep_freed_memory() -> None:

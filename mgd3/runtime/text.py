@@ -8,7 +8,9 @@ import re
 # Of marks that mean something between words alone, only those: «0.0*» and hard_label stay legible.
 _MARKDOWN_MARKS = re.compile(r"[\\`|~<]|\*(?=\S)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|&(?=#?\w+;)")
 # C0 and C1 controls, line and paragraph separators, and what turns the direction of a line around
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]+"
+)
 
 
 class PrintableFormatter(logging.Formatter):

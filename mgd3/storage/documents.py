@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from mgd3.runtime.checks import is_name
 from mgd3.runtime.errors import UserError, reading
+from mgd3.storage.files import read_file
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def read_document(path: Path, shape: Any, remedy: str) -> Any:
     Raises `FileNotFoundError`, and `UserError` naming the first entry that does not fit.
     """
     with reading(path, remedy):
-        text = path.read_bytes()
+        text = read_file(path)
     fitting(text, shape, str(path), remedy)
     return json.loads(text)
 
@@ -60,7 +61,7 @@ def remembered(path: Path, shape: Any) -> Any:
     """What a file of ours remembers; an empty `shape` if it is not there or not of that shape."""
     try:
         with reading(path, "it is forgotten"):
-            return fitting(path.read_bytes(), shape, str(path), "it is forgotten")
+            return fitting(read_file(path), shape, str(path), "it is forgotten")
     except UserError as error:
         log.warning("%s", error)
     except FileNotFoundError:

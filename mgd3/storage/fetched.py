@@ -41,13 +41,13 @@ def download_path(url: str) -> Path:
 
 def recorded_digest(address: str) -> str | None:
     """The SHA-256 that an address had when it was first fetched, None for one that never was."""
-    return _digests().get(address)
+    return _digests().get(_public(address))
 
 
 def record_digest(address: str, digest: str) -> Path:
     """Remember what an address holds; returns the file that does."""
     with waiting(download_folder(), "digests"):
-        write_json(_place(), _digests() | {address: digest})
+        write_json(_place(), _digests() | {_public(address): digest})
     return _place()
 
 
@@ -58,6 +58,14 @@ def _digests() -> dict[str, str]:
         return read_document(_place(), dict[str, Sha256], _REMEDY)
     except FileNotFoundError:
         return {}
+
+
+def _public(address: str) -> str:
+    """An address without what lets somebody in: user, password, query."""
+    parts = urlparse(address)
+    host = parts.netloc.rpartition("@")[2]
+    query = hashlib.blake2s(parts.query.encode(), digest_size=4).hexdigest() if parts.query else ""
+    return f"{parts.scheme}://{host}{parts.path}{'?' if query else ''}{query}"
 
 
 def _place() -> Path:

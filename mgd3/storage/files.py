@@ -106,6 +106,27 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_file(path: Path) -> bytes:
+    """A file's bytes; `OSError` for a FIFO or a device, which could be read for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file")
+    return path.read_bytes()
+
+
+def refuse_links(folder: Path) -> None:
+    """`UserError` for a link below a folder that may be anybody's: it could lead out of it."""
+    for place, folders, files in os.walk(folder):
+        if "wandb" in folders:
+            folders.remove("wandb")  # its own, and nothing of ours is read or written there
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                raise UserError(
+                    f"{path} is a link, and links below {folder} are not followed: put the file or "
+                    "folder itself there"
+                )
+
+
 def remember(path: Path, value: Any) -> None:
     """`write_json` of what only saves time: in a folder of somebody else's it is not kept."""
     try:
@@ -117,7 +138,7 @@ def remember(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Parsed JSON of ours; `FileNotFoundError`, or `CorruptFileError` if it cannot be read."""
     with reading(path, "it is no JSON of ours", CorruptFileError):
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
 
 
 def local_path(value: str) -> Path | None:
@@ -130,22 +151,19 @@ def local_path(value: str) -> Path | None:
 
 
 @contextmanager
-def nothing_left_behind(run_dir: Path) -> Iterator[None]:
+def nothing_left_behind(run_dir: Path, was_empty: bool) -> Iterator[None]:
     """Remove a run's folder again if the run is refused before it has written anything.
 
-    `run_dir` was empty or this run's own before (config/run_folder.py sees to that).
+    Only one that was empty before, and that no other process has begun to work in.
     """
     try:
         yield
     except UserError:
-        inside = list(run_dir.iterdir()) if run_dir.is_dir() else []
-        if (
-            run_dir.is_dir()
-            and not run_dir.is_symlink()
-            and all(f.suffix == ".log" or f.name == RUN_LOCK for f in inside)
-        ):
+        inside = list(run_dir.iterdir()) if was_empty and run_dir.is_dir() else []
+        mine = all(f.suffix == ".log" or f.name == RUN_LOCK for f in inside)
+        if was_empty and run_dir.is_dir() and not run_dir.is_symlink() and mine and _free(run_dir):
             for path in inside:
-                path.unlink()
+                path.unlink(missing_ok=True)
             run_dir.rmdir()
             above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
             for parent in run_dir.absolute().parents:
@@ -154,6 +172,15 @@ def nothing_left_behind(run_dir: Path) -> Iterator[None]:
                     break
                 parent.rmdir()
         raise
+
+
+def _free(folder: Path) -> bool:
+    """Does no process hold the folder?"""
+    try:
+        with _lock(folder / RUN_LOCK).acquire(timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 @contextmanager

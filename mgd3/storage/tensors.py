@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mgd3.runtime.errors import CorruptFileError, reading
-from mgd3.storage.files import write_atomic
+from mgd3.storage.files import read_file, write_atomic
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -37,8 +37,8 @@ def load_tensors(path: Path, made_from: dict[str, str] | None = None) -> dict[st
 
     `made_from` holds metadata that the file must carry: it is of other input otherwise.
     """
-    data = path.read_bytes()
     with reading(path, "it is no whole safetensors file", CorruptFileError):
+        data = read_file(path)
         tensors = load(data)
         header_size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})

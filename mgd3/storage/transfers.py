@@ -85,14 +85,15 @@ def _check(address: str, expected: Mapping[str, str], path: Path) -> None:
 def trust(url: str, path: Path) -> None:
     """Remember what an address gave: a later file that differs is refused."""
     address, fragment = urldefrag(url)
+    published = any(fragment.startswith(f"{kind}=") for kind in _DIGESTS)
     digest = sha256_of(path)
     if recorded_digest(address) == digest:
         return
     place = record_digest(address, digest)
-    if not fragment:
+    if not published:
         log.warning(
             "no checksum of %s is published: trusting what came, SHA-256 %s, recorded in %s",
-            *(address, digest, place),
+            *(path.name, digest, place),
         )
 
 

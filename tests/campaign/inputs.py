@@ -187,6 +187,39 @@ def _link_image_out(here: Path) -> None:
     path.symlink_to(here / "elsewhere.png")
 
 
+def _link_scores(here: Path) -> None:
+    scores = _one(here, "hard_label*")
+    scores.rename(here / "elsewhere")
+    scores.symlink_to(here / "elsewhere")
+
+
+def _link_rows(here: Path) -> None:
+    rows = _one(here, "results.jsonl")
+    rows.rename(here / "rows")
+    rows.symlink_to(here / "rows")
+
+
+def _to_fifo(pattern: str) -> Callable[[Path], None]:
+    def spoil(here: Path) -> None:
+        path = _one(here, pattern)
+        path.unlink()
+        os.mkfifo(path)
+
+    return spoil
+
+
+def _previews(shape: tuple[int, ...], kind: torch.dtype) -> Callable[[Path], None]:
+    """Pictures of modes of another shape or kind."""
+
+    def spoil(here: Path) -> None:
+        from mgd3.storage.tensors import save_tensors
+
+        tensors = {f"0.{n}": torch.zeros(shape, dtype=kind) for n in ("centroids", "nearest")}
+        save_tensors(_one(here, "previews.safetensors"), tensors, {})
+
+    return spoil
+
+
 def _users_folder(here: Path) -> None:
     (here / "mine").mkdir()
     for name in ("README.md", "report.html", "notes.log"):
@@ -383,6 +416,9 @@ FOREIGN_CODE = [
         for what, change, said in (
             ("a class", {"modes": {"choice": "kmeans", "values": POPEN}}, "may not set modes._tar"),
             ("a path for a choice", {"modes": {"choice": "../../x", "values": {}}}, "modes of an"),
+            ("weights of this machine", {"backbone": {"choice": "toy", "values": {
+                "weights": "/etc/hostname"}}}, "may not set backbone.weights"),
+            ("values that are a list", {"modes": {"choice": "kmeans", "values": []}}, "by name"),
             ("a resolver", {"seed": "${oc.env:HOME}"}, "an identity may not set seed"),
             ("a key of Hydra", {"hydra": {"choice": "x"}}, "a group of an identity='hydra'"),
             ("a student's module", {"features": {"choice": "student", "values": {
@@ -461,8 +497,24 @@ NOTHING_LOST = [
             "names an image outside its folder"),
     _scored("a manifest's file is a whole path", _entry(file="/etc/hostname"),
             "names an image outside its folder"),
-    _scored("a set's image is a link out", _link_image_out, "names an image outside its folder"),
+    _scored("a set's image is a link out", _link_image_out, "is a link, and links below"),
     _reported("a reported set's image is a link out", _link_image_out, "", accepted=True),
+    _scored("a set's score folder is a link out", _link_scores, "is a link, and links below"),
+    _finished("a run's rows are a link out", _link_rows, "is a link, and links below"),
+    _reported("a manifest names a folder of this machine", _json("manifest.json", lambda m: m[
+        "identity"].update(dataset={"choice": "folder", "values": {"root": "/etc"}})), "",
+        accepted=True),
+    Case("a finished run's folder as a measurement's", ("images=runs", "dataset.classes=[0,1]",
+         "metrics=pixels", "hydra.run.dir=there"), "not empty and no run of this project",
+         base="run", script="scripts/measure.py", spoil=lambda here: shutil.copytree(
+             _one(here, "hard_label*"), here / "there")),
+    Case("a user's multirun.yaml", ("-m", *RUN, "hydra.sweep.dir=mine", "seed=0,1"),
+         "multirun.yaml is not Hydra's", spoil=_then(_users_folder, lambda here: (
+             here / "mine/multirun.yaml").write_text("mine"))),
+    Case("an image is made again over the set's own", ("set=set", "image=images/0/00000.png",
+         "out=set/images/0/00000.png"), "lies in the set", base="run",
+         script="scripts/remake_image.py",
+         spoil=lambda here: shutil.copytree(_one(here, "manifest.json").parent, here / "set")),
     Case("an own folder's image is a link out", ("images=own", *EVALUATE),
          "is a link out of images=own", script="scripts/evaluate.py", spoil=_own_link),
     _finished("a row of another run", _row(run_id="00000000", top1_last=99.9, top1_best=99.9),
@@ -524,6 +576,37 @@ STRUCTURES = [
             ("that is a folder", _folder, "Is a directory|cannot be read"),
         )
     ],
+    *[
+        _finished(f"{file} that is a FIFO", _to_fifo(file), "it is no file")
+        for file in ("identity.json", "protocol.json", "manifest.json")
+    ],
+    _scored("a set's image that is a FIFO", _to_fifo("images/*/*.png"), "are missing or differ"),
+    *[
+        _reported(f"previews {what}", spoil, "", accepted=True)
+        for what, spoil in (
+            ("that are a FIFO", _to_fifo("previews.safetensors")),
+            ("that are numbers", _previews((), torch.uint8)),
+            ("of five channels", _previews((2, 5, 8, 8), torch.uint8)),
+            ("of fractions", _previews((2, 3, 8, 8), torch.float32)),
+            ("of no pixels", _previews((2, 3, 0, 0), torch.uint8)),
+        )
+    ],
+    _reported("an identity that is null", _json("manifest.json", lambda m: m.update(
+        identity=None)), "", accepted=True),
+    _reported("an identity without a dataset", _json("manifest.json", lambda m: m[
+        "identity"].pop("dataset") and None), "", accepted=True),
+    _reported("a row with a teacher of unknown accuracy", _row(teacher="t", teacher_top1=None), "",
+              accepted=True),
+    *[
+        Case(f"an image whose noise stream is {stream!r}", ("set=set", "out=x.png",
+             "image=images/0/00000.png"), said, base="run", script="scripts/remake_image.py",
+             spoil=_then(_entry(noise_stream=stream), lambda here: shutil.copytree(
+                 _one(here, "manifest.json").parent, here / "set")))
+        for stream, said in (
+            (None, "was copied, not generated"), ("0/0/0/1", "noise_stream is"),
+            ("9" * 5000 + "/0/0", "noise_stream is"), ("0/1/0", "class of a noise stream"),
+        )
+    ],
     _finished("a manifest of its own that is a list", _text("manifest.json", "[]"),
               "its content is"),
     *[
@@ -578,11 +661,11 @@ WEIGHTS = [
 VALUES = [
     _run(f"{override}", override, said=said)
     for override, said in (
-        ("dataset.classes=0", "dataset.classes=0 must be a list"),
+        ("dataset.classes=0", "two classes or more"),
         ("dataset.classes=[]", "must be a list"),
         ("dataset.classes=[0]", "two classes or more"),
         ("dataset.classes=[0,0]", "different classes"),
-        ("dataset.classes=[11]", "dataset.classes='11' is unknown"),
+        ("dataset.classes=[11]", "dataset.classes=11 is unknown"),
         ("protocol.augmentation.crop_scale=1", "crop_scale=1"),
         ("protocol.augmentation.crop_scale=[1]", "crop_scale"),
         ("protocol.augmentation.crop_ratio=x", "crop_ratio"),

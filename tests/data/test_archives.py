@@ -148,7 +148,7 @@ def _link(kind, name="imagenette2/train/x"):
         ("other/file", b"x"), _link(tarfile.SYMTYPE), _link(tarfile.LNKTYPE),
         _link(tarfile.CHRTYPE), _link(tarfile.FIFOTYPE),
     ],
-    ids=str,
+    ids=["above", "absolute", "back", "beside", "symlink", "hardlink", "device", "fifo"],
 )  # fmt: skip
 def test_a_hostile_archive_writes_nothing(server, monkeypatch, tmp_path, member):
     serve(server, monkeypatch, packed(("imagenette2/train/a/a.JPEG", b"x"), member))

@@ -124,10 +124,13 @@ def test_a_manifest_of_another_structure_is_one_message(tmp_path, content, messa
 def test_no_path_of_a_manifest_leaves_its_folder(tmp_path, file):
     image().save(tmp_path / "secret.png")
     (tmp_path / "set/images").mkdir(parents=True)
-    (tmp_path / "set/images/link.png").symlink_to(tmp_path / "secret.png")
+    if "link" in file:
+        (tmp_path / "set/images/link.png").symlink_to(tmp_path / "secret.png")
     digest = hashlib.sha256((tmp_path / "secret.png").read_bytes()).hexdigest()
     (tmp_path / "set/manifest.json").write_text(_image(file=file, sha256=digest))
-    with pytest.raises(UserError, match="names an image outside its folder"):
+    with pytest.raises(
+        UserError, match=r"names an image outside its folder|is a link, and links below"
+    ):
         list(DistilledDataset(tmp_path / "set").images())
 
 

@@ -11,10 +11,13 @@ from conftest import ROOT
 from safetensors.torch import load
 
 from mgd3.runtime import checks
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.storage.documents import read_document
 from mgd3.storage.files import (
     exclusive,
     nothing_left_behind,
+    read_json,
+    refuse_links,
     remove_leftovers,
     whole_file,
     write_atomic,
@@ -64,16 +67,39 @@ def test_one_holder_at_a_time(tmp_path):
 def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "runs/a/b"
-    run_dir.mkdir(parents=True)
-    (run_dir / "run.log").touch()
     (tmp_path / "mine").touch()
-    with pytest.raises(UserError), nothing_left_behind(run_dir):
-        raise UserError("no")
+
+    def refused(was_empty):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("run.log", ".run.lock"):
+            (run_dir / name).touch()
+        with pytest.raises(UserError), nothing_left_behind(run_dir, was_empty):
+            raise UserError("no")
+
+    refused(True)
     assert [f.name for f in tmp_path.iterdir()] == ["mine"]
+    refused(False)
+    assert run_dir.is_dir()  # somebody's, who has begun before
+    with exclusive(run_dir):
+        refused(True)
+    assert run_dir.is_dir()  # somebody's, who has begun since
     (run_dir / "images").mkdir(parents=True)
-    with pytest.raises(UserError), nothing_left_behind(run_dir):
-        raise UserError("no")
+    refused(True)
     assert (run_dir / "images").is_dir()
+
+
+def test_links_are_found_at_any_depth_and_files_that_are_none_are_not_read(tmp_path):
+    (tmp_path / "a/wandb").mkdir(parents=True)
+    (tmp_path / "a/wandb/latest").symlink_to(tmp_path)
+    refuse_links(tmp_path)
+    (tmp_path / "a/b").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"a/b is a link, and links below .* are not followed"):
+        refuse_links(tmp_path)
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(CorruptFileError, match="it is no file"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="it is no file"):
+        read_document(tmp_path / "x.json", dict, "remove it")
 
 
 def test_what_dead_writers_left_is_cleared_and_what_is_being_written_stays(tmp_path):
