@@ -1,7 +1,7 @@
 """The distilled dataset: a folder that anything can write and anything can read.
 
-images/<wnid>/<index:05d>.png    RGB; readable by torchvision's ImageFolder and by
-                                 Hugging Face's load_dataset("imagefolder")
+images/<wnid>/<index:05d>.png    RGB; readable by torchvision's ImageFolder and by Hugging Face's
+                                 load_dataset("imagefolder"), as the card says
 manifest.json                    classes in label order, configuration, checksums; written last,
                                  so a folder with a manifest is complete
 images.sha256                    until then: what was written, so that nothing else is taken for it
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import platform
 import re
@@ -29,12 +28,12 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from mgd3.data.card import dataset_card
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.decoding import decode
 from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.machine import commit
-from mgd3.runtime.text import markdown_text
 from mgd3.storage.documents import Count, Name, Number, Sha256, read_document, remembered
 from mgd3.storage.files import (
     read_file,
@@ -336,49 +335,10 @@ class DistilledWriter:
             "versions": {p: version(p) for p in _PACKAGES} | {"python": platform.python_version()},
             "images": images,
         }
-        write_atomic(self.folder / "README.md", _card(manifest).encode())
+        write_atomic(self.folder / "README.md", dataset_card(manifest).encode())
         write_json(self.folder / MANIFEST, manifest)
         (self.folder / _JOURNAL).unlink(missing_ok=True)
 
 
 def _file(wnid: str, index: int) -> str:
     return f"images/{wnid}/{index:05d}.png"
-
-
-def _card(manifest: Mapping[str, Any]) -> str:
-    classes = "\n".join(
-        f"| {label} | {markdown_text(c['wnid'])} | {markdown_text(c['name'])} |"
-        for label, c in enumerate(manifest["classes"])
-    )
-    count, note = len(manifest["images"]), manifest["dataset_note"]
-    method = markdown_text(manifest["method"])
-    noted = f"\n**Note:** {markdown_text(note)}.\n" if note else ""
-    return f"""---
-task_categories: [image-classification]
-tags: [dataset-distillation]
-configs:
-- config_name: default
-  data_files: images/**/*.png
----
-# {markdown_text(manifest["dataset"])}, {manifest["ipc"]} images per class, {method}
-
-{count} training images of {len(manifest["classes"])} classes, made by {method} with seed
-{manifest["seed"]}. `manifest.json` holds the full configuration, versions and checksums.
-{noted}
-```python
-torchvision.datasets.ImageFolder("images")
-datasets.load_dataset("imagefolder", data_dir="images")
-```
-
-Both number the classes in sorted order; the benchmark's order is
-
-| label | folder | name |
-|---|---|---|
-{classes}
-
-## Configuration
-
-```json
-{json.dumps(manifest["config"], indent=2)}
-```
-"""

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import re
 
 import numpy as np
 import pytest
-from conftest import image
+from conftest import ROOT, image
 from PIL import Image
 from support import manifest
 from torchvision.datasets import ImageFolder
@@ -52,14 +53,73 @@ def test_torchvision_reads_it(distilled):
     assert len(folder) == 4
 
 
-def test_hugging_face_reads_it(distilled, tmp_path):
+AWKWARD = ("train", "test", "val", "dev", "a b", "[x]", "{y}", "été", "007", "null", "7", "__z")
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory):
+    """Two images of each class: the first channel is the class's place, the second the image's."""
+    folder = tmp_path_factory.mktemp("awkward")
+    for split in ("train", "val"):
+        for wnid in AWKWARD:
+            (folder / "tree" / split / wnid).mkdir(parents=True)
+            image().save(folder / "tree" / split / wnid / "0.png")
+    dataset = ImageTree("t", None, str(folder / "tree"), 16, classes=list(AWKWARD))
+    writer = DistilledWriter(folder / "out", dataset, ipc=2, seed=5)
+    for label, wnid in enumerate(AWKWARD):
+        for k in range(2):
+            writer.write_image(wnid, k, Image.new("RGB", (4, 4), (label, k, 0)))
+    writer.finish({"method": "m", "config": {}}, {})
+    return folder / "out"
+
+
+def read_as_written(pairs, names):
+    """Is every image of the awkward set there, once, under its own class's name?"""
+    pixels = [(picture.getpixel((0, 0))[:2], names[label]) for picture, label in pairs]
+    expected = [((k, i), wnid) for k, wnid in enumerate(AWKWARD) for i in range(2)]
+    return sorted(pixels) == expected
+
+
+@pytest.mark.parametrize("library", ["torchvision", "datasets"])
+def test_the_cards_lines_read_every_image_whatever_the_classes_are_called(
+    awkward, library, tmp_path, monkeypatch
+):
+    import datasets
+    import torchvision
+
+    lines = re.search(r"```python\n(.*?)```", (awkward / "README.md").read_text(), re.S)[1]
+    (line,) = (line for line in lines.splitlines() if line.startswith(library))
+    monkeypatch.chdir(awkward)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    read = eval(line, {"datasets": datasets, "torchvision": torchvision})
+    if library == "torchvision":
+        assert read_as_written(read, read.classes)
+    else:
+        assert list(read) == ["train"]
+        pairs = ((row["image"], row["label"]) for row in read["train"])
+        assert read_as_written(pairs, read["train"].features["label"].names)
+    assert read_as_written(DistilledDataset(awkward).images(), AWKWARD)
+
+
+def test_the_cards_header_says_it_too(awkward, tmp_path):
+    """`load_dataset` of the folder itself, as of a repository of the hub."""
     from datasets import load_dataset
 
-    data = load_dataset(
-        "imagefolder", data_dir=str(distilled.folder / "images"), cache_dir=str(tmp_path / "hf")
-    )["train"]
-    assert data.features["label"].names == ["cat", "dog"]
-    assert len(data) == 4
+    read = load_dataset(str(awkward), cache_dir=str(tmp_path / "hf"))
+    assert list(read) == ["train"]
+    pairs = ((row["image"], row["label"]) for row in read["train"])
+    assert read_as_written(pairs, read["train"].features["label"].names)
+
+
+def test_the_page_about_python_reads_a_set_so_too(distilled, tmp_path, monkeypatch):
+    page = (ROOT / "docs/python.md").read_text().split("## Read a distilled set")[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    distilled.folder.rename("distilled")
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    assert len(names["images"]) == len(names["torch_set"]) == len(names["hub_set"]) == 4
+    assert names["hub_set"].features["label"].names == ["cat", "dog"] == names["torch_set"].classes
 
 
 def test_the_manifest_says_how_it_was_made(distilled):
