@@ -151,12 +151,13 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
     Raises `UserError` if a set's classes are not the dataset's, in its order.
     """
     from eval.external import adopt
+    from eval.hub import local_images
     from eval.reports.run_report import distilled_sets, parted
     from mgd3.config import identity
     from mgd3.config.schema import choices
     from mgd3.runtime import checks
 
-    folder = Path(cfg.images)
+    folder = local_images(str(cfg.images), Path(cfg.runs))
     sets, elsewhere = parted(distilled_sets(folder))
     if elsewhere and not sets:
         _ = elsewhere[0].path(elsewhere[0].manifest["images"][0])  # says what to do

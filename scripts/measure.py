@@ -19,6 +19,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
+from eval.hub import local_images
 from eval.images import TestImages
 from eval.metrics.features import PixelFeatures
 from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
@@ -53,7 +54,8 @@ def main(cfg: DictConfig) -> None:
     with begun(cfg) as folder:
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
         protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
-        sets = _sets_of(dataset, Path(cfg.images))
+        images = local_images(str(cfg.images), Path(cfg.runs))
+        sets = _sets_of(dataset, images)
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
     record(folder, cfg)
@@ -65,7 +67,7 @@ def main(cfg: DictConfig) -> None:
     for distilled in sets:
         by_ipc[distilled.ipc].append(distilled)
     for ipc, same_size in sorted(by_ipc.items()):
-        out = Path(cfg.images) / f"metrics-{name}-ipc{ipc}"
+        out = images / f"metrics-{name}-ipc{ipc}"
         methods: dict[str, list[DistilledDataset]] = defaultdict(list)
         for distilled in same_size:
             methods[names[distilled.folder]].append(distilled)
