@@ -18,7 +18,7 @@ from eval.reports.samples import image_strips
 from eval.results.rows import EvalResult, ResultStore
 from eval.results.tables import layout, markdown
 from eval.students.registry import make_student, synchronised
-from eval.tracking import Run
+from eval.tracking import Run, keep
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime import checks
 from mgd3.runtime.distributed import Ranks
@@ -101,6 +101,8 @@ def score(
             if ranks.first:
                 if distilled.generated or getattr(record, "real_images", False):
                     record.log_images("distilled", image_strips(distilled))
+                    files, metadata = distilled.files(), distilled.origin | {"scored_by": ids.run}
+                    keep(record, distilled.label, "dataset", files, metadata)
                 table = layout(store.rows())
                 record.log_table(f"accuracy: {table.title}", table.headers, table.texts())
     ranks.wait()

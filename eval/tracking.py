@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 30.0  # without an answer the record stays on disk
 _MODES = ("disabled", "offline", "online")  # by how much leaves the machine
 _SHORTEST_KEY = 40
+_LONGEST_NAME = 128  # of an artifact
+_KEY = re.compile(r"\A[\w.@+]+=")  # of an override
 _QUIET: dict[str, Any] = {  # no talk on the screen; nothing of the machine, the code or its place
     "silent": True, "console": "off", "x_disable_meta": True, "x_disable_stats": True,
     "x_disable_machine_info": True, "x_save_requirements": False, "disable_git": True,
@@ -46,6 +48,24 @@ class Run(Protocol):
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table."""
 
+    def log_artifact(
+        self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]
+    ) -> None:
+        """Files that belong together, by their names in the artifact, and where they come from."""
+
+
+def keep(
+    run: Run, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]
+) -> None:
+    """`run.log_artifact`, if the tracker has it: one of a user's own may be older than that."""
+    if hasattr(run, "log_artifact"):
+        run.log_artifact(name, kind, files, metadata)
+
+
+def artifact_name(name: str) -> str:
+    """A name as Weights & Biases takes them; the end, which tells names apart, stays."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[-_LONGEST_NAME:]
+
 
 class NoTracker:
     """Records nothing."""
@@ -68,6 +88,11 @@ class NoTracker:
         """Nothing."""
 
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing."""
+
+    def log_artifact(
+        self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]
+    ) -> None:
         """Nothing."""
 
 
@@ -136,15 +161,18 @@ def _say(folder: Path) -> None:
 
 
 def _without_places(value: Any) -> Any:
-    """Settings without the folders of this machine: of a path, its last name."""
+    """Settings without the folders of this machine: of a path, also in key=path, its last name."""
     if isinstance(value, Mapping):
         return {key: _without_places(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_places(inner) for inner in value]
-    if not isinstance(value, str) or not ("/" in value or value.startswith("~")):
+    if not isinstance(value, str):
         return value
-    is_place = value.startswith(("/", "~", ".")) or local_path(value) is not None
-    return Path(value).name if is_place else value
+    path = _KEY.sub("", value)
+    if not ("/" in path or path.startswith("~")):
+        return value
+    is_place = path.startswith(("/", "~", ".")) or local_path(path) is not None
+    return value.removesuffix(path) + Path(path).name if is_place else value
 
 
 class _WandbRun:
@@ -174,6 +202,18 @@ class _WandbRun:
         import wandb
 
         self._run.log({key: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+
+    def log_artifact(
+        self, name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        known = _without_places(dict(metadata))
+        artifact = wandb.Artifact(artifact_name(name), kind, metadata=known)
+        for inside, path in files.items():
+            # Read where it is once it is uploaded: else the client copies it to the home folder.
+            artifact.add_file(os.path.relpath(path), name=inside, policy="immutable")
+        self._run.log_artifact(artifact)
 
 
 def _require_account() -> None:

@@ -29,6 +29,7 @@ from eval.reports.paper_cell import MEAN, TableCell, averaged
 from eval.reports.paper_report import Section, write_paper_report
 from eval.results.layout import Layout
 from eval.results.rows import EvalResult, ResultStore, order_of
+from eval.tracking import artifact_name, keep
 from mgd3.config import identity
 from mgd3.config.build import build, build_space
 from mgd3.config.command import command
@@ -87,6 +88,10 @@ def write_tables(experiment: Experiment) -> Path:
         for table in extra:
             run.log_table(table.title, table.headers, table.texts())
         run.log_images("report", pictures)
+        files = {path.name: path for path in sorted(folder.glob("table.*"))}  # no pictures
+        names = [artifact_name(distilled.label) for _, distilled in sets]
+        made_of = {"sets": names, "runs": order_of(row.run_id for _, row in rows)}
+        keep(run, f"tables-{experiment.variant}", "table", files, config | made_of)
     return folder
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from eval import tracking
 from eval.tracking import WandbTracker
+from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
+from mgd3.storage.files import read_json
 
 # Ends the process at its first connection to another machine; its helpers find a proxy instead.
 GUARD = """
@@ -102,9 +104,20 @@ def test_records_hold_no_copies_of_real_images_and_no_paths(tmp_path):
         assert done.returncode == 0, done.stderr
         (record,) = (tmp_path / runs).rglob("offline-run-*/*.wandb")
         pictures = list(record.parent.rglob("media/images/*.png"))
-        assert bool(pictures) == (method == "mgd3" or bool(extra))
+        may_leave = method == "mgd3" or bool(extra)
+        assert bool(pictures) == may_leave
+        content = record.read_bytes()
+        (manifest,) = (tmp_path / runs).rglob("manifest.json")
+        entries = read_json(manifest)["images"]
+        for name in ("manifest.json", *(entry["file"] for entry in entries)):
+            local = str((manifest.parent / name).relative_to(tmp_path)).encode()
+            assert (local in content) == may_leave  # the artifact's files, where they are
+        label = DistilledDataset(manifest.parent).label
+        assert (label.encode() in content) == may_leave
+        staged = (tmp_path / runs).rglob("artifacts/staging/*")
+        assert not [path for path in staged if path.read_bytes()[:4] == b"\x89PNG"]
         # where tables wait to be uploaded is for the client here, and is not sent
-        said = re.sub(rb"[^\s]*artifacts/staging[^\s]*", b"", record.read_bytes())
+        said = re.sub(rb"[^\s]*artifacts/staging[^\s]*", b"", content)
         assert str(tmp_path / runs).encode() not in said
         assert not list(tmp_path.glob(".*/**/*"))  # nothing below the home folder
         assert not list(record.parent.rglob("wandb-metadata.json"))
@@ -144,7 +157,35 @@ def test_the_environment_keeps_a_record_at_home_but_sends_none_away(monkeypatch)
 
 
 def test_settings_of_a_record_name_no_place():
-    given = {"cache": "/home/me/cache", "a": {"b": ["~/x", "plain", 1]}, "n": None}
-    assert tracking._without_places(given) == {
-        "cache": "cache", "a": {"b": ["x", "plain", 1]}, "n": None,
+    given = {
+        "cache": "/home/me/cache", "n": None,
+        "a": {"b": ["~/x", "plain", 1, "dataset.root=/home/me/p", "a=b"]},
     }  # fmt: skip
+    assert tracking._without_places(given) == {
+        "cache": "cache", "a": {"b": ["x", "plain", 1, "dataset.root=p", "a=b"]}, "n": None,
+    }  # fmt: skip
+
+
+class OlderTracker:
+    """A user's own record, from before there were artifacts."""
+
+    real_images = True
+
+    def __init__(self):
+        self.logged = []
+
+    def log(self, values):
+        self.logged.append(values)
+
+
+def test_a_tracker_of_a_users_own_need_not_take_artifacts(tmp_path):
+    tracker = OlderTracker()
+    tracking.keep(tracker, "set", "dataset", {"a": tmp_path / "a"}, {})
+    assert tracker.logged == []
+    with tracking.NoTracker().start("id", "group", {}, tmp_path) as record:
+        tracking.keep(record, "set", "dataset", {"a": tmp_path / "a"}, {})
+
+
+def test_names_of_artifacts_keep_what_tells_them_apart():
+    name = tracking.artifact_name(f"{'é b' * 60}-mgd3-ipc10-0123abcd")
+    assert len(name) == 128 and name.endswith("b-mgd3-ipc10-0123abcd")

@@ -12,6 +12,7 @@ from conftest import run
 from eval.scoring import missing_rows
 from mgd3.config.grid import Experiment
 from mgd3.config.identity import register
+from mgd3.data.distilled import DistilledDataset
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +72,9 @@ def test_finished_cells_never_run_again(rehearsed):
     (record,) = (rehearsed / "runs/rehearsal/tables/table5").rglob("offline-run-*/*.wandb")
     content = record.read_bytes()
     assert b"table5" in content and b"diversity, imagenette, ipc 10" in content
+    assert b"tables-table5" in content and b"runs/rehearsal/tables/table5/table.csv" in content
+    (first, *_) = rehearsed.rglob("manifest.json")
+    assert DistilledDataset(first.parent).label.encode() in content
 
 
 def test_a_plan_starts_nothing(rehearsed):

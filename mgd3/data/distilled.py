@@ -165,6 +165,25 @@ class DistilledDataset:
         """Was every image made from noise, so that none is a copy of somebody's photograph?"""
         return all(entry.get("noise_stream") for entry in self.manifest["images"])
 
+    def files(self) -> dict[str, Path]:
+        """The images and the manifest, by their names in the set."""
+        images = {entry["file"]: self.path(entry) for entry in self.manifest["images"]}
+        return {MANIFEST: self.folder / MANIFEST, **images}
+
+    @property
+    def label(self) -> str:
+        """A name that no other images share."""
+        manifest = self.manifest
+        content = "".join(f"{e['file']} {e['sha256']}\n" for e in manifest["images"])
+        digest = hashlib.blake2s(content.encode(), digest_size=4).hexdigest()
+        return f"{manifest['dataset']}-{manifest['method']}-ipc{manifest['ipc']}-{digest}"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a record says of where the images come from."""
+        keys = ("dataset", "method", "ipc", "seed", "identity", "data", "commit")
+        return {key: self.manifest.get(key) for key in keys}
+
     def verify(self, cache: Path, workers: int) -> None:
         """`UserError` if an image is missing or differs from its manifest's checksum.
 
