@@ -29,6 +29,7 @@ def decode(source: Path | BinaryIO) -> Image.Image:
 
     Of a moving picture the first frame. Raises what Pillow raises for a file that is no picture.
     """
+    Image.init()  # Pillow knows no format before; the second call does nothing
     known = [f for f in FORMATS if f in Image.OPEN]
     with warnings.catch_warnings():
         # large, but below the size that Pillow takes for an attack

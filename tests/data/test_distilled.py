@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +111,17 @@ def test_the_cards_header_says_it_too(awkward, tmp_path):
     assert list(read) == ["train"]
     pairs = ((row["image"], row["label"]) for row in read["train"])
     assert read_as_written(pairs, read["train"].features["label"].names)
+
+
+def test_a_process_that_has_read_no_image_yet_reads_a_set(awkward):
+    lines = (
+        "import sys; from pathlib import Path; from mgd3.data.distilled import DistilledDataset; "
+        "print(len(list(DistilledDataset(Path(sys.argv[1])).images())))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lines, str(awkward)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(2 * len(AWKWARD)), done.stderr
 
 
 def test_the_page_about_python_reads_a_set_so_too(distilled, tmp_path, monkeypatch):
