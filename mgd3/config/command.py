@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -217,6 +217,11 @@ def explained(error: Exception) -> str:
         return (
             f"experiment={kind}{number} is a {kind} of the paper, many runs; run it as «python "
             f"scripts/reproduce.py {kind}={number}» (plan=true says what it would take)"
+        )
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be read: a value with one of = , [ ] {{ }} ( ) ' : # or space "
+            "is written in two kinds of quotes, such as 'dataset.root=\"/photos, 2024\"'"
         )
     lines = str(error).split("Config search path")[0].split("\n")
     return " ".join(line.strip() for line in lines if line.strip())

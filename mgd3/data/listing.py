@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgd3.data.decoding import suffixes
+from mgd3.runtime.errors import UserError
 
 # What operating systems and storage boxes put beside pictures
 _OF_MACHINES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", ".ds_store")
@@ -27,6 +28,9 @@ def list_pictures(folder: Path, deep: bool = True) -> Listing:
     known = suffixes()
     files, left_out = [], Counter[str]()
     for path, name in _walk(folder, "", deep):
+        if not _is_utf8(path):
+            shown = path.encode(errors="replace").decode()
+            raise UserError(f"{folder}/{shown}: the name is no UTF-8; rename the file or folder")
         reason = _reason(name, known)
         if reason is None:
             files.append(path)
@@ -48,6 +52,15 @@ def _walk(folder: Path, prefix: str, deep: bool) -> Iterator[tuple[str, str]]:
                 yield from _walk(folder, f"{path}/", deep)
         else:
             yield path, entry.name
+
+
+def _is_utf8(name: str) -> bool:
+    """False for bytes that Python could only smuggle into a text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_of_machines(name: str) -> bool:

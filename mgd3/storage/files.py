@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
 
@@ -48,9 +48,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in REFUSALS and error.errno != errno.ENOENT:
             raise
-        raise UserError(f"cannot write {path}: {REFUSALS[error.errno]}") from error
+        reason = REFUSALS.get(error.errno or 0, "no such place can be made; choose another folder")
+        raise UserError(f"cannot write {path}: {reason}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -177,7 +178,7 @@ def nothing_left_behind(run_dir: Path, was_empty: bool) -> Iterator[None]:
 def _free(folder: Path) -> bool:
     """Does no process hold the folder?"""
     try:
-        with _lock(folder / RUN_LOCK).acquire(timeout=0):
+        with _acquired(_lock(folder / RUN_LOCK), timeout=0):
             return True
     except Timeout:
         return False
@@ -188,7 +189,7 @@ def exclusive(folder: Path, patient: bool = False) -> Iterator[None]:
     """Hold a run's folder for this process; a second one is refused or, if `patient`, waits."""
     lock = _lock(folder / RUN_LOCK)
     try:
-        lock.acquire(timeout=0)
+        _acquired(lock, timeout=0)
     except Timeout:
         busy = f"another process is running this very configuration in {folder}"
         if not patient:
@@ -196,7 +197,7 @@ def exclusive(folder: Path, patient: bool = False) -> Iterator[None]:
                 f"{busy}; wait for it, or give this run its own folder with hydra.run.dir=FOLDER"
             ) from None
         log.info("%s; waiting for it", busy)
-        lock.acquire()
+        _acquired(lock)
     with lock:
         yield
 
@@ -209,12 +210,31 @@ def waiting(folder: Path, name: str = "") -> Iterator[None]:
     """
     lock = _lock(folder / f".{name}.lock" if name else folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        _acquired(lock, timeout=0)
     except Timeout:
         log.info("another process is filling %s; waiting for it", folder / name)
-        lock.acquire()
+        _acquired(lock)
     with lock:
         yield
+
+
+def _acquired(lock: FileLock, timeout: float = -1) -> AcquireReturnProxy:
+    """The lock, held; `UserError` on a file system that has none, where runs could meet unseen."""
+    try:
+        return lock.acquire(timeout=timeout)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, Timeout) or not _has_no_locks(error):
+            raise
+        raise UserError(
+            f"{Path(lock.lock_file).parent} lies on a file system without locks, which keep two "
+            "runs from writing the same files: choose another folder (runs=, cache=)"
+        ) from error
+
+
+def _has_no_locks(error: Exception) -> bool:
+    if isinstance(error, NotImplementedError):
+        return True
+    return getattr(error, "errno", None) in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def _lock(path: Path) -> FileLock:

@@ -755,6 +755,8 @@ FILES = [
     _run("a closed folder", "runs=closed/runs", spoil=_read_only_target, said="no permission",
          options={"as_nobody": True}),
     _run("a file in the way", "runs=f", spoil=lambda here: (here / "f").touch(), said="in the way"),
+    _run("a cache where none can be", "cache=/proc/x", said="no such place can be made"),
+    _run("a value that needs quotes", "dataset.root=/a, b (c)", said="two kinds of quotes"),
     Case("an evaluation of nothing", ("images=nosuch", *EVALUATE), "is not a folder",
          script="scripts/evaluate.py"),
     Case("a report of nothing", ("folder=nosuch",), "holds no finished run",

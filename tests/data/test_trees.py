@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import shutil
 import unicodedata
 
@@ -243,6 +244,14 @@ def test_an_unquoted_comma_in_the_table_of_names_is_refused(tree):
 def test_deep_grey_is_scaled_by_its_bits(tmp_path, most, grey):
     Image.fromarray(np.full((4, 8), most, dtype=np.uint16)).save(tmp_path / "x.png")
     assert ImageFile("x", tmp_path / "x.png").decode().getpixel((0, 0)) == (grey,) * 3
+
+
+def test_a_name_that_is_no_utf8_is_named(tree):
+    bad = os.fsencode(tree / "train/cat/") + b"/\xff.png"
+    with open(bad, "wb"):
+        pass
+    with pytest.raises(UserError, match=r"train/cat/\?.png: the name is no UTF-8; rename"):
+        tree_of(tree)
 
 
 def test_listings_count_in_words(tmp_path):

@@ -1,9 +1,11 @@
 """Files are whole or absent, and the file system's refusals are explained."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,12 +141,26 @@ def test_the_same_tensors_are_the_same_bytes(tmp_path):
     assert load(first)["w"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def refuses(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(UserError, match="a file system without locks"), exclusive(tmp_path):
+        pass
+    write_atomic(tmp_path / "x", b"1")  # which needs none
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
 def test_what_a_file_system_refuses_is_said_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match="the name is too long for this file system"):
         write_json(tmp_path / ("x" * 300), {})
     with pytest.raises(UserError, match="a folder is in the way of a file"):
         (tmp_path / "d/x").mkdir(parents=True)
         write_json(tmp_path / "d", {})
+    with pytest.raises(UserError, match="no such place can be made; choose another folder"):
+        write_json(Path("/proc/nothing/x"), {})
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
