@@ -220,7 +220,7 @@ def explained(error: Exception) -> str:
         )
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override} cannot be read: a value with one of = , [ ] {{ }} ( ) ' : # or space "
+            f"{error.override} is unreadable: a value with one of = , [ ] {{ }} ( ) ' : # or space "
             "is written in two kinds of quotes, such as 'dataset.root=\"/photos, 2024\"'"
         )
     lines = str(error).split("Config search path")[0].split("\n")
