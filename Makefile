@@ -31,7 +31,7 @@ demo: $(STAMP) ## distil real digits by three methods, train students, write run
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-campaign: $(STAMP) ## hundreds of kills, signals, races and bad inputs; 12 minutes on 2 cores
+campaign: $(STAMP) ## hundreds of kills, signals, races and bad inputs; 8 minutes on 2 cores
 	@PYTHONPATH=tests $(BIN)/python -m campaign $(ARGS)
 
 lint: $(STAMP) ## ruff (format and rules) and mypy
