@@ -17,7 +17,7 @@ from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.data.listing import counted, list_pictures
 from mgd3.data.trees import class_folders
 from mgd3.runtime.errors import UserError, reading
-from mgd3.storage.files import remove_leftovers, write_json
+from mgd3.storage.files import refuse_links, remove_leftovers, write_json
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ def adopt(
     """
     entries: list[dict[str, Any]] = []
     root = folder / "images" if (folder / "images").is_dir() else folder
+    refuse_links(root)
     for info, place in zip(dataset.classes, _class_folders(root, dataset), strict=True):
         found = list_pictures(place)
         if found.left_out:
@@ -53,7 +54,7 @@ def adopt(
         if not files:
             raise UserError(f"{place} holds no image; every class needs one")
         for index, file in enumerate(files):
-            _require_readable(root, file)
+            _require_readable(file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             name = str(file.relative_to(root))
             entries.append({"file": name, "wnid": info.wnid, "index": index, "sha256": digest})
@@ -104,12 +105,7 @@ def _plain(name: str) -> str:
     return name.lstrip("0") or "0" if name.isdigit() else name
 
 
-def _require_readable(root: Path, file: Path) -> None:
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"{file} is a link out of images={root}, and such links are not followed: copy the "
-            "image there, or name the folder that holds it"
-        )
+def _require_readable(file: Path) -> None:
     if not file.is_file():
         raise UserError(f"{file} is no file; remove it")
     with reading(file, "it is not a readable image: replace or remove it"):

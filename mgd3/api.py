@@ -9,7 +9,7 @@ from typing import Any
 from mgd3.backbones.contract import Backbone
 from mgd3.data.claims import claim
 from mgd3.data.datasets import RealDataset
-from mgd3.data.distilled import DistilledDataset
+from mgd3.data.distilled import DistilledDataset, forget_journal
 from mgd3.data.inventory import content_of, take_inventory
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.distillers.parts import Sampler
@@ -67,6 +67,7 @@ def distil(
         distilled = DistilledDataset(out)
         if distilled.complete:
             distilled.verify(work.cache, workers)
+            forget_journal(out)
             return distilled
         distiller = GenerativeDistiller(
             backbone, sampler, guidance, modes, work, start, on_step=on_step

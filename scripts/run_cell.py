@@ -32,7 +32,7 @@ from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import choices, plain, student_names, student_seeds, validate
 from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
 from mgd3.data.datasets import RealDataset
-from mgd3.data.distilled import DistilledDataset
+from mgd3.data.distilled import DistilledDataset, forget_journal
 from mgd3.data.inventory import SplitContent, contents_of
 from mgd3.distillers.parts import Distiller
 from mgd3.runtime.compute import pick_device
@@ -194,6 +194,7 @@ def _distil(cell: Cell, contents: Mapping[str, SplitContent]) -> DistilledDatase
         complete = ranks.first and distilled.complete
         if complete:
             distilled.verify(Path(cfg.cache), cfg.compute.workers)
+            forget_journal(out)
         done = ranks.agreed(complete, torch.device("cpu"))
         if done or not (ranks.first or shares_work(cell.distiller)):
             ranks.wait()

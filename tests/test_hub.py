@@ -5,13 +5,12 @@ import hashlib
 import json
 import re
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import QUICK, run
+from servers import LocalServer
 
 from eval.results.rows import read_results
 from mgd3.storage.files import read_json
@@ -21,39 +20,13 @@ SHORT = ("dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[n
          "compute.device=cpu", "compute.workers=1")  # fmt: skip
 
 
-class Hub:
+class Hub(LocalServer):
     """The part of the hub's interface that its client uses for data sets; one branch, main."""
 
     def __init__(self):
         self.files, self.private, self.refuses, self.commits = {}, {}, None, 0
         self.tokens, self.bodies = set(), []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                hub.answer(self, b"")
-
-            def do_HEAD(self):
-                hub.answer(self, b"")
-
-            def do_POST(self):
-                hub.answer(self, self.rfile.read(int(self.headers["Content-Length"] or 0)))
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__()
 
     def sha(self, repository):
         content = repr(sorted((k, v) for k, v in self.files[repository].items()))
@@ -307,7 +280,7 @@ def with_a_log_for_an_image(folder):
         (without_an_image, (), "1 images of .* are missing"),
         (with_values(elsewhere=True), (), "lie elsewhere"),
         (with_values(identity=None), (), "was made by an earlier version"),
-        (with_values(config={"a": {"b": "/home/me/x"}}), (), "this machine, config.a.b='/home/me"),
+        (with_values(config={"a": {"b": "/somewhere/x"}}), (), "machine, config.a.b='/somewhere"),
         (with_a_log_for_an_image, (), r"lists '.*run\.log'; only images/"),
         (None, ("repo=x",), "repo='x' is no repository of the hub; allowed: USER/NAME"),
         (None, ("repo=a/../b",), "is no repository of the hub"),

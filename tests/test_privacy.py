@@ -158,8 +158,8 @@ def test_the_environment_keeps_a_record_at_home_but_sends_none_away(monkeypatch)
 
 def test_settings_of_a_record_name_no_place():
     given = {
-        "cache": "/home/me/cache", "n": None,
-        "a": {"b": ["~/x", "plain", 1, "dataset.root=/home/me/p", "a=b"]},
+        "cache": "/somewhere/cache", "n": None,
+        "a": {"b": ["~/x", "plain", 1, "dataset.root=/somewhere/p", "a=b"]},
     }  # fmt: skip
     assert tracking._without_places(given) == {
         "cache": "cache", "a": {"b": ["x", "plain", 1, "dataset.root=p", "a=b"]}, "n": None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -30,7 +30,7 @@ class _Split(BaseModel):
 
 
 class _Claim(BaseModel):
-    format: Literal[FORMAT]  # type: ignore[valid-type]
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT)]
     identity: dict[str, Any]
     data: dict[str, _Split]
     classes: dict[str, str] | None = None

@@ -213,7 +213,7 @@ class ImageTree:
         if isinstance(self._layout, RestoredImageNet):
             short = self._layout.shortfall(wnids)
             return "; ".join([self._layout.note, *short]) if short else self._layout.note
-        if not is_resplit(self._layout, wnids):
+        if self._layout.note is not None or not is_resplit(self._layout, wnids):
             return self._layout.note
         return (
             "these files are fast.ai's re-split (training and validation photographs of ImageNet "

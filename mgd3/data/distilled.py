@@ -195,7 +195,6 @@ class DistilledDataset:
         memory = cache / "inventory" / "sets" / f"{place}.json"
         known = remembered(memory, dict[str, tuple[tuple[int, int], Sha256]])
         entries = self.manifest["images"]
-        (self.folder / _JOURNAL).unlink(missing_ok=True)  # of a writer killed before it could
         with ThreadPoolExecutor(workers) as pool:
             seen = dict(pool.map(lambda entry: self._seen(entry, known), entries))
         altered = [e["file"] for e in entries if seen[e["file"]][1] != e["sha256"]]
@@ -252,6 +251,11 @@ class DistilledDataset:
                 "and have no mass; use protocol.image_weights=none"
             )
         return [mass * self.ipc for mass in masses]
+
+
+def forget_journal(folder: Path) -> None:
+    """Remove the journal of a finished set, whose writer was killed before it could."""
+    (folder / _JOURNAL).unlink(missing_ok=True)
 
 
 def _altered(folder: Path, files: Sequence[str]) -> UserError:
@@ -356,7 +360,7 @@ class DistilledWriter:
         }
         write_atomic(self.folder / "README.md", dataset_card(manifest).encode())
         write_json(self.folder / MANIFEST, manifest)
-        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        forget_journal(self.folder)
 
 
 def _file(wnid: str, index: int) -> str:

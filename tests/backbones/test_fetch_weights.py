@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import apart, run
 from networks import compvis_tensors, small_stable_diffusion
+from servers import LocalServer
 from support import GOLDEN
 
 from mgd3.backbones.stable_diffusion import StableDiffusion
@@ -25,39 +24,17 @@ from mgd3.storage.transfers import _Redirects, fetch_url, trust
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
 
-class Server:
+class Server(LocalServer):
     """Serves `files` by path; `stop_after` bytes it hangs up, `times` times."""
 
     def __init__(self, files, stop_after=None, times=0, ranges=True):
         self.files, self.stop_after, self.times, self.ranges = files, stop_after, times, ranges
         self.requested, self.busy, self.weak = [], 0, False
         self.altered_once = {}  # by path, what is sent the first time
-        server = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                server.answer(self, with_body=True)
-
-            def do_HEAD(self):
-                server.answer(self, with_body=False)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
-
-    def answer(self, request, with_body):
+    def answer(self, request, _):
+        with_body = request.command != "HEAD"
         path = request.path.split("?")[0]
         body = self.files.get(path)
         if body is None or self.busy:

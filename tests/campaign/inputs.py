@@ -516,7 +516,7 @@ NOTHING_LOST = [
          script="scripts/remake_image.py",
          spoil=lambda here: shutil.copytree(_one(here, "manifest.json").parent, here / "set")),
     Case("an own folder's image is a link out", ("images=own", *EVALUATE),
-         "is a link out of images=own", script="scripts/evaluate.py", spoil=_own_link),
+         "is a link, and links below own", script="scripts/evaluate.py", spoil=_own_link),
     _finished("a row of another run", _row(run_id="00000000", top1_last=99.9, top1_best=99.9),
               "is of run 00000000, but this folder is run"),
     _reported("a reported row of another run", _row(run_id="00000000", top1_last=99.9),

@@ -144,7 +144,7 @@ def _link(kind, name="imagenette2/train/x"):
 @pytest.mark.parametrize(
     "member",
     [
-        ("../outside", b"x"), ("/tmp/outside", b"x"), ("imagenette2/../../outside", b"x"),
+        ("../outside", b"x"), ("/outside", b"x"), ("imagenette2/../../outside", b"x"),
         ("other/file", b"x"), _link(tarfile.SYMTYPE), _link(tarfile.LNKTYPE),
         _link(tarfile.CHRTYPE), _link(tarfile.FIFOTYPE),
     ],

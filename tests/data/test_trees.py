@@ -129,6 +129,11 @@ def test_a_share_of_each_class_is_held_out_by_content(photographs):
     assert [len(dataset.images("val", k)) for k in (0, 1)] == [2, 2]
     assert [len(dataset.images("train", k)) for k in (0, 1)] == [8, 8]
     assert "0.2 of each class" in dataset.note
+    for wnid in ("cat", "dog"):  # ImageNet's training photographs without a split are no re-split
+        (photographs / wnid / "0.png").rename(photographs / wnid / "n01440764_7.png")
+    assert tree_of(photographs, val_fraction=0.2).note == dataset.note
+    for wnid in ("cat", "dog"):
+        (photographs / wnid / "n01440764_7.png").rename(photographs / wnid / "0.png")
 
     def held_out(root):
         found = tree_of(root, val_fraction=0.2)
