@@ -14,8 +14,8 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.decoding import decode
 from mgd3.data.distilled import MANIFEST, DistilledDataset
-from mgd3.data.listing import counted, list_pictures
-from mgd3.data.trees import class_folders
+from mgd3.data.layouts.listing import counted, list_pictures
+from mgd3.data.layouts.trees import class_folders
 from mgd3.runtime.errors import UserError, reading
 from mgd3.storage.files import refuse_links, remove_leftovers, write_json
 

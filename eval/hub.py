@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from mgd3.data.distilled import MANIFEST, DistilledDataset
-from mgd3.runtime.errors import UserError, first_line
+from mgd3.runtime.errors import UserError
+from mgd3.storage.repositories import HUB, require_repository, talking
 
 log = logging.getLogger(__name__)
 
-HUB = "hf://"
 _AT_ONCE = 2000  # images of one commit: the hub refuses commits of too many files
 _IMAGES = "images/*.png"  # the hub's pattern, in which a star stands for slashes too
 _NOTHING = "nothing was published; make the set again, or correct its manifest"
@@ -34,13 +33,13 @@ def publish(distilled: DistilledDataset, repository: str, card: str, private: bo
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    _require_repository("repo", repository)
+    require_repository("repo", repository)
     _require_plain(distilled)
     token = get_token()
     if not token:
         raise UserError(_NO_ACCOUNT)
     paths = {entry["file"]: distilled.path(entry) for entry in distilled.manifest["images"]}
-    with _talking(f"{repository} could not be published", token):
+    with talking(f"{repository} could not be published"):
         api = HfApi(token=token)
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         there = api.dataset_info(repository)
@@ -73,11 +72,11 @@ def local_images(images: str, runs: Path) -> Path:
         return Path(images)
     named = images.removeprefix(HUB).removeprefix("datasets/")
     repository, _, revision = named.partition("@")
-    _require_repository("images=hf://USER/NAME[@REVISION], the repository", repository)
+    require_repository("images=hf://USER/NAME[@REVISION], the repository", repository)
     place = runs / "hub" / repository
     earlier = sorted(path.parent for path in place.glob(f"*/{MANIFEST}"))
     known = f"; what came before is here: images={earlier[-1]}" if earlier else ""
-    with _talking(f"{images} could not be fetched", after=known):
+    with talking(f"{images} could not be fetched", known):
         return _fetched(repository, revision or None, place)
 
 
@@ -114,22 +113,6 @@ def _fetched(repository: str, revision: str | None, place: Path) -> Path:
     return folder
 
 
-def _require_repository(key: str, repository: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repository)
-        well_named = repository.count("/") == 1
-    except HFValidationError:
-        well_named = False
-    if not well_named:
-        raise UserError(
-            f"{key}={repository!r} is no repository of the hub; allowed: USER/NAME, of letters, "
-            "digits, «-», «_» and «.»"
-        )
-
-
 def _require_plain(distilled: DistilledDataset) -> None:
     """`UserError` if the manifest names a folder of this machine, or lists what is no image.
 
@@ -157,37 +140,3 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, name)
     else:
         yield name, value
-
-
-@contextmanager
-def _talking(failure: str, token: str = "", after: str = "") -> Iterator[None]:
-    """What goes wrong between here and the hub, as one line without the token."""
-    from huggingface_hub.errors import (
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    for chatty in ("httpx", "httpx2", "urllib3"):  # a line for every request
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    try:
-        yield
-    except UserError:
-        raise
-    except OfflineModeIsEnabled as error:
-        raise UserError(f"{failure}: HF_HUB_OFFLINE is set; unset it{after}") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{failure}: the hub has no such revision{after}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{failure}: the hub has no such data set, or not for this account (HF_TOKEN, «hf auth "
-            f"login»){after}"
-        ) from error
-    except Exception as error:  # the client's HTTP library, and its errors, changed over versions
-        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise UserError(
-                f"{failure}: the hub refuses this account; check the name, and that its token may "
-                f"do this (HF_TOKEN, «hf auth login»){after}"
-            ) from error
-        reason = first_line(error).replace(token or "\0", "…")
-        raise UserError(f"{failure} ({reason}); try the same command again later{after}") from error

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
-from mgd3.data.archives import fetch_archive
+from mgd3.data.layouts.archives import data_folder, fetch_archive
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="fetch_data")
 def main(cfg: DictConfig) -> None:
     """Fetch, check, unpack; do nothing where it is there."""
-    log.info("%s: %s", cfg.name, fetch_archive(str(cfg.name), cfg.md5))
+    log.info("%s: %s", cfg.name, fetch_archive(str(cfg.name), data_folder(cfg.data), cfg.md5))
 
 
 if __name__ == "__main__":

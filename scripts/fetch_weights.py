@@ -6,7 +6,6 @@ published.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, t
 import hydra
 from omegaconf import DictConfig
 
-from mgd3.backbones.weights.download import PARTS, fetch_repository
+from mgd3.backbones.weights.download import PARTS, fetch_repository, sources_of
 from mgd3.backbones.weights.sources import find_file
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
@@ -39,13 +38,9 @@ def sources(cfg: DictConfig) -> dict[str, list[str]]:
         checksum = "" if cfg.sha256 is None else f"#sha256={cfg.sha256}"
         return {f"{cfg.source}{checksum}": list(PARTS)}
     options = plain(backbone)
-    weights, vae = options.get("weights"), options.get("vae")
-    if weights == "???":
+    if options.get("weights") == "???":
         print("this backbone's weights are your own, made by scripts/train_backbone.py")
-        weights = None
-    rest = [part for part in PARTS if part != "vae"]
-    found = {str(weights): rest if vae else list(PARTS)} if weights else {}
-    return found | ({str(vae): ["vae"]} if vae else {})
+    return sources_of(options)
 
 
 def fetch(source: str, parts: list[str], insecure: bool = False) -> Path:
@@ -75,8 +70,6 @@ def fetch(source: str, parts: list[str], insecure: bool = False) -> Path:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="fetch_weights")
 def main(cfg: DictConfig) -> None:
     """Fetch everything that the arguments name."""
-    for chatty in ("httpx", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     remove_leftovers(download_folder())
     wanted = sources(cfg)
     for source, parts in wanted.items():

@@ -28,6 +28,7 @@ from mgd3.config.build import (
     build_protocol,
     shares_work,
 )
+from mgd3.config.fetching import announce, fetch
 from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import choices, plain, student_names, student_seeds, validate
 from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
@@ -113,9 +114,13 @@ def run_cell(cfg: DictConfig, show: bool) -> None:
 def _checked(cfg: DictConfig, run_dir: Path) -> Cell:
     """Build every part; `UserError` for a wrong value in any of them."""
     validate(cfg)
-    dataset = build(cfg, "dataset")
     ranks, device = join(pick_device(cfg.compute.device))  # which GPU is this process's
     protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
+    distiller = build_distiller(cfg, ranks)  # a wrong value is refused before hours of fetching
+    needs = announce(cfg) if ranks.first else []
+    dataset = build(cfg, "dataset")  # fetches its own; refused, nothing else is fetched
+    fetch(needs)
+    ranks.wait()
     require_feasible(protocol, students, cfg.ipc, len(dataset.classes), device)
     inside = run_dir.parent.name == Path(cfg.folder).name
     return Cell(
@@ -125,7 +130,7 @@ def _checked(cfg: DictConfig, run_dir: Path) -> Cell:
         dataset=dataset,
         protocol=protocol,
         students=students,
-        distiller=build_distiller(cfg, ranks),
+        distiller=distiller,
         execution=Execution(device=device, ranks=ranks, **build_execution(cfg)),
         tracker=build(cfg, "tracker"),
     )

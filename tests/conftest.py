@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from servers import HUB_TOKEN, Hub
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
@@ -102,3 +103,19 @@ def tree(tmp_path):
             for i in range(count):
                 image(seed=100 * label + i).save(folder / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub that this process asks; it is told where at import, and would be in `HF_ENDPOINT`."""
+    with Hub() as hub:
+        files = "{repo_id}/resolve/{revision}/{filename}"
+        constants = {
+            "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{files}",
+            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
+            "HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HUB_CACHE": str(tmp_path / "hub"),
+        }  # fmt: skip
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
+        yield hub

@@ -1,15 +1,19 @@
 """What several test modules need: composed configurations, result rows, golden files."""
 
+import io
 import os
+import tarfile
 from functools import cache
 from pathlib import Path
 
+from conftest import image
 from hydra import compose, initialize_config_dir
 
 from eval.reports.paper_cell import TableCell
 from eval.results.rows import FULL, RANDOM, UNGUIDED, EvalResult
 from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS
+from mgd3.data.class_lists import read_class_list
 
 GOLDEN = Path(os.environ.get("MGD3_GOLDEN_DIR", Path(__file__).parent / "golden"))
 
@@ -56,3 +60,30 @@ def cell(method, scores, paper=None, band=None, asked=3, ipc="10", **fields):
         row=method, dataset="d", ipc=ipc, student="s", paper=paper, band=band, ours=tuple(rows),
         asked=asked,
     )  # fmt: skip
+
+
+def packed(*members):
+    """A .tgz of (name, content) files, or of TarInfo members as they are."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+                continue
+            name, content = member
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def small_archive():
+    """imagenette2 with two photographs of each kind per class, mixed as fast.ai mixes them."""
+    wnids, members = [c.wnid for c in read_class_list("imagenette")], []
+    for label, wnid in enumerate(wnids):
+        for k, folder in enumerate(("train", "val")):
+            for name in (f"{wnid}_{k}", f"ILSVRC2012_val_{10 * label + k:08d}"):
+                buffer = io.BytesIO()
+                image(seed=10 * label + k).save(buffer, "JPEG")
+                members.append((f"imagenette2/{folder}/{wnid}/{name}.JPEG", buffer.getvalue()))
+    return packed(*members)

@@ -1,105 +1,20 @@
 """Publishing a set and scoring it again, against a hub on this machine."""
 
-import base64
 import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import QUICK, run
-from servers import LocalServer
+from servers import HUB_TOKEN as TOKEN
 
 from eval.results.rows import read_results
 from mgd3.storage.files import read_json
 
-TOKEN = "hf_0123456789abcdefghijklmnopqrstuvwx"
 SHORT = ("dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]",
          "compute.device=cpu", "compute.workers=1")  # fmt: skip
-
-
-class Hub(LocalServer):
-    """The part of the hub's interface that its client uses for data sets; one branch, main."""
-
-    def __init__(self):
-        self.files, self.private, self.refuses, self.commits = {}, {}, None, 0
-        self.tokens, self.bodies = set(), []
-        super().__init__()
-
-    def sha(self, repository):
-        content = repr(sorted((k, v) for k, v in self.files[repository].items()))
-        return hashlib.sha1(content.encode()).hexdigest()
-
-    def answer(self, request, body):
-        path = unquote(urlsplit(request.path).path)
-        self.tokens.add(request.headers.get("Authorization"))
-        self.bodies.append(body)
-        if self.refuses:
-            return self.send(request, self.refuses, b"{}")
-        if path == "/api/validate-yaml":
-            return self.send(request, 200, b'{"errors": [], "warnings": []}')
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else None
-            name = name or asked["name"]
-            status = 409 if name in self.files else 200
-            if status == 200:
-                hidden = asked.get("private") or asked.get("visibility") == "private"
-                self.files[name], self.private[name] = {".gitattributes": b"x"}, bool(hidden)
-            return self.send(request, status, json.dumps({"url": f"{self.url}/{name}"}).encode())
-        found = re.fullmatch(
-            r"(?:/api)?/datasets/([^/]+/[^/]+)(?:/(\w+)(?:/([^/]+)(?:/(.*))?)?)?", path
-        )
-        if not found or found[1] not in self.files:
-            error = {"X-Error-Code": "RepoNotFound"}
-            return self.send(request, 404, b"{}", error)
-        return self.of_repository(request, body, *found.groups())
-
-    def of_repository(self, request, body, name, verb, revision, file):
-        files = self.files[name]
-        if verb == "preupload":
-            asked = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
-                     for f in asked]  # fmt: skip
-            return self.send(request, 200, json.dumps({"files": modes}).encode())
-        if verb == "commit":
-            self.commits += 1
-            for line in map(json.loads, body.splitlines()):
-                value = line["value"]
-                if line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "deletedFile":
-                    del files[value["path"]]
-            done = {
-                "commitOid": self.sha(name),
-                "commitUrl": f"{self.url}/datasets/{name}/commit/{self.sha(name)}",
-                "success": True,
-            }
-            return self.send(request, 200, json.dumps(done).encode())
-        if verb == "tree":
-            tree = [{"type": "file", "path": f, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
-                    for f, b in files.items()]  # fmt: skip
-            return self.send(request, 200, json.dumps(tree).encode())
-        if verb == "resolve":
-            headers = {"ETag": f'"{hashlib.sha1(files[file]).hexdigest()}"',
-                       "X-Repo-Commit": self.sha(name)}  # fmt: skip
-            return self.send(request, 200, files[file], headers)
-        if revision not in (None, "main", self.sha(name)):
-            return self.send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        info = {"id": name, "sha": self.sha(name), "private": self.private[name], "tags": [],
-                "siblings": [{"rfilename": f} for f in files]}  # fmt: skip
-        return self.send(request, 200, json.dumps(info).encode())
-
-    def send(self, request, status, body, headers=()):
-        request.send_response(status)
-        for key, value in dict(headers).items():
-            request.send_header(key, value)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body)
 
 
 @pytest.fixture(scope="module")
@@ -117,22 +32,6 @@ def made(tmp_path_factory):
 @pytest.fixture
 def copied(made, tmp_path):
     return {name: Path(shutil.copytree(f, tmp_path / name)) for name, f in made.items()}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub that this process asks; it is told where at import, and would be in `HF_ENDPOINT`."""
-    with Hub() as hub:
-        files = "{repo_id}/resolve/{revision}/{filename}"
-        constants = {
-            "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{files}",
-            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
-            "HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HUB_CACHE": str(tmp_path / "hub"),
-        }  # fmt: skip
-        for name, value in constants.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 def one_line(text):
@@ -308,7 +207,7 @@ def test_a_bare_word_is_the_set(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ("hf://me/none", "the hub has no such data set"),
+        ("hf://me/none", "the hub has no such repository"),
         ("hf://me/digits@v9", "the hub has no such revision"),
         ("hf://me/digits", "is no distilled dataset of this project: it has no manifest.json"),
         ("hf://digits", "is no repository of the hub; allowed: USER/NAME"),

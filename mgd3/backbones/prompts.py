@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd3.backbones.weights.sources import hub_reachable, load_pretrained
+from mgd3.backbones.weights.sources import at_hand, load_pretrained
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError, first_line
@@ -69,8 +69,9 @@ def encode_prompts(prompts: Sequence[str], source: str, compute: Compute) -> Ten
     )
     encoder = compute.place(encoder)
     try:
+        folder = at_hand("backbone.weights", source, "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(
-            source, subfolder="tokenizer", local_files_only=not hub_reachable()
+            folder, subfolder="tokenizer", local_files_only=True
         )
         if len(tokenizer) < encoder.config.vocab_size // 2:  # it loads without its files, too
             raise ValueError(f"{len(tokenizer)} of {encoder.config.vocab_size} words")

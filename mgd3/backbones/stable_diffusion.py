@@ -17,7 +17,7 @@ from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
 from mgd3.backbones.schedule import NoiseSchedule
-from mgd3.backbones.weights.sources import diffusers_source, load_config, load_pretrained
+from mgd3.backbones.weights.sources import at_hand, diffusers_source, load_config, load_pretrained
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
@@ -101,7 +101,8 @@ class StableDiffusion:
     @cached_property
     def _scheduler(self) -> dict[str, Any]:
         name = "scheduler_config.json"
-        config = load_config("backbone.weights", self._source, "scheduler", name)
+        folder = at_hand("backbone.weights", self._source, "scheduler")
+        config = load_config("backbone.weights", folder, "scheduler", name)
         checks.choice(
             f"prediction_type of {self._source}/scheduler",
             config.get("prediction_type", "epsilon"),

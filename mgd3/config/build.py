@@ -32,8 +32,9 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
     target = _class(cfg, key)
     node.pop("_target_")
     parameters = inspect.signature(target).parameters
-    if key == "dataset" and "cache" in parameters:
-        runtime["cache"] = Path(cfg.cache)
+    if key == "dataset":
+        places = {"cache": Path(cfg.cache), "data": cfg.get("data")}
+        runtime |= {name: place for name, place in places.items() if name in parameters}
     for own in set(_NOT_OPTIONS) - set(parameters):
         node.pop(own, None)
     allowed = [p for p in parameters if p not in runtime]

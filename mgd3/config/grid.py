@@ -30,7 +30,7 @@ from mgd3.runtime.errors import UserError
 FULL = "full"  # as an `ipc`: all real images
 _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
 # Overrides that change no number.
-_NEUTRAL = ("tracker", "dataset.root", "runs", "cache", "report")
+_NEUTRAL = ("tracker", "dataset.root", "runs", "cache", "data", "report")
 _ROUNDING = ("compute.precision", "compute.training_precision")  # of compute: these do
 _FILTERS = ("row", *PLACES, "student")
 _OWN = ("table", "figure", "grid", "plan", "rehearsal")  # scripts/reproduce.py's

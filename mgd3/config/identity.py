@@ -52,6 +52,7 @@ _FOR_OTHERS = {
         "mirror",
         "training",
         "skip_broken",
+        "archive",
         "download",
     ),
     "backbone": ("sampling",),

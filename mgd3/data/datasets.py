@@ -13,11 +13,19 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from mgd3.data.archives import ARCHIVES, data_folder, fetch_archive, find_archive, may_fetch
 from mgd3.data.class_lists import ClassInfo, read_class_list, read_names
 from mgd3.data.decoding import decode
-from mgd3.data.listing import counted, list_pictures
-from mgd3.data.trees import (
+from mgd3.data.layouts.archives import (
+    ARCHIVES,
+    data_folder,
+    fetch_archive,
+    find_archive,
+    may_fetch,
+    note_of,
+)
+from mgd3.data.layouts.listing import counted, list_pictures
+from mgd3.data.layouts.parquet import is_parquet, unpacked
+from mgd3.data.layouts.trees import (
     TRAIN,
     VAL,
     FlatValidation,
@@ -176,13 +184,16 @@ class ImageTree:
         skip_broken: bool = False,
         split: str | None = None,
         val_fraction: float | None = None,
+        archive: str | None = None,
         download: bool = False,
+        data: Path | str | None = None,
         cache: Path = Path("cache"),
     ) -> None:
         """`split` «fastai» keeps the archives' re-split of ImageNette and ImageWoof.
 
         `val_fraction` holds a share of each class out for tests where there is no val/.
-        `download` fetches the public archive of a dataset that has one, where `root` is None.
+        Where `root` is None, the public `archive` is used, fetched to `data` if `download` allows
+        it. A root of parquet tables (hf://USER/NAME, or a folder) is unpacked there.
         """
         self.name = checks.name("dataset.name", name)
         self.student_size = checks.integer("dataset.student_size", student_size, minimum=8)
@@ -196,29 +207,38 @@ class ImageTree:
             checks.choice("dataset.split", split, ["fastai"])
         if val_fraction is not None:
             checks.number("dataset.val_fraction", val_fraction, minimum=0.01, maximum=0.9)
+        place = data_folder(data)
         if root is None:
-            root = _archive(name, class_list, download)
+            root = str(_archive(name, archive, download, place))
+        if is_parquet(str(root)):
+            wanted = _select(read_class_list(class_list), classes) if class_list else None
+            root = str(unpacked(str(root), wanted, place))
         self.root = Path(str(root)).expanduser()  # a Path: where files lie is no setting
         self.location: Path | None = self.root.resolve()
         restorable = class_list in _RESTORABLE
         self._layout = find_layout(self.root, restorable, split, val_fraction, cache)
         known = read_class_list(class_list) if class_list else self._folders_as_classes()
         self.classes = _select(known, classes)
+        self._layout.look([c.wnid for c in self.classes])
         self._require_class_folders()
 
     @cached_property
     def note(self) -> str | None:
         """What readers of a table must know: a re-split, a restored one, images held out."""
+        notes = [*self._notes_of_split(), note_of(self.root)]
+        return "; ".join(n for n in notes if n) or None
+
+    def _notes_of_split(self) -> list[str | None]:
         wnids = [c.wnid for c in self.classes]
         if isinstance(self._layout, RestoredImageNet):
-            short = self._layout.shortfall(wnids)
-            return "; ".join([self._layout.note, *short]) if short else self._layout.note
-        if self._layout.note is not None or not is_resplit(self._layout, wnids):
-            return self._layout.note
-        return (
-            "these files are fast.ai's re-split (training and validation photographs of ImageNet "
-            "mixed), another dataset than the papers': do not compare with published numbers"
-        )
+            return [self._layout.note, *self._layout.shortfall(wnids)]
+        if self._layout.note is None and is_resplit(self._layout, wnids):
+            return [
+                "these files are fast.ai's re-split (training and validation photographs of "
+                "ImageNet mixed), another dataset than the papers': do not compare with published "
+                "numbers"
+            ]
+        return [self._layout.note]
 
     def remarks(self) -> list[str]:
         """What is left out, with counts."""
@@ -276,26 +296,25 @@ class ImageTree:
                 )
 
 
-def _archive(name: str, class_list: str | None, download: bool) -> str:
+def _archive(name: str, archive: str | None, download: bool, place: Path) -> Path:
     """The unpacked public archive, fetched now if that is allowed."""
-    known = ARCHIVES.get(class_list or "")
-    if known is None:
+    if archive is None:
         raise UserError(
             f"dataset.root is not set: dataset={name} reads images from disk; give the folder that "
             "holds train/ and val/ (or validation/), e.g. dataset.root=PATH"
         )
-    assert class_list is not None
-    folder = find_archive(class_list)
+    known = ARCHIVES[checks.choice("dataset.archive", archive, ARCHIVES)]
+    folder = find_archive(archive, place)
     if folder is not None:
-        return str(folder)
+        return folder
     if not (download and may_fetch()):
         raise UserError(
-            f"dataset.root is not set, and fast.ai's archive is not in {data_folder()}: «python "
-            f"scripts/fetch_data.py name={class_list}» fetches it ({known.gigabytes} GB), so does "
+            f"dataset.root is not set, and fast.ai's archive is not in {place}: «python "
+            f"scripts/fetch_data.py name={archive}» fetches it ({known.gigabytes} GB), so does "
             f"dataset.download=true; without a network, unpack {known.name}.tgz there, or give "
             "ImageNet's folder with dataset.root=PATH"
         )
-    return str(fetch_archive(class_list))
+    return fetch_archive(archive, place)
 
 
 _RESTORABLE = ("imagenette", "imagewoof")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import apart, run
 from networks import compvis_tensors, small_stable_diffusion
-from servers import LocalServer
+from servers import Server, weights_hub
 from support import GOLDEN
 
 from mgd3.backbones.stable_diffusion import StableDiffusion
@@ -22,52 +22,6 @@ from mgd3.storage.fetched import download_path
 from mgd3.storage.transfers import _Redirects, fetch_url, trust
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
-
-
-class Server(LocalServer):
-    """Serves `files` by path; `stop_after` bytes it hangs up, `times` times."""
-
-    def __init__(self, files, stop_after=None, times=0, ranges=True):
-        self.files, self.stop_after, self.times, self.ranges = files, stop_after, times, ranges
-        self.requested, self.busy, self.weak = [], 0, False
-        self.altered_once = {}  # by path, what is sent the first time
-        super().__init__()
-
-    def answer(self, request, _):
-        with_body = request.command != "HEAD"
-        path = request.path.split("?")[0]
-        body = self.files.get(path)
-        if body is None or self.busy:
-            request.send_response(503 if body else 404)
-            self.busy = max(0, self.busy - 1)
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        etag = f'"{hashlib.sha256(body).hexdigest()}"'
-        accepted = ("Sat, 21 Nov 2026 10:00:00 GMT", None if self.weak else etag)
-        asked = request.headers.get("Range")
-        self.requested.append((path, asked))
-        start = 0
-        if asked and self.ranges and request.headers.get("If-Range") in accepted:
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-        request.send_response(206 if start else 200)
-        if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        request.send_header("Content-Length", str(len(body) - start))
-        request.send_header("ETag", f"W/{etag}" if self.weak else etag)
-        request.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")
-        request.send_header("X-Repo-Commit", "0" * 40)
-        request.end_headers()
-        if not with_body:
-            return
-        body = self.altered_once.pop(path, body)
-        if self.times and self.stop_after is not None:
-            self.times -= 1
-            request.wfile.write(body[start : start + self.stop_after])
-            request.wfile.flush()
-            request.close_connection = True
-            return
-        request.wfile.write(body[start:])
 
 
 def test_a_dropped_connection_goes_on_where_it_stopped(tmp_path):
@@ -250,30 +204,6 @@ def test_a_truncated_file_is_refused_and_not_kept(tmp_path):
     assert [f.name for f in (tmp_path / "weights").rglob("*") if f.is_file()] == [".lock"]
 
 
-def hub(folder, repository, corrupt=()):
-    """The part of the hub's interface that its client uses, over a folder."""
-    files, siblings, tree = {}, [], []
-    for path in sorted(f for f in folder.rglob("*") if f.is_file()):
-        name, body = str(path.relative_to(folder)), path.read_bytes()
-        digest = hashlib.sha256(body).hexdigest()
-        sizes = {"size": len(body), "pointerSize": 100}
-        git_id = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-        siblings.append({"rfilename": name, "size": len(body), "blobId": git_id})
-        tree.append({"type": "file", "path": name, "size": len(body), "oid": digest[:40]})
-        if path.suffix == ".safetensors":
-            siblings[-1]["lfs"] = {"sha256": digest} | sizes
-            tree[-1]["lfs"] = {"oid": digest} | sizes
-        if name in corrupt:
-            body = body[:-1] + bytes([body[-1] ^ 1])
-        files[f"/{repository}/resolve/main/{name}"] = body
-        files[f"/{repository}/resolve/{'0' * 40}/{name}"] = body
-    info = {"id": repository, "sha": "0" * 40, "siblings": siblings, "tags": [], "private": False}
-    files[f"/api/models/{repository}"] = json.dumps(info).encode()
-    files[f"/api/models/{repository}/revision/main"] = files[f"/api/models/{repository}"]
-    files[f"/api/models/{repository}/tree/{'0' * 40}"] = json.dumps(tree).encode()
-    return Server(files)
-
-
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "pipeline"
@@ -286,7 +216,7 @@ def pipeline(tmp_path_factory):
 def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path, monkeypatch):
     home = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": None}
     name = "unet/diffusion_pytorch_model.safetensors"
-    with hub(pipeline, "org/sd") as server:
+    with weights_hub(pipeline, "org/sd") as server:
         path, size = f"/org/sd/resolve/{'0' * 40}/{name}", (pipeline / name).stat().st_size
         server.altered_once[path] = bytes(size)
         done = apart(
@@ -317,7 +247,7 @@ def test_a_repository_is_fetched_for_offline_use(pipeline, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
 def test_an_altered_file_of_a_repository_is_thrown_away(pipeline, tmp_path, name):
-    with hub(pipeline, "org/sd", corrupt=[name]) as server:
+    with weights_hub(pipeline, "org/sd", corrupt=[name]) as server:
         done = apart(
             tmp_path, "source=org/sd", script="scripts/fetch_weights.py", HF_ENDPOINT=server.url,
             HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1", HF_HUB_OFFLINE=None,

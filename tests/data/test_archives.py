@@ -1,7 +1,6 @@
 """Public archives from a local server: fetched once, checked, unpacked safely or not at all."""
 
 import hashlib
-import io
 import os
 import tarfile
 import threading
@@ -9,42 +8,16 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import image, run
+from conftest import run
+from support import packed, small_archive
 
-from mgd3.data import archives
-from mgd3.data.archives import ARCHIVES, fetch_archive, find_archive
 from mgd3.data.class_lists import read_class_list
 from mgd3.data.datasets import ImageTree
+from mgd3.data.layouts import archives
+from mgd3.data.layouts.archives import ARCHIVES, data_folder, fetch_archive, find_archive
 from mgd3.runtime.errors import UserError
 
 WNIDS = [c.wnid for c in read_class_list("imagenette")]
-
-
-def packed(*members):
-    """A .tgz of (name, content) files, or of TarInfo members as they are."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-                continue
-            name, content = member
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def small_archive():
-    """imagenette2 with two photographs of each kind per class, mixed as fast.ai mixes them."""
-    members = []
-    for label, wnid in enumerate(WNIDS):
-        for k, folder in enumerate(("train", "val")):
-            for name in (f"{wnid}_{k}", f"ILSVRC2012_val_{10 * label + k:08d}"):
-                buffer = io.BytesIO()
-                image(seed=10 * label + k).save(buffer, "JPEG")
-                members.append((f"imagenette2/{folder}/{wnid}/{name}.JPEG", buffer.getvalue()))
-    return packed(*members)
 
 
 @pytest.fixture
@@ -95,7 +68,8 @@ def serve(server, monkeypatch, content):
 def test_the_first_use_fetches_and_the_next_finds(server, monkeypatch, tmp_path):
     serve(server, monkeypatch, small_archive())
     server.drops = 1
-    values = {"name": "imagenette", "class_list": "imagenette", "root": None, "student_size": 16}
+    values = {"name": "imagenette", "class_list": "imagenette", "root": None, "student_size": 16,
+              "archive": "imagenette"}  # fmt: skip
     with pytest.raises(UserError, match=r"not in .*data: «python scripts/fetch_data.py name=imag"):
         ImageTree(**values)
     assert server.asked == 0
@@ -104,7 +78,7 @@ def test_the_first_use_fetches_and_the_next_finds(server, monkeypatch, tmp_path)
     assert [len(dataset.images(s, 3)) for s in ("train", "val")] == [2, 2]
     asked = server.asked
     assert asked == 2  # one connection was dropped
-    assert ImageTree(**values).root == dataset.root == find_archive("imagenette")
+    assert ImageTree(**values).root == dataset.root == find_archive("imagenette", data_folder())
     assert server.asked == asked
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [
         ".imagenette2.lock", ".lock", "imagenette2",
@@ -131,7 +105,7 @@ def test_other_bytes_are_named_with_both_digests(server, monkeypatch, tmp_path, 
     server.content = small_archive()
     known(monkeypatch, name, md5="0" * 32)
     with pytest.raises(UserError, match=message):
-        fetch_archive(name, patience=0.001)
+        fetch_archive(name, data_folder(), patience=0.001)
     assert not [p for p in (tmp_path / "data").iterdir() if ".lock" not in p.name]
 
 
@@ -153,19 +127,19 @@ def _link(kind, name="imagenette2/train/x"):
 def test_a_hostile_archive_writes_nothing(server, monkeypatch, tmp_path, member):
     serve(server, monkeypatch, packed(("imagenette2/train/a/a.JPEG", b"x"), member))
     with pytest.raises(UserError, match="which is no file or folder below imagenette2/"):
-        fetch_archive("imagenette", patience=0.001)
+        fetch_archive("imagenette", data_folder(), patience=0.001)
     left = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert {p.name for p in left} <= {
         ".imagenette2.lock", ".lock", "imagenette2.tgz", "digests.json", ".digests.lock",
     }  # fmt: skip
-    assert find_archive("imagenette") is None
+    assert find_archive("imagenette", data_folder()) is None
 
 
 def test_a_truncated_archive_and_a_page_are_refused(server, monkeypatch, tmp_path):
     for content in (small_archive()[:2000], b"<html>not here</html>"):
         serve(server, monkeypatch, content)
         with pytest.raises(UserError, match=r"imagenette2\.tgz cannot be read .*fetch it again"):
-            fetch_archive("imagenette", patience=0.001)
+            fetch_archive("imagenette", data_folder(), patience=0.001)
         (tmp_path / "data/imagenette2.tgz").unlink()
         (tmp_path / "weights/digests.json").unlink()
 
@@ -173,7 +147,7 @@ def test_a_truncated_archive_and_a_page_are_refused(server, monkeypatch, tmp_pat
 def test_too_little_space_is_said_before_a_byte_comes(server, monkeypatch):
     monkeypatch.setitem(ARCHIVES, "imagenette", replace(ARCHIVES["imagenette"], gigabytes=1e9))
     with pytest.raises(UserError, match=r"needs 2100000000.0 GB in .*data.* GB are free: make"):
-        fetch_archive("imagenette")
+        fetch_archive("imagenette", data_folder())
     assert server.asked == 0
 
 
@@ -182,7 +156,7 @@ def test_no_network_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("MGD3_ARCHIVES", "http://127.0.0.1:9")
     monkeypatch.setenv("MGD3_WEIGHTS", str(tmp_path / "w"))
     with pytest.raises(UserError, match=r"imagenette2\.tgz could not be fetched, 5 attempts"):
-        fetch_archive("imagenette", patience=0.0001)
+        fetch_archive("imagenette", data_folder(), patience=0.0001)
     monkeypatch.setenv("MGD3_ARCHIVES", "none")
     assert not archives.may_fetch()
 

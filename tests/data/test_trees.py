@@ -14,7 +14,7 @@ from PIL import Image
 from mgd3.data.class_lists import read_class_list
 from mgd3.data.datasets import ImageFile, ImageTree, means
 from mgd3.data.inventory import contents_of
-from mgd3.data.listing import counted, list_pictures
+from mgd3.data.layouts.listing import counted, list_pictures
 from mgd3.runtime.errors import UserError
 
 WNIDS = [c.wnid for c in read_class_list("imagenette")]
@@ -109,6 +109,46 @@ def test_the_development_kits_tables_sort_the_validation_files(tmp_path):
     dataset = tree_of(root, class_list="imagenette")
     assert [i.path.name[-6:-5] for i in dataset.images("val", 3)] == ["1"]  # the first file is 3
     assert len(keys(dataset, "val")) == 10
+
+
+def test_tiny_imagenets_table_sorts_its_validation_files(tmp_path):
+    root = tmp_path / "tiny"
+    for k, w in enumerate(WNIDS):
+        touch(root / "train" / w / "images" / f"{w}_0.JPEG")
+        touch(root / "train" / w / f"{w}_boxes.txt")
+        touch(root / "val/images" / f"val_{k}.JPEG")
+    table = "\n".join(f"val_{k}.JPEG\t{w}\t0\t0\t9\t9" for k, w in enumerate(reversed(WNIDS)))
+    (root / "val/val_annotations.txt").write_text(table + "\n")
+    dataset = tree_of(root, class_list="imagenette")
+    assert keys(dataset, "val")[9] == f"val/{WNIDS[9]}/val_0.JPEG"
+    assert keys(dataset, "train")[0] == f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG"
+    assert f"{WNIDS[0]}: 1 file not pictures (.txt)" in dataset.remarks()
+
+
+def test_many_folders_are_listed_at_once_with_the_same_result(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    for w in WNIDS:
+        touch(tmp_path / "a/train" / w / f"{w}_1.JPEG")
+        touch(tmp_path / "a/val" / w / "ILSVRC2012_val_00000002.JPEG")
+    one_by_one = tree_of(tmp_path / "a", class_list="imagenette")
+    assert "listing" not in caplog.text
+    monkeypatch.setattr("mgd3.data.layouts.trees._MANY_FOLDERS", 1)
+    at_once = tree_of(tmp_path / "a", class_list="imagenette")
+    assert "listing 20 folders: 20 in" in caplog.text
+    for split in ("train", "val"):
+        assert keys(at_once, split) == keys(one_by_one, split)
+
+
+def test_fastais_small_archive_is_marked_wherever_it_lies(archive, tmp_path):
+    small = archive.rename(tmp_path / "imagenette2-320")
+    note = tree_of(small, class_list="imagenette").note
+    assert "restored" in note and "shrunk to 320 px a side by fast.ai: not ImageNet's files" in note
+
+
+def test_a_folder_name_too_long_for_what_is_made_of_it_is_one_line(tree):
+    (tree / "train/cat").rename(tree / "train" / ("c" * 240))
+    with pytest.raises(UserError, match=r"a class folder='c+' is no name; allowed: 1 to 100"):
+        ImageTree("pets", None, str(tree), 64)
 
 
 @pytest.fixture

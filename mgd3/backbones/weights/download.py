@@ -5,28 +5,20 @@ What arrives is checked against the published sizes and digests before a run see
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mgd3.runtime.errors import UserError
-from mgd3.storage.digests import sha256_of
+from mgd3.storage.repositories import HubFile, published_files, talking
 
 log = logging.getLogger(__name__)
 
+_KEPT = "; what has arrived is kept"
+
 PARTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a repository, as the hub publishes it."""
-
-    name: str
-    size: int
-    sha256: str | None  # of large files only
-    git_id: str | None = None  # of the others: the SHA-1 of git's blob
 
 
 def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
@@ -35,29 +27,19 @@ def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
     Of a pipeline, the folders `parts`; of anything else, its own files. Safetensors where there
     are some, never half-precision copies.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    return _snapshot(repository, wanted_files(repository, parts))
 
-    try:
-        published = HfApi().model_info(repository, files_metadata=True).siblings or []
-        files = [
-            HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
-            for s in published
-        ]
-        wanted = needed_files(files, parts)
+
+def wanted_files(repository: str, parts: Sequence[str] = PARTS) -> list[HubFile]:
+    """What `fetch_repository` fetches, with sizes, as the hub says now."""
+    from huggingface_hub import HfApi
+
+    with talking(f"{repository} could not be fetched from the hub", _KEPT):
+        published = published_files(HfApi().model_info(repository, files_metadata=True).siblings)
+        wanted = needed_files(published, parts)
         if not wanted:
             raise UserError(f"{repository} on the hub holds no weights that this project reads")
-        return _snapshot(repository, wanted)
-    except UserError:
-        raise
-    except OfflineModeIsEnabled as error:
-        raise UserError("HF_HUB_OFFLINE is set: unset it to fetch from the hub") from error
-    except Exception as error:  # the client's HTTP library, and its errors, changed over versions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{repository} could not be fetched from the hub ({reason}); what has arrived is kept: "
-            "try the same command again later"
-        ) from error
+        return wanted
 
 
 def _snapshot(repository: str, wanted: Sequence[HubFile]) -> Path:
@@ -69,12 +51,13 @@ def _snapshot(repository: str, wanted: Sequence[HubFile]) -> Path:
 
     for file in wanted:
         log.info("%s/%s, %.1f MB", repository, file.name, file.size / 1e6)
-    folder = Path(snapshot_download(repository, allow_patterns=[f.name for f in wanted]))
-    altered = [f for f in wanted if not _is_whole(folder / f.name, f)]
-    if altered:
-        names = [f.name for f in altered]
-        snapshot_download(repository, allow_patterns=names, force_download=True)
-        altered = [f for f in altered if not _is_whole(folder / f.name, f)]
+    with talking(f"{repository} could not be fetched from the hub", _KEPT):
+        folder = Path(snapshot_download(repository, allow_patterns=[f.name for f in wanted]))
+        altered = [f for f in wanted if not f.is_whole(folder / f.name)]
+        if altered:
+            names = [f.name for f in altered]
+            snapshot_download(repository, allow_patterns=names, force_download=True)
+            altered = [f for f in altered if not f.is_whole(folder / f.name)]
     for file in altered:
         (folder / file.name).resolve().unlink()
     if altered:
@@ -99,12 +82,47 @@ def needed_files(files: Sequence[HubFile], parts: Sequence[str]) -> list[HubFile
     return list(dict.fromkeys(chosen))
 
 
-def _is_whole(path: Path, file: HubFile) -> bool:
-    if file.size and path.stat().st_size != file.size:
-        return False
-    if file.sha256 is not None:
-        return sha256_of(path) == file.sha256
-    if file.git_id is None:
+def cached_repository(repository: str, parts: Sequence[str]) -> Path | None:
+    """The folder of a repository that was fetched before with all of `parts`; asks no server."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ["model_index.json", "config.json", *(f"{part}/config.json" for part in parts)]
+    for name in names:
+        path = try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            folder = Path(path.removesuffix(name))
+            return folder if all(_holds(folder, part) for part in parts) else None
+    return None
+
+
+def _holds(folder: Path, part: str) -> bool:
+    """Is a part of a pipeline whole, if it has one, or the model that is a repository's own?"""
+    index = folder / "model_index.json"
+    if index.is_file() and part not in json.loads(index.read_text()):
         return True
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == file.git_id
+    alone = not index.is_file() and (folder / "config.json").is_file()
+    inside = folder if alone else folder / part
+    if alone or part not in _FILES_OF:
+        return (inside / "config.json").is_file() and _has_weights(inside)
+    return any((inside / name).is_file() for name in _FILES_OF[part])
+
+
+_FILES_OF = {
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": ("tokenizer.json", "vocab.json", "tokenizer_config.json"),
+}
+
+
+def _has_weights(folder: Path) -> bool:
+    for index in folder.glob("*.index.json"):
+        files = set(json.loads(index.read_text())["weight_map"].values())
+        return all((folder / name).is_file() for name in files)
+    return any(f.suffix in (".safetensors", ".bin") for f in folder.iterdir())
+
+
+def sources_of(backbone: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a backbone's options name as weights, with the parts that are read of a pipeline."""
+    weights, vae = backbone.get("weights"), backbone.get("vae")
+    rest = [part for part in PARTS if part != "vae"]
+    found = {str(weights): rest if vae else list(PARTS)} if weights not in (None, "???") else {}
+    return found | ({str(vae): ["vae"]} if vae else {})

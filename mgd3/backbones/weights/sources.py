@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 
 from mgd3.backbones.weights.checkpoints import refuse_tensors
+from mgd3.backbones.weights.download import cached_repository, fetch_repository
 from mgd3.backbones.weights.formats import NoWeightsError, format_of
 from mgd3.runtime.errors import UserError, first_line
 from mgd3.storage.documents import read_document
 from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path
+from mgd3.storage.repositories import hub_reachable
 
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
 # What a model's configuration may name: of diffusers' classes those that backbones here are made of
@@ -50,19 +50,38 @@ def find_file(key: str, value: str) -> Path | None:
     return local if local is not None and local.is_file() else None
 
 
+def is_hub_id(source: str) -> bool:
+    """Could a repository of the hub be called so, and is it nothing on this machine?"""
+    looks_like_a_file = source.startswith((".", "/", "~")) or is_url(source)
+    named = source.count("/") == 1 and Path(source).suffix not in _WEIGHT_SUFFIXES
+    return named and not looks_like_a_file and local_path(source) is None
+
+
 def diffusers_source(key: str, value: object) -> str:
     """`value` if it names a local diffusers folder or looks like a hub id, else `UserError`."""
     source = os.path.expanduser(str(value))
-    if Path(source).is_dir():
-        return source
-    looks_like_a_file = source.startswith((".", "/")) or Path(source).suffix in _WEIGHT_SUFFIXES
-    if source.count("/") == 1 and not looks_like_a_file:
+    if Path(source).is_dir() or is_hub_id(source):
         return source
     raise UserError(
         f"{key}={value} does not exist; allowed: a hub id such as org/name, a local folder in "
         "diffusers' format (config.json beside *.safetensors), or one weight file "
         f"({', '.join(sorted(_WEIGHT_SUFFIXES))}) where the backbone has such a form"
     )
+
+
+def at_hand(key: str, source: str, part: str) -> Path:
+    """The folder of `source`, a folder itself or a hub id, with one part of it at least.
+
+    What is not here is fetched from the hub; `UserError` where that cannot be.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    here = cached_repository(source, [part])
+    if here is not None:
+        return here
+    if not hub_reachable():
+        raise missing(key, source, "the hub cannot be reached, or HF_HUB_OFFLINE is set")
+    return fetch_repository(source, [part])
 
 
 def load_pretrained(
@@ -73,32 +92,30 @@ def load_pretrained(
     A pipeline keeps it in `subfolder`; with `alone`, the folder or repository may also be the
     model's own.
     """
-    is_folder = Path(source).is_dir()
-    inside = "" if alone and _is_a_model(source) else subfolder
+    folder = at_hand(key, source, subfolder)
+    inside = "" if alone and (folder / "config.json").is_file() else subfolder
     options: dict[str, Any] = {"subfolder": inside} if inside else {}
-    if is_folder and _only_half_precision(Path(source) / inside):
+    if _only_half_precision(folder / inside):
         options["variant"] = "fp16"
     if model is None:
-        model = _diffusers_class(key, source, inside)
+        model = _diffusers_class(key, folder, inside)
         options["low_cpu_mem_usage"] = False  # needs another package, for a saving of seconds
     try:
         network, report = model.from_pretrained(
-            source,
+            folder,
             torch_dtype=torch.float32,
-            local_files_only=is_folder or not hub_reachable(),
+            local_files_only=True,
             output_loading_info=True,
             **options,
         )
     except MemoryError:
         raise
     except Exception as error:  # the loaders raise anything for files that they do not expect
-        if is_folder:
-            _refuse_other_files(key, Path(source) / inside)
-            raise UserError(
-                f"{key}={source}: the weights in {subfolder}/ could not be loaded "
-                f"({first_line(error)}); the folder may be incomplete: copy or fetch it again"
-            ) from error
-        raise missing(key, source, first_line(error)) from error
+        _refuse_other_files(key, folder / inside)
+        raise UserError(
+            f"{key}={source}: the weights in {subfolder}/ could not be loaded "
+            f"({first_line(error)}); the folder may be incomplete: copy or fetch it again"
+        ) from error
     refuse_tensors(f"{key}={source}", report["missing_keys"], report["unexpected_keys"], [])
     return network
 
@@ -114,66 +131,27 @@ def _refuse_other_files(key: str, folder: Path) -> None:
             ) from error
 
 
-def _is_a_model(source: str) -> bool:
-    """Is the folder or repository one model's own, rather than a pipeline's?"""
-    if Path(source).is_dir():
-        return (Path(source) / "config.json").is_file()
-    try:
-        load_config("", source, "", "config.json")
-    except UserError:
-        return False
-    return True
-
-
-def _diffusers_class(key: str, source: str, subfolder: str) -> Any:
+def _diffusers_class(key: str, folder: Path, subfolder: str) -> Any:
     """The class that a model's configuration names."""
     import diffusers  # a second of import time, and `method=random` needs none of it
 
     diffusers.utils.logging.set_verbosity_error()  # it warns of its own older configurations
-    name = load_config(key, source, subfolder, "config.json").get("_class_name")
+    name = load_config(key, folder, subfolder, "config.json").get("_class_name")
     if name not in _MODELS:
         raise UserError(
-            f"{key}={source}: {subfolder or '.'}/config.json names no model that this project "
+            f"{key}={folder}: {subfolder or '.'}/config.json names no model that this project "
             f"loads ({name!r}); allowed: {', '.join(_MODELS)}"
         )
     return getattr(diffusers, name)
 
 
-def load_config(key: str, source: str, subfolder: str, name: str) -> dict[str, Any]:
-    """A JSON file of a pipeline, from the folder or the hub."""
-    path = Path(source) / subfolder / name
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-
-        try:
-            path = Path(
-                hf_hub_download(
-                    source, name, subfolder=subfolder or None, local_files_only=not hub_reachable()
-                )
-            )
-        except (OSError, HfHubHTTPError) as error:
-            raise missing(key, source, first_line(error)) from error
+def load_config(key: str, folder: Path, subfolder: str, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline."""
+    path = folder / subfolder / name
     try:
-        return read_document(path, dict[str, Any], f"{key}={source}: fetch or copy it again")
+        return read_document(path, dict[str, Any], f"{key}={folder}: fetch or copy it again")
     except OSError as error:
-        raise UserError(f"{key}={source}: {subfolder}/{name} is missing") from error
-
-
-def hub_reachable() -> bool:
-    """Spares a machine without a network the hub client's half minute of retries."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True
-    from huggingface_hub.constants import ENDPOINT
-
-    address = urlparse(ENDPOINT)
-    try:
-        socket.getaddrinfo(address.hostname, address.port or 443)
-    except OSError:
-        return False
-    return True
+        raise UserError(f"{key}={folder}: {subfolder}/{name} is missing") from error
 
 
 def _only_half_precision(folder: Path) -> bool:

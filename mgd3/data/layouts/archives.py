@@ -18,7 +18,7 @@ from mgd3.storage.transfers import fetch_url, trust
 log = logging.getLogger(__name__)
 
 _HOST = "https://s3.amazonaws.com/fast-ai-imageclas"
-_PROJECT = Path(__file__).resolve().parents[2]
+_PROJECT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ ARCHIVES = {
 }
 
 
-def data_folder() -> Path:
-    """Where archives are unpacked, for all projects of this user: MGD3_DATA, or data/ here."""
-    return Path(os.environ.get("MGD3_DATA") or _PROJECT / "data").expanduser()
+def data_folder(given: Path | str | None = None) -> Path:
+    """Where archives are unpacked, for all projects: as given, MGD3_DATA, or data/ here."""
+    return Path(given or os.environ.get("MGD3_DATA") or _PROJECT / "data").expanduser()
 
 
 def may_fetch() -> bool:
@@ -61,26 +61,30 @@ def may_fetch() -> bool:
     return os.environ.get("MGD3_ARCHIVES") != "none"
 
 
-def find_archive(name: str) -> Path | None:
-    """The unpacked archive's folder, if it is there and whole."""
-    folder = data_folder() / ARCHIVES[name].name
+def find_archive(name: str, place: Path) -> Path | None:
+    """The unpacked archive's folder in `place`, if it is there and whole."""
+    folder = place / ARCHIVES[name].name
     return folder if folder.is_dir() else None
 
 
-def fetch_archive(name: str, md5: str | None = None, patience: float = 1.0) -> Path:
-    """The folder of an archive, fetched and unpacked unless it is there.
+def note_of(folder: Path) -> str | None:
+    """What the images of an unpacked archive are, if not ImageNet's files."""
+    return next((a.note for a in ARCHIVES.values() if a.name == folder.resolve().name), None)
+
+
+def fetch_archive(name: str, root: Path, md5: str | None = None, patience: float = 1.0) -> Path:
+    """The folder of an archive below `root`, fetched and unpacked unless it is there.
 
     `md5` replaces the digest that is known, which for ImageWoof its maker does not publish.
     Raises `UserError` for too little space, a transfer that fails, another digest, and an archive
     that would write outside its folder.
     """
     archive = ARCHIVES[checks.choice("the name of an archive", name, ARCHIVES)]
-    root = data_folder()
     folder, file = root / archive.name, root / f"{archive.name}.tgz"
     with waiting(root, archive.name):
         if folder.is_dir():
             return folder
-        _require_space(root, archive)
+        require_space(root, 2.1e9 * archive.gigabytes, archive.name)
         log.info(
             "fetching %s, %.2f GB, to %s (a broken transfer goes on where it stopped)",
             *(archive.url, archive.gigabytes, root),
@@ -100,14 +104,16 @@ def fetch_archive(name: str, md5: str | None = None, patience: float = 1.0) -> P
     return folder
 
 
-def _require_space(root: Path, archive: Archive) -> None:
+def require_space(root: Path, needed: float, name: str) -> None:
+    """`UserError` if fewer than `needed` bytes are free in `root`, which is made."""
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-    needed, free = 2.1 * archive.gigabytes, shutil.disk_usage(root).free / 1e9
+    free = shutil.disk_usage(root).free
     if needed > free:
         raise UserError(
-            f"{archive.name} needs {needed:.1f} GB in {root} while it is unpacked, and {free:.1f} "
-            "GB are free: make room, or name another folder with MGD3_DATA"
+            f"{name} needs {needed / 1e9:.1f} GB in {root} while it is unpacked, and "
+            f"{free / 1e9:.1f} GB are free: make room, or name another folder with data=FOLDER or "
+            "MGD3_DATA"
         )
 
 

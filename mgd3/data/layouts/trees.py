@@ -9,11 +9,14 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
-from mgd3.data.listing import Listing, is_of_machines, list_pictures
+from mgd3.data.layouts.listing import Listing, is_of_machines, list_pictures
 from mgd3.runtime.errors import UserError, reading
+from mgd3.runtime.progress import progress
 from mgd3.storage.documents import remembered
 from mgd3.storage.files import remember
 
@@ -24,7 +27,10 @@ _VALIDATION_NAME = "ILSVRC2012_val_"
 _GLIMPSE = 20  # files of each class that tell a re-split from ImageNet's own
 _TRAINING_PHOTOGRAPHS = {"n03000684": 1194, "n02089973": 754}  # chain saw, English foxhound
 _MOST, _VALIDATION_PHOTOGRAPHS = 1300, 50  # of every other class of both datasets
+_TINY = "val_annotations.txt"  # Tiny-ImageNet's table of validation files
 _NAMED = 5
+_MANY_FOLDERS = 100  # below, a bar is not worth its line
+_LOOKERS = 16
 
 
 class ClassFolders:
@@ -41,6 +47,21 @@ class ClassFolders:
     def wnids(self) -> list[str]:
         """Class folders of the training split, sorted."""
         return class_folders(self.folders[TRAIN])
+
+    def look(self, wnids: Sequence[str]) -> None:
+        """List all these classes at once: on network storage every folder is a wait."""
+        wanted = [key for key in product((TRAIN, VAL), wnids) if key not in self._listings]
+        if len(wanted) < _MANY_FOLDERS:
+            return
+        with (
+            progress(f"listing {len(wanted):,} folders", len(wanted)) as advance,
+            ThreadPoolExecutor(_LOOKERS) as pool,
+        ):
+            for key, found in zip(
+                wanted, pool.map(lambda k: self._listing(*k), wanted), strict=True
+            ):
+                self._listings[key] = found
+                advance()
 
     def listing(self, split: str, wnid: str) -> Listing:
         """Pictures of a class, as paths below `place(split, wnid)`; looked at once."""
@@ -114,7 +135,7 @@ class RestoredImageNet(ClassFolders):
 
 
 class FlatValidation(ClassFolders):
-    """ImageNet as it is handed out: training in class folders, validation in one, and a table."""
+    """As ImageNet and Tiny-ImageNet are handed out: validation files in one folder, and a table."""
 
     def __init__(self, train: Path, val: Path, classes: Mapping[str, str]) -> None:
         """`classes` is the wnid of each validation file by its name without suffix."""
@@ -207,11 +228,13 @@ def find_layout(
     for a root without a split.
     """
     if not root.is_dir():
-        raise UserError(f"dataset.root={root} does not exist or is no folder")
+        raise UserError(f"dataset.root={root} does not exist or is no folder{_of_hub(root)}")
     kaggle = next((r for r in (root / "ILSVRC/Data/CLS-LOC", root) if _is_flat(r)), None)
     if kaggle is not None:
         return FlatValidation(kaggle / TRAIN, kaggle / VAL, _validation_classes(root, kaggle))
     train, val = root / TRAIN, next((root / n for n in _VAL_NAMES if (root / n).is_dir()), None)
+    if train.is_dir() and val is not None and (val / _TINY).is_file():
+        return FlatValidation(train, val / "images", _tiny_classes(val / _TINY))
     if train.is_dir() and val is not None:
         layout = ClassFolders({TRAIN: train, VAL: val})
         if restorable and split != "fastai" and is_resplit(layout, layout.wnids):
@@ -220,6 +243,13 @@ def find_layout(
     if val_fraction is not None and not train.is_dir():
         return HeldOut(root, val_fraction, cache)
     raise UserError(_what_was_found(root))
+
+
+def _of_hub(root: Path) -> str:
+    """What to write for a data set of the Hugging Face hub."""
+    if root.is_absolute() or len(root.parts) != 2:
+        return ""
+    return f"; a data set of the Hugging Face hub is written hf://{root}"
 
 
 def is_resplit(layout: ClassFolders, wnids: Sequence[str]) -> bool:
@@ -283,6 +313,13 @@ def _by_number(truth: Path, table: Path) -> dict[str, str]:
         wnids[int(number)] = wnid
     numbers = [int(line) for line in truth.read_text().split()]
     return {f"{_VALIDATION_NAME}{k:08d}": wnids[n] for k, n in enumerate(numbers, start=1)}
+
+
+def _tiny_classes(table: Path) -> dict[str, str]:
+    """Wnids of Tiny-ImageNet's validation files; lines «file TAB wnid TAB box»."""
+    with reading(table, "get the table again"):
+        rows = [line.split("\t") for line in table.read_text().splitlines() if line]
+        return {Path(file).stem: wnid for file, wnid, *_ in rows}
 
 
 def refuse_twins(wnids: Sequence[str]) -> None:

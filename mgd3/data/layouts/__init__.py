@@ -1,0 +1,1 @@
+"""How real images lie on disk or come there: folders, archives, tables."""
