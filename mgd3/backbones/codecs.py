@@ -75,23 +75,35 @@ class VAECodec:
     @torch.inference_mode()
     def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f), always in float32."""
-        with matmul_precision("highest"):
-            parts = [self._encode(*part) for part in self._parts(images, keys)]
-        return torch.cat(parts) * self.network.config.scaling_factor
-
-    def _encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
-        encoded = self.network.encode(self.compute.layout(images))
-        posterior = getattr(encoded, "latent_dist", None)
+        mean, std = self._posterior(images)
         if not self.samples_latents:
-            return encoded.latents if posterior is None else posterior.mean
-        if posterior is None:
+            return mean * self.network.config.scaling_factor
+        if std is None:
             raise UserError(
                 f"backbone.latents=sample: {type(self.network).__name__} has no posterior to draw "
                 "from; use backbone.latents=mean"
             )
-        shape = posterior.mean.shape[1:]
+        shape = mean.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=stream("latent", key)) for key in keys])
-        return posterior.mean + posterior.std * noise.to(posterior.mean)
+        return (mean + std * noise.to(mean)) * self.network.config.scaling_factor
+
+    @torch.inference_mode()
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior, (B, C, H/f, W/f); 0 where it has none."""
+        mean, std = self._posterior(images)
+        factor = self.network.config.scaling_factor
+        return mean * factor, torch.zeros_like(mean) if std is None else std * factor
+
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Unscaled; a first stage without a posterior gives its latents alone."""
+        means, deviations = [], []
+        with matmul_precision("highest"):
+            for part in images.split(1 if self.compute.vae_slicing else len(images)):
+                encoded = self.network.encode(self.compute.layout(part))
+                posterior = getattr(encoded, "latent_dist", None)
+                means.append(encoded.latents if posterior is None else posterior.mean)
+                deviations += [] if posterior is None else [posterior.std]
+        return torch.cat(means), torch.cat(deviations) if deviations else None
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -103,11 +115,6 @@ class VAECodec:
                 for part in scaled.split(1 if self.compute.vae_slicing else len(scaled))
             ]
         return torch.cat(parts).float()
-
-    def _parts(self, images: Tensor, keys: Sequence[str]) -> list[tuple[Tensor, Sequence[str]]]:
-        if not self.compute.vae_slicing:
-            return [(images, keys)]
-        return [(images[b : b + 1], keys[b : b + 1]) for b in range(len(images))]
 
 
 def _downsampling(network: Any) -> int:
@@ -136,24 +143,36 @@ class PixelCodec:
         """The mean of the three channels, (B, 1, H, W)."""
         return images.mean(dim=1, keepdim=True)
 
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels, without a spread."""
+        mean = self.encode(images, ())
+        return mean, torch.zeros_like(mean)
+
     def decode(self, latents: Tensor) -> Tensor:
         """The grey value in each channel, (B, 3, H, W)."""
         return latents.expand(-1, 3, -1, -1)
 
 
 def make_codec(
-    vae: str | None, image_size: int, latents: str = "mean", compute: Compute | None = None
+    vae: str | None,
+    image_size: int,
+    latents: str = "mean",
+    compute: Compute | None = None,
+    key: str = "vae",
 ) -> Codec:
-    """The latent space of a hub id's or a diffusers folder's VAE; pixel space where it is None."""
+    """The latent space of a hub id's or a diffusers folder's VAE; pixel space where it is None.
+
+    `key` is the backbone's that names it, for messages.
+    """
     if vae is None:
         if latents != "mean":
             raise UserError(
                 f"backbone.latents={latents}: without a backbone.vae latents are pixels"
             )
         return PixelCodec(image_size)
-    source = diffusers_source("backbone.vae", vae)
+    source = diffusers_source(f"backbone.{key}", vae)
     return VAECodec(
-        lambda: load_pretrained("backbone.vae", source, "vae"),
+        lambda: load_pretrained(f"backbone.{key}", source, "vae"),
         image_size,
         latents=latents,
         compute=compute,

@@ -39,6 +39,9 @@ class Codec(Protocol):
     def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) to latents (B, C, h, w); a key names its image's random stream."""
 
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the images' latents, (B, C, h, w); 0 without a spread."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
 

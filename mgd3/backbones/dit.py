@@ -71,15 +71,24 @@ class DiT:
         image_size: int,
         num_heads: int = 16,
         latents: str = "mean",
+        finetuning_vae: str | None = None,
         compute: Compute | None = None,
     ) -> None:
-        """`vae` None means pixel space; `num_heads` is read from the file where it says so."""
+        """`vae` None means pixel space; `num_heads` is read from the file where it says so.
+
+        `finetuning_vae` encodes images for fine-tuning in place of `vae`.
+        """
         self.weights, self.vae, self.image_size = str(weights), vae, image_size
         self.latents = latents
         self.num_heads = checks.integer("backbone.num_heads", num_heads, minimum=1)
         self.compute = compute or Compute()
         self.device, self.precision = self.compute.torch_device, self.compute.precision
         self.codec = make_codec(vae, image_size, latents, self.compute)
+        self.finetuning_codec = (
+            self.codec
+            if finetuning_vae is None
+            else make_codec(finetuning_vae, image_size, "mean", self.compute, "finetuning_vae")
+        )
         self._path = find_file("backbone.weights", str(weights))
         if self._path is None:
             self._source = diffusers_source("backbone.weights", weights)

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mgd3.config import identity
-from mgd3.config.schema import plain
+from mgd3.config.schema import choices, plain
 from mgd3.data.layouts.archives import ARCHIVES, data_folder, fetch_archive, find_archive, may_fetch
 from mgd3.storage.repositories import hub_reachable
 
@@ -82,7 +82,8 @@ def _weights(cfg: DictConfig) -> list[Need]:
     from mgd3.backbones.weights.sources import is_hub_id  # takes torch
 
     needs = []
-    for source, parts in sources_of(plain(cfg.backbone)).items():
+    finetuned = choices(cfg).get("finetune") != "none"
+    for source, parts in sources_of(plain(cfg.backbone), finetuned).items():
         if not is_hub_id(source) or cached_repository(source, parts) is not None:
             continue
         if hub_reachable():

@@ -37,7 +37,13 @@ _GROUPS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
     "select", "sampler", "protocol", "metrics",
 )  # fmt: skip
-_PLACES = ("root", "weights", "vae", "teacher_weights")  # what only a user may point at
+_PLACES = (
+    "root",
+    "weights",
+    "vae",
+    "finetuning_vae",
+    "teacher_weights",
+)  # what only a user may point at
 _ONLY_DATA = (
     "what is read from a file is data, never code and no place; name it yourself on the command "
     "line, where there is such a key with with=[KEY=VALUE]"

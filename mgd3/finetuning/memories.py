@@ -7,15 +7,16 @@ memories keep the least redundant items instead of the newest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd3.runtime import checks
-
 POLICIES = ("fifo", "max_redundancy", "min_redundancy")
+UPDATES = ("batch", "epoch")
+LOSS_SUMS = ("paper", "released")
+_WAITING = "waiting"
 
 
 class LatentMemory:
@@ -23,41 +24,62 @@ class LatentMemory:
 
     `policy` says which item goes when there is one too many: the oldest («fifo», Minimax), or the
     one whose cosines with all items have the largest («max_redundancy», Li et al.) or smallest sum.
+    `update`: new items come in after each batch (released), or all at the end of an epoch.
     """
 
-    def __init__(self, size: int, policy: str) -> None:
-        self.size = checks.integer("finetune.memory_size", size, minimum=1)
-        self.policy = checks.choice("finetune.memory_policy", policy, POLICIES)
+    def __init__(self, size: int, policy: str, update: str = "batch") -> None:
+        self.size, self.policy, self.update = size, policy, update
         self.items: dict[int, Tensor] = {}
+        self._waiting: dict[int, Tensor] = {}  # seen in this epoch
 
     def extend(self, label: int, latents: Tensor) -> None:
         """Add latents (B, C, h, w) of one class, then let go what is too many."""
-        held = self.items.get(label)
         new = latents.detach().clone()
-        held = new if held is None else torch.cat([held, new])
-        while len(held) > self.size:
-            row = self._victim(held)
-            held = torch.cat([held[:row], held[row + 1 :]])
-        self.items[label] = held
+        into = self.items if self.update == "batch" else self._waiting
+        held = into.get(label)
+        into[label] = new if held is None else torch.cat([held, new])
+        if self.update == "batch":
+            self.items[label] = self._reduced(self.items[label])
 
-    def _victim(self, held: Tensor) -> int:
+    def end_epoch(self) -> None:
+        """Take in what has waited for the end of the epoch."""
+        for label, new in self._waiting.items():
+            held = self.items.get(label)
+            self.items[label] = self._reduced(new if held is None else torch.cat([held, new]))
+        self._waiting = {}
+
+    def _reduced(self, held: Tensor) -> Tensor:
+        """The items that stay, one by one the most (or least) redundant of the rest let go."""
+        if len(held) <= self.size:
+            return held
         if self.policy == "fifo":
-            return 0
-        redundancy = cosines(held, held).sum(dim=1)  # (M,)
-        pick = redundancy.argmax() if self.policy == "max_redundancy" else redundancy.argmin()
-        return int(pick)
+            return held[-self.size :]
+        similar = cosines(held, held)  # (M, M)
+        redundancy, stays = similar.sum(dim=1), torch.ones(len(held), dtype=torch.bool)
+        stays = stays.to(held.device)
+        for _ in range(len(held) - self.size):
+            if self.policy == "max_redundancy":
+                victim = redundancy.masked_fill(~stays, -torch.inf).argmax()
+            else:
+                victim = redundancy.masked_fill(~stays, torch.inf).argmin()
+            stays[victim] = False
+            redundancy = redundancy - similar[:, victim]
+        return held[stays]
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """Its content, for a checkpoint."""
-        return {f"{prefix}.{label}": items for label, items in self.items.items()}
+        found = {f"{prefix}.{label}": items for label, items in self.items.items()}
+        waiting = self._waiting.items()
+        return found | {f"{prefix}.{_WAITING}.{label}": items for label, items in waiting}
 
     def restore(self, prefix: str, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Take the content of a checkpoint."""
-        self.items = {
-            int(key.removeprefix(f"{prefix}.")): items.to(device)
-            for key, items in state.items()
-            if key.startswith(f"{prefix}.")
-        }
+        self.items, self._waiting = {}, {}
+        for key, items in state.items():
+            owner, *kind, label = key.split(".")
+            if owner == prefix:
+                into = self._waiting if kind == [_WAITING] else self.items
+                into[int(label)] = items.to(device)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -65,23 +87,37 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return F.normalize(a.flatten(1), dim=1) @ F.normalize(b.flatten(1), dim=1).T
 
 
-def representativeness_loss(x0_hat: Tensor, labels: Tensor, real: LatentMemory) -> Tensor:
-    """mean over the batch's classes of 1 - min cos(x0_hat, real memory); 0 for an empty one."""
-    terms = [1 - cosines(x0_hat[labels == c], real.items[c]).min() for c in _known(labels, real)]
-    return _mean(terms, labels, x0_hat)
+def representativeness_loss(
+    x0_hat: Tensor, labels: Tensor, real: LatentMemory, loss_sum: str = "paper"
+) -> Tensor:
+    """Of each class of the batch 1 - min cos(x0_hat, real memory), summed as `loss_sum` says."""
+    return _summed(lambda own, held: 1 - cosines(own, held).min(), x0_hat, labels, real, loss_sum)
 
 
-def diversity_loss(x0_hat: Tensor, labels: Tensor, generated: LatentMemory) -> Tensor:
-    """mean over the batch's classes of max cos(x0_hat, generated memory); 0 for an empty one."""
-    known = _known(labels, generated)
-    terms = [cosines(x0_hat[labels == c], generated.items[c]).max() for c in known]
-    return _mean(terms, labels, x0_hat)
+def diversity_loss(
+    x0_hat: Tensor, labels: Tensor, generated: LatentMemory, loss_sum: str = "paper"
+) -> Tensor:
+    """Of each class of the batch max cos(x0_hat, generated memory), summed as `loss_sum` says."""
+    return _summed(lambda own, held: cosines(own, held).max(), x0_hat, labels, generated, loss_sum)
 
 
-def _known(labels: Tensor, memory: LatentMemory) -> list[int]:
-    return [c for c in labels.unique().tolist() if c in memory.items]
+def _summed(
+    of_class: Callable[[Tensor, Tensor], Tensor],
+    x0_hat: Tensor,
+    labels: Tensor,
+    memory: LatentMemory,
+    loss_sum: str,
+) -> Tensor:
+    """sum over the K classes of a batch of w_k times a class's term, 0 for an empty memory.
 
-
-def _mean(terms: list[Tensor], labels: Tensor, like: Tensor) -> Tensor:
-    """Over all classes of the batch, also those whose memory is empty."""
-    return torch.stack(terms).sum() / len(labels.unique()) if terms else like.new_zeros(())
+    «paper»: w_k = 1/K, the mean. «released»: Li et al.'s trainer adds sums that still grow within
+    its loop over classes, so the i-th of them (i = 1..K) counts K - i + 1 times: (K - i + 1)/K.
+    """
+    present = labels.unique().tolist()
+    terms = []
+    for place, label in enumerate(present):
+        if label in memory.items:
+            times = len(present) - place if loss_sum == "released" else 1
+            term = of_class(x0_hat[labels == label], memory.items[label])
+            terms.append(term * (times / len(present)))
+    return torch.stack(terms).sum() if terms else x0_hat.new_zeros(())

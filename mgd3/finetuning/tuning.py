@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,16 +19,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone
+from mgd3.backbones.contract import Backbone, Codec
 from mgd3.backbones.dit import DiT
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.finetuning.averaged_training import AveragedTraining
 from mgd3.finetuning.difffit import DiffFit
+from mgd3.finetuning.inputs import TrainingLatents, training_latents
 from mgd3.finetuning.loss_curves import loss_curve
 from mgd3.finetuning.losses import add_noise, diffusion_loss
-from mgd3.finetuning.memories import POLICIES, LatentMemory, diversity_loss, representativeness_loss
+from mgd3.finetuning.memories import (
+    LOSS_SUMS,
+    POLICIES,
+    UPDATES,
+    LatentMemory,
+    diversity_loss,
+    representativeness_loss,
+)
 from mgd3.finetuning.phases import Phase, overwrite
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
@@ -59,8 +68,14 @@ class FineTuning:
     label_dropout: float
     representativeness: float  # weight of L_r
     diversity: float  # weight of L_d
-    memory_size: int
+    memory_real: int  # N_R, latents of a class
+    memory_generated: int  # N_G
     memory_policy: str
+    memory_update: str  # batch or epoch
+    loss_sum: str  # over a batch's classes: paper or released
+    latents: str  # mean or sample of an image's posterior
+    flip: float  # probability of an image's mirror image, at each visit
+    max_steps: int | None  # no more than these, whatever the epochs
     classes_per_phase: int
     precision: str
     gradient_checkpointing: bool
@@ -68,13 +83,21 @@ class FineTuning:
     seed: int
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "memory_size", "classes_per_phase", "checkpoint_steps"):
+        for key in (
+            "epochs", "batch_size", "memory_real", "memory_generated", "classes_per_phase",
+            "checkpoint_steps",
+        ):  # fmt: skip
             checks.integer(f"finetune.{key}", getattr(self, key), minimum=1)
+        if self.max_steps is not None:
+            checks.integer("finetune.max_steps", self.max_steps, minimum=1)
         for key in ("lr", "weight_decay", "representativeness", "diversity"):
             checks.number(f"finetune.{key}", getattr(self, key), minimum=0)
-        for key in ("ema_decay", "label_dropout"):
+        for key in ("ema_decay", "label_dropout", "flip"):
             checks.number(f"finetune.{key}", getattr(self, key), minimum=0, maximum=1)
         checks.choice("finetune.memory_policy", self.memory_policy, POLICIES)
+        checks.choice("finetune.memory_update", self.memory_update, UPDATES)
+        checks.choice("finetune.loss_sum", self.loss_sum, LOSS_SUMS)
+        checks.choice("finetune.latents", self.latents, ["mean", "sample"])
         checks.choice("compute.training_precision", self.precision, ["float32", "bfloat16"])
         checks.flag("finetune.gradient_checkpointing", self.gradient_checkpointing)
         checks.integer("finetune.seed", self.seed, minimum=0)
@@ -89,7 +112,8 @@ class FineTuning:
         if backbone.bare.learned_variance is False:
             raise UserError("finetune: this DiT predicts no variance; set finetune=none")
         inventory = take_inventory(dataset, "train", 1, work.cache, work.workers)
-        cache = LatentCache(work.cache / "latents", backbone.codec, work.flip)
+        codec, folder = backbone.finetuning_codec, work.cache / "latents"
+        cache = LatentCache(folder, codec, "none")
         network = tensors_digest(backbone.bare.network.state_dict())
         rows = backbone.class_ids(dataset.classes)
         phases = []
@@ -105,7 +129,7 @@ class FineTuning:
             digest = hashlib.blake2s(json.dumps(made_from).encode(), digest_size=8).hexdigest()
             path = work.cache / "finetuned" / f"{digest}.safetensors"
             pairs = list(zip(classes, inventory[part], strict=True))
-            tune = partial(self._tune, backbone, cache, pairs, rows[part], path, made_from)
+            tune = partial(self._tune, backbone, codec, folder, pairs, rows[part], path, made_from)
             cached(path, made_from, tune)
             phases.append(Phase(classes, path))
         return phases
@@ -113,19 +137,26 @@ class FineTuning:
     def _tune(
         self,
         backbone: DiT,
-        cache: LatentCache,
+        codec: Codec,
+        folder: Path,
         classes: Sequence[tuple[ClassInfo, ClassImages]],
         rows: Sequence[int],
         path: Path,
         made_from: dict[str, str],
     ) -> dict[str, Tensor]:
         """Train on the latents of some classes, whose conditioning rows are `rows`."""
-        latents = [cache.latents(info, images) for info, images in classes]
-        labels = [torch.full((len(z),), row) for z, row in zip(latents, rows, strict=True)]
-        return self._train(backbone, torch.cat(latents), torch.cat(labels), path, made_from)
+        latents = training_latents(classes, codec, folder, self.latents == "sample", self.flip)
+        counts = torch.tensor([len(images.images) for _, images in classes])
+        labels = torch.tensor(rows).repeat_interleave(counts)
+        return self._train(backbone, latents, labels, path, made_from)
 
     def _train(
-        self, backbone: DiT, latents: Tensor, labels: Tensor, path: Path, made_from: dict[str, str]
+        self,
+        backbone: DiT,
+        latents: TrainingLatents,
+        labels: Tensor,
+        path: Path,
+        made_from: dict[str, str],
     ) -> dict[str, Tensor]:
         """The averaged tensors that differ from the network's own, scales folded in."""
         network, device = backbone.bare.network, backbone.device
@@ -141,11 +172,14 @@ class FineTuning:
             lr_key="finetune.lr",
             warm_average=False,
         )
-        real, generated = (LatentMemory(self.memory_size, self.memory_policy) for _ in range(2))
+        real, generated = (
+            LatentMemory(size, self.memory_policy, self.memory_update)
+            for size in (self.memory_real, self.memory_generated)
+        )
         real.restore("real", state.extra, device)
         generated.restore("generated", state.extra, device)
         per_epoch = max(1, len(latents) // self.batch_size)
-        steps = self.epochs * per_epoch
+        steps = min(self.epochs * per_epoch, self.max_steps or sys.maxsize)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         try:
@@ -161,8 +195,12 @@ class FineTuning:
                         len(latents), generator=stream("finetune", self.seed, "epoch", epoch)
                     )
                     batch = order[k * self.batch_size : (k + 1) * self.batch_size]
-                    x0, y = latents[batch].to(device), labels[batch].to(device)
+                    draw = stream("finetune", self.seed, state.step, "input")
+                    x0, y = latents.at(batch, draw).to(device), labels[batch].to(device)
                     state.learn(self._loss(backbone, x0, y, state.step, real, generated))
+                    if k == per_epoch - 1:
+                        real.end_epoch()
+                        generated.end_epoch()
                     advance(1, note=f"loss {state.recent_loss:.4f}")
                     due = state.step % self.checkpoint_steps == 0 and state.step < steps
                     if due or asked():
@@ -206,8 +244,9 @@ class FineTuning:
             return loss
         abar = schedule.abar.to(x0)[t].view(-1, 1, 1, 1)
         x0_hat = x_t / abar.sqrt() - (1 / abar - 1).sqrt() * out[:, : x0.shape[1]]
-        loss = loss + self.representativeness * representativeness_loss(x0_hat, labels, real)
-        loss = loss + self.diversity * diversity_loss(x0_hat, labels, generated)
+        l_r = representativeness_loss(x0_hat, labels, real, self.loss_sum)
+        l_d = diversity_loss(x0_hat, labels, generated, self.loss_sum)
+        loss = loss + self.representativeness * l_r + self.diversity * l_d
         for c in labels.unique().tolist():
             real.extend(c, x0[labels == c])
             generated.extend(c, x0_hat[labels == c])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Fixed, because a network rounds differently in another batch and k-means may then differ too.
 _CHUNK = 16
+_Encode: TypeAlias = Callable[[Sequence[RealImage]], tuple[Tensor, ...]]
 
 
 class LatentCache:
@@ -43,12 +45,14 @@ class LatentCache:
 
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
-        path = self.folder / f"{self.key(info, images)}.safetensors"
+        (latents,) = self._cached(self.key(info, images), info, images, self._of, ["latents"])
+        return latents
 
-        def make() -> dict[str, Tensor]:
-            return {"latents": torch.cat(list(self._encode(info, images)))}
-
-        return cached(path, {"wnid": info.wnid}, make)["latents"]
+    def moments(self, info: ClassInfo, images: ClassImages) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of a class's latents, (N, C, h, w) each."""
+        key = f"{self.key(info, images)}-moments"
+        mean, std = self._cached(key, info, images, self._moments_of, ["mean", "std"])
+        return mean, std
 
     def key(self, info: ClassInfo, images: ClassImages) -> str:
         """Identifies these latents: codec, images in their order, flip."""
@@ -58,26 +62,54 @@ class LatentCache:
         digest = hashlib.blake2s("\n".join(content).encode(), digest_size=10).hexdigest()
         return f"{self.codec.id}/{info.wnid}-{digest}"
 
-    def _encode(self, info: ClassInfo, images: ClassImages) -> Iterator[Tensor]:
+    def _cached(
+        self, key: str, info: ClassInfo, images: ClassImages, encode: _Encode, names: list[str]
+    ) -> list[Tensor]:
+        """What `encode` gives of all images of a class, by name, from the cache if it is there."""
+
+        def make() -> dict[str, Tensor]:
+            parts = list(self._encode(info, images, encode))
+            return {name: torch.cat([p[k] for p in parts]) for k, name in enumerate(names)}
+
+        found: dict[str, Tensor] = cached(
+            self.folder / f"{key}.safetensors", {"wnid": info.wnid}, make
+        )
+        return [found[name] for name in names]
+
+    def _encode(
+        self, info: ClassInfo, images: ClassImages, encode: _Encode
+    ) -> Iterator[tuple[Tensor, ...]]:
         with progress(f"encoding {info.wnid} {info.name[:24]}", len(images.images)) as advance:
             for start in range(0, len(images.images), _CHUNK):
                 batch = images.images[start : start + _CHUNK]
                 for attempt in self._batches.attempts(batch):
                     with attempt as part:
-                        latents = self._of(part)
+                        latents = self._finite(part, encode(part))
                         advance(len(part))
                     if attempt.error is None:
                         yield latents
 
-    def _of(self, images: Sequence[RealImage]) -> Tensor:
-        """Latents (B, C, h, w) of some images; `UserError` naming one that is not finite."""
-        pixels = torch.stack([self._pixels(image) for image in images])
-        latents = self.codec.encode(to_unit(pixels), [image.key for image in images]).cpu()
-        bad = ~latents.flatten(1).isfinite().all(dim=1)  # (B,)
-        if bad.any():
-            key = images[int(bad.nonzero()[0])].key
-            raise UserError(f"the latent of {key} is not finite; its file or the VAE is bad")
-        return latents
+    def _of(self, images: Sequence[RealImage]) -> tuple[Tensor]:
+        return (self.codec.encode(self._pixels_of(images), [image.key for image in images]),)
+
+    def _moments_of(self, images: Sequence[RealImage]) -> tuple[Tensor, Tensor]:
+        return self.codec.moments(self._pixels_of(images))
+
+    def _finite(
+        self, images: Sequence[RealImage], latents: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The latents (B, C, h, w) on the host; `UserError` naming one that is not finite."""
+        found = tuple(part.cpu() for part in latents)
+        for part in found:
+            bad = ~part.flatten(1).isfinite().all(dim=1)  # (B,)
+            if bad.any():
+                key = images[int(bad.nonzero()[0])].key
+                raise UserError(f"the latent of {key} is not finite; its file or the VAE is bad")
+        return found
+
+    def _pixels_of(self, images: Sequence[RealImage]) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]."""
+        return to_unit(torch.stack([self._pixels(image) for image in images]))
 
     def _pixels(self, image: RealImage) -> Tensor:
         pixels = from_pil(center_crop(image.decode(), self.codec.image_size))

@@ -6,15 +6,18 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import run
+from networks import small_vae
 from PIL import Image
 from support import composed
 
+from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.dit import DiT
 from mgd3.backbones.toy import Toy
 from mgd3.backbones.weights.dit_weights import build_network
 from mgd3.config.build import build
 from mgd3.data.datasets import Digits
 from mgd3.finetuning.difffit import DiffFit
+from mgd3.finetuning.inputs import TrainingLatents
 from mgd3.finetuning.memories import (
     LatentMemory,
     cosines,
@@ -24,6 +27,7 @@ from mgd3.finetuning.memories import (
 from mgd3.finetuning.tuning import FineTuning
 from mgd3.runtime.compute import Compute, Work
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.seeding import stream
 from mgd3.storage.tensors import load_tensors
 
 DIGITS = "mgd3/backbones/weights/dit_digits.safetensors"
@@ -91,11 +95,118 @@ def test_memories_against_brute_force(policy):
     assert torch.equal(again.items[7], made.items[7])
 
 
-def test_a_memory_without_room_is_refused():
-    with pytest.raises(UserError, match=r"finetune\.memory_size=0"):
-        LatentMemory(0, "fifo")
-    with pytest.raises(UserError, match=r"memory_policy='lru' .*fifo, max_redundancy"):
-        LatentMemory(1, "lru")
+def test_the_released_sum_counts_earlier_classes_more_often():
+    x0_hat = latents((1, 0), (0, 1), (1, 1))
+    labels, real = torch.tensor([0, 1, 2]), memory(c0=[(0, 1)], c1=[(0, 1)], c2=[(1, 0)])
+    terms = [1 - 0, 1 - 1, 1 - 0.5**0.5]  # of the classes 0, 1, 2
+    paper = representativeness_loss(x0_hat, labels, real).item()
+    assert paper == pytest.approx(sum(terms) / 3)
+    released = representativeness_loss(x0_hat, labels, real, "released").item()
+    assert released == pytest.approx((3 * terms[0] + 2 * terms[1] + terms[2]) / 3)
+    # a class without a memory has its place in the loop all the same
+    gone = memory(c0=[(0, 1)], c2=[(1, 0)])
+    assert diversity_loss(x0_hat, labels, gone, "released").item() == pytest.approx(
+        (3 * 0 + 1 * 0.5**0.5) / 3
+    )
+
+
+def test_the_released_sum_weighs_eight_of_ten_classes_as_much_as_arithmetic_says():
+    """K distinct classes of 8 draws from 10; weights (K - i + 1)/K against 1/K: (K + 1)/2 times."""
+    draw, found = torch.Generator().manual_seed(0), []
+    held = memory(**{f"c{label}": [(1, 0)] for label in range(10)})
+    for _ in range(2000):
+        labels = torch.randint(10, (8,), generator=draw)
+        x0_hat = latents(*[(1, 0)] * 8)  # every class's term is 1
+        found.append(diversity_loss(x0_hat, labels, held, "released").item())
+    expected = (10 * (1 - 0.9**8) + 1) / 2
+    assert expected == pytest.approx(3.348, abs=1e-3)
+    assert sum(found) / len(found) == pytest.approx(expected, abs=0.05)
+
+
+def test_new_items_may_wait_for_the_end_of_the_epoch():
+    waiting, at_once = LatentMemory(4, "fifo", "epoch"), LatentMemory(4, "fifo")
+    for k in range(3):
+        for made in (waiting, at_once):
+            made.extend(0, latents((k, 1), (k, 2)))
+        assert 0 not in waiting.items
+    kept = LatentMemory(4, "fifo", "epoch")
+    kept.restore("m", waiting.state("m"), torch.device("cpu"))  # of a killed training
+    for made in (waiting, kept):
+        made.end_epoch()
+        assert torch.equal(made.items[0], at_once.items[0])
+        assert not [key for key in made.state("m") if "waiting" in key]
+
+
+def test_the_released_inputs_are_drawn_and_mirrored_at_each_visit():
+    mean, std = torch.zeros(4, 1, 2, 2), torch.full((4, 1, 2, 2), 0.5)
+    other = torch.full((4, 1, 2, 2), 10.0), torch.full((4, 1, 2, 2), 0.25)
+    rows, draw = torch.arange(4).repeat(2000), torch.Generator().manual_seed(0)
+    seen = TrainingLatents(mean, std, other, 0.5).at(rows, draw)
+    turned = seen.flatten(1).mean(1) > 5
+    assert turned.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert seen[~turned].std().item() == pytest.approx(0.5, abs=0.01)
+    assert seen[turned].std().item() == pytest.approx(0.25, abs=0.01)
+    assert seen[turned].mean().item() == pytest.approx(10, abs=0.01)
+    fixed = TrainingLatents(mean, None, None, 0.0)
+    assert torch.equal(fixed.at(rows, draw), mean[rows])
+
+
+def test_moments_are_the_posteriors(tmp_path):
+    small_vae(tmp_path / "vae")
+    codec = make_codec(str(tmp_path / "vae"), 32, compute=Compute(device="cpu"))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = codec.moments(images)
+    assert torch.equal(mean, codec.encode(images, ["a", "b", "c"]))
+    sampling = make_codec(str(tmp_path / "vae"), 32, "sample", Compute(device="cpu"))
+    drawn = sampling.encode(images, ["a", "b", "c"])
+    noise = torch.stack([torch.randn(4, 4, 4, generator=stream("latent", k)) for k in "abc"])
+    assert torch.allclose(drawn, mean + std * noise, atol=1e-6) and std.min() > 0
+    grey = make_codec(None, 8)
+    mean, std = grey.moments(torch.ones(2, 3, 8, 8))
+    assert mean.shape == std.shape == (2, 1, 8, 8) and not std.any()
+
+
+def test_another_vae_may_encode_for_fine_tuning(tmp_path):
+    small_vae(tmp_path / "one")
+    torch.manual_seed(1)
+    two = small_vae(tmp_path / "two")
+    backbone = DiT(DIGITS, str(tmp_path / "one"), 64, finetuning_vae=str(tmp_path / "two"))
+    assert backbone.finetuning_codec is not backbone.codec
+    image = torch.zeros(1, 3, 64, 64)
+    encoded = two.encode(image).latent_dist.mean * two.config.scaling_factor
+    assert torch.allclose(backbone.finetuning_codec.moments(image)[0], encoded, atol=1e-6)
+    alone = DiT(DIGITS, str(tmp_path / "one"), 64)
+    assert alone.finetuning_codec is alone.codec
+
+
+def test_a_training_ends_at_the_released_checkpoint(tmp_path):
+    backbone, dataset = digits_backbone(), Digits(8, classes=[0, 1])
+    made = {}
+    for name, options in (("all", {}), ("some", {"max_steps": 2}), ("fewer", {"max_steps": 99})):
+        tune = tuning("plain", batch_size=64, **options)
+        (phase,) = tune(backbone, dataset, work(tmp_path))
+        made[name] = load_tensors(phase.weights)
+    first = next(iter(made["all"]))
+    assert torch.equal(made["all"][first], made["fewer"][first])  # three steps are an epoch here
+    assert not torch.equal(made["all"][first], made["some"][first])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_real": 0}, r"finetune\.memory_real=0 is out of range; allowed: >= 1"),
+        ({"memory_generated": 0}, r"finetune\.memory_generated=0 is out of range"),
+        ({"memory_policy": "lru"}, r"memory_policy='lru' .*fifo, max_redundancy"),
+        ({"memory_update": "step"}, r"memory_update='step' is unknown.*batch, epoch"),
+        ({"loss_sum": "mean"}, r"loss_sum='mean' is unknown.*paper, released"),
+        ({"latents": "mode"}, r"finetune\.latents='mode' is unknown.*mean, sample"),
+        ({"flip": 2}, r"finetune\.flip=2 is out of range; allowed: 0..1"),
+        ({"max_steps": 0}, r"finetune\.max_steps=0 is out of range"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        tuning("minimax", **options)
 
 
 def small_network():
@@ -195,8 +306,10 @@ class Dying(FineTuning):
         return super()._loss(backbone, x0, labels, step, real, generated)
 
 
-def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(tmp_path):
-    rule = tuning(memory_size=4)
+@pytest.mark.parametrize("update", ["batch", "epoch"])
+def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(update, tmp_path):
+    """Images drawn at each visit, memories of two sizes, killed in the middle of an epoch."""
+    rule = tuning(memory_real=4, memory_generated=3, memory_update=update, flip=0.5)
     (whole,) = rule(digits_backbone(), Digits(8), work(tmp_path / "whole"))
     with pytest.raises(KilledError):
         Dying(**asdict(rule))(digits_backbone(), Digits(8), work(tmp_path / "cut"))

@@ -120,9 +120,13 @@ def _has_weights(folder: Path) -> bool:
     return any(f.suffix in (".safetensors", ".bin") for f in folder.iterdir())
 
 
-def sources_of(backbone: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What a backbone's options name as weights, with the parts that are read of a pipeline."""
+def sources_of(backbone: Mapping[str, Any], finetuned: bool = True) -> dict[str, list[str]]:
+    """What a backbone's options name as weights, with the parts that are read of a pipeline.
+
+    `finetuned`: with what fine-tuning it takes.
+    """
     weights, vae = backbone.get("weights"), backbone.get("vae")
     rest = [part for part in PARTS if part != "vae"]
     found = {str(weights): rest if vae else list(PARTS)} if weights not in (None, "???") else {}
-    return found | ({str(vae): ["vae"]} if vae else {})
+    vaes = [vae, backbone.get("finetuning_vae") if finetuned else None]
+    return found | {str(name): ["vae"] for name in vaes if name}
