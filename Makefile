@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.installed
 TABLES := $(addprefix table,1 2 3 4 5 6 7 8 9 10)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test campaign lint clean figures results $(TABLES)
+.PHONY: help env demo test campaign lint clean figures self_adaptive_memory results $(TABLES)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## create .venv and install the project (uv if there is one, else venv and pip)
 
@@ -41,6 +41,10 @@ $(TABLES): $(STAMP)
 	@$(BIN)/python scripts/reproduce.py table=$(@:table%=%) $(ARGS)
 
 table1: ## a table of the paper, 1 to 10; ARGS="plan=true", "rehearsal=true", "only.ipc=10 compute.batch_size=auto"
+
+self_adaptive_memory: $(STAMP) ## the second paper's tables 1 to 3 and figures 3 and 4; ARGS as above
+	@for n in table=S/1 table=S/2 table=S/3 figure=S/3 figure=S/4; do \
+	  $(BIN)/python scripts/reproduce.py $$(echo $$n | sed s,S/,$@/,) $(ARGS) || failed=1; done; test -z "$$failed"
 
 results: $(STAMP) ## everything on digits that results/ shows, again: hours
 	@PYTHON=$(BIN)/python sh scripts/digits.sh

@@ -75,11 +75,11 @@ def write_tables(experiment: Experiment) -> Path:
     extra = [table for section in sections for table in section.tables]
     pages = [comparison.markdown(), *(table.markdown() for table in extra)]
     write_atomic(folder / "table.md", "\n".join(pages).encode())
-    report, sweep = folder / "report.html", experiment.table.sweep
+    report = folder / "report.html"
     sets, rows = _everything(experiment)
     tracker = build(cfg, "tracker")
     real_images = bool(cfg.tracker.get("real_images"))
-    pictures = write_paper_report(report, comparison, sections, sets, rows, sweep, real_images)
+    pictures = write_paper_report(report, comparison, sections, sets, rows, real_images)
     config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
     with tracker.start(f"tables-{experiment.variant}", experiment.name, config, folder) as run:
         if comparison.cells:
@@ -126,7 +126,7 @@ def compared(experiment: Experiment) -> PaperComparison:
         remarks=_remarks(experiment),
         errata={} if experiment.rehearsal else table.errata,
         claims=table.claims,
-        values=_swept(experiment),
+        swept=table.swept,
     )
 
 
@@ -160,12 +160,6 @@ def _remarks(experiment: Experiment) -> list[str]:
             + ", ".join(sorted(left_out))
         )
     return remarks
-
-
-def _swept(experiment: Experiment) -> dict[str, float]:
-    """The value of the table's sweep in each row that sets it."""
-    table = experiment.table
-    return {row: float(o[table.sweep]) for row, o in table.rows.items() if table.sweep in o}
 
 
 def _everything(

@@ -35,7 +35,7 @@ class PaperComparison:
     remarks: Sequence[str] = ()  # before the numbers
     errata: Mapping[str, str] | None = None  # by row; «table»: of all
     claims: Sequence[Mapping[str, Any]] = ()
-    values: Mapping[str, float] = field(default_factory=dict)  # of a sweep's key, by row
+    swept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by key, by row
 
     @property
     def columns(self) -> list[tuple[str, str, str]]:

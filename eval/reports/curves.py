@@ -35,13 +35,11 @@ def sweep_picture(rows: Sequence[EvalResult], values: Mapping[str, Value], key: 
         return as_png(figure, dpi=120)
 
 
-def accuracy_pictures(
-    comparison: PaperComparison, sweep: str | None
-) -> list[tuple[str, bytes, str]]:
-    """SVG, PNG and caption for each dataset and student: accuracy against IPC, or the sweep's key.
+def accuracy_pictures(comparison: PaperComparison) -> list[tuple[str, bytes, str]]:
+    """SVG, PNG and caption for each dataset and student: accuracy against IPC, or a swept key.
 
     Filled marks are our means and standard deviations of the best test, hollow ones with thin bars
-    the paper's. One IPC alone has a line per row.
+    the paper's. One IPC alone has a line per row, a sweep a panel per key.
     """
     found = []
     for dataset, student in order_of((c.dataset, c.student) for c in comparison.cells):
@@ -52,20 +50,29 @@ def accuracy_pictures(
         ]
         if not any(c.ours for c in cells):
             continue
-        ipcs = sorted({int(c.ipc) for c in cells})
-        across = len(ipcs) > 1 and sweep is None
-        with drawing():
-            height = 4.2 if across or sweep else 0.34 * len(cells) + 1.1
-            figure, ((axis,),) = panels(1, 1, (7, height))
-            if across:
-                _against_ipc(axis, cells, ipcs)
-            elif sweep:
-                _against_key(axis, cells, comparison.values, sweep)
-            else:
-                _by_row(axis, cells)
-            axis.set_title(f"{dataset}, {student}")
-            found.append((*_both(figure), f"accuracy, {dataset}, {student}"))
+        title = f"{dataset}, {student}"
+        found.append((*_accuracy(comparison, cells, title), f"accuracy, {title}"))
     return found
+
+
+def _accuracy(
+    comparison: PaperComparison, cells: Sequence[TableCell], title: str
+) -> tuple[str, bytes]:
+    ipcs = sorted({int(c.ipc) for c in cells})
+    with drawing():
+        if swept := comparison.swept:
+            figure, axes = panels(1, len(swept), (max(7, 4.6 * len(swept)), 4.2))
+            for axis, (key, values) in zip(axes[0], swept.items(), strict=True):
+                _against_key(axis, cells, values, key)
+        else:
+            across = len(ipcs) > 1
+            figure, axes = panels(1, 1, (7, 4.2 if across else 0.34 * len(cells) + 1.1))
+            if across:
+                _against_ipc(axes[0][0], cells, ipcs)
+            else:
+                _by_row(axes[0][0], cells)
+        axes[0][0].set_title(title)
+        return _both(figure)
 
 
 def diversity_picture(points: Points, title: str) -> tuple[str, bytes]:
@@ -153,8 +160,12 @@ def _against_ipc(axis: Axes, cells: Sequence[TableCell], ipcs: Sequence[int]) ->
 def _against_key(
     axis: Axes, cells: Sequence[TableCell], values: Mapping[str, float], key: str
 ) -> None:
-    """The swept rows side by side, in the table's order."""
+    """The swept rows side by side, in the table's order; the band is our least and most."""
     swept = [c for c in cells if c.row in values]
+    seen = [(k, [r.top1_best for r in c.ours]) for k, c in enumerate(swept) if c.ours]
+    if seen:
+        lows, highs = ([limit(scores) for _, scores in seen] for limit in (min, max))
+        axis.fill_between([k for k, _ in seen], lows, highs, color="black", alpha=0.12, linewidth=0)
     for label, colour, points, style in _ours_and_papers(swept, "o-"):
         at, mean, half = zip(*points, strict=True)
         axis.errorbar(at, mean, yerr=half, color=colour, label=label, **style)

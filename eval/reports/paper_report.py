@@ -47,7 +47,6 @@ def write_paper_report(
     sections: Sequence[Section],
     sets: Sequence[tuple[str, DistilledDataset]],
     rows: Sequence[tuple[str, EvalResult]],
-    sweep: str | None,
     real_images: bool,
 ) -> list[tuple[bytes, str]]:
     """Write the report; returns its pictures as PNGs with captions, for a tracker.
@@ -55,10 +54,10 @@ def write_paper_report(
     Copies of real images are in those pictures only with `real_images`.
     `sections` are looked at, all `sets` and `rows`, by their cells' names, are linked and timed.
     """
-    curves = accuracy_pictures(comparison, sweep)
+    curves = accuracy_pictures(comparison)
     pages, pictures = [], [(png, caption) for _, png, caption in curves]
     for section in sections:
-        page, diversity = _page(section, comparison.values, sweep)
+        page, diversity = _page(section, comparison.swept)
         pages.append(page)
         pictures += [(diversity, f"diversity, {section.title}")] if diversity else []
         shown = {row: d for row, d in section.first.items() if real_images or d.generated}
@@ -86,7 +85,7 @@ def write_paper_report(
 
 
 def _page(
-    section: Section, values: Mapping[str, float], sweep: str | None
+    section: Section, swept: Mapping[str, Mapping[str, float]]
 ) -> tuple[dict[str, Any], bytes]:
     """What the template shows of a section, and its picture of diversity (empty: none)."""
     planes, scores = section.planes, section.scores
@@ -98,11 +97,12 @@ def _page(
         for row, s in scores.items()
         if s.representativeness_mean is not None and s.diversity_mean is not None
     }
-    if sweep:
+    key, values = next(iter(swept.items()), ("", {}))
+    if swept:
         points = {row: point for row, point in points.items() if row in values}
     svg, png = "", b""
-    if len(points) > 1 and sweep:
-        svg, png = swept_diversity_picture(points, section.title, sweep, values)
+    if len(points) > 1 and swept:
+        svg, png = swept_diversity_picture(points, section.title, key, values)
     elif len(points) > 1:
         svg, png = diversity_picture(points, section.title)
     page = {

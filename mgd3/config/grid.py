@@ -27,6 +27,7 @@ from mgd3.config.schema import CONFIGS, choices, composed, plain, student_names,
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
+_FIRST_PAPER = "mgd3"
 FULL = "full"  # as an `ipc`: all real images
 _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
 # Overrides that change no number.
@@ -81,17 +82,27 @@ def paper_files() -> list[str]:
 
 
 def read_request(cfg: DictConfig, arguments: Sequence[str]) -> Request:
-    """What scripts/reproduce.py was asked for: `table=1`, `figure=7` or `grid=FOLDER/NAME`."""
+    """What scripts/reproduce.py was asked for: `table=1`, `figure=7` or `grid=FOLDER/NAME`.
+
+    A number alone is MGD3's; `table=self_adaptive_memory/1` is another paper's.
+    """
     named = [(kind, cfg[kind]) for kind in ("table", "figure", "grid") if cfg[kind] is not None]
     if len(named) != 1:
         raise UserError(f"name one of them: table=1, figure=7, grid=FOLDER/NAME; got {len(named)}")
     ((kind, value),) = named
     name = str(value)
     if kind != "grid":
-        of_kind = [n.removeprefix(f"mgd3/{kind}") for n in paper_files() if f"/{kind}" in n]
-        name = f"mgd3/{kind}{checks.choice(kind, name, of_kind)}"
+        known = {_number(n): n for n in paper_files() if f"/{kind}" in n}
+        name = known[checks.choice(kind, name, known)]
     only, overrides = _split(arguments)
     return Request(name=name, only=only, overrides=tuple(overrides))
+
+
+def _number(name: str) -> str:
+    """What is typed for a file: 1 for mgd3/table1, PAPER/1 for another paper's."""
+    folder, _, file = name.rpartition("/")
+    number = re.sub(r"^(table|figure)", "", file)
+    return number if folder == _FIRST_PAPER else f"{folder}/{number}"
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -128,7 +139,8 @@ class Experiment:
 
         Raises `UserError` for one that is not there and for a filter that leaves nothing.
         """
-        self.file, self.name = name, Path(name).name
+        self.file = name
+        self.name = name.removeprefix(f"{_FIRST_PAPER}/").replace("/", "-")
         self.overrides, self.rehearsal = tuple(overrides), rehearsal
         base = composed(f"paper={name}", *overrides, name="reproduce")
         if base.paper_table is None:

@@ -24,9 +24,16 @@ class PaperTable:
     errata: Mapping[str, str] = field(default_factory=dict)  # by row; «table»: of the whole
     claims: Sequence[Mapping[str, Any]] = ()  # {more: row, than: row, by: points, dataset, ipc}
     mean_over_students: bool = False
-    sweep: str | None = None  # the key that rows vary, for a curve
+    sweep: str | Sequence[str] | None = None  # the key that rows vary, for a curve; or several
     measure: bool = False  # diversity and maps of the sets beside (or instead of) accuracy
     published_diversity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def swept(self) -> dict[str, dict[str, float]]:
+        """Of each key of the sweep its value in the rows that set it."""
+        keys = [self.sweep] if isinstance(self.sweep, str) else self.sweep or ()
+        rows = self.rows.items()
+        return {key: {row: float(o[key]) for row, o in rows if key in o} for key in keys}
 
     def __post_init__(self) -> None:
         for key in self.grid:

@@ -32,12 +32,34 @@ def _schemas():
 NAMES = [*(f"table{n}" for n in range(1, 11)), *(f"figure{n}" for n in range(4, 12))]
 
 
+SECOND = [f"self_adaptive_memory/{n}" for n in ("table1", "table2", "table3", "figure3", "figure4")]
+
+
 def grid_of(name, overrides=(), rehearsal=False, **only):
-    return Experiment(f"mgd3/{name}", overrides, only, rehearsal)
+    file = name if "/" in name else f"mgd3/{name}"
+    return Experiment(file, overrides, only, rehearsal)
 
 
 def test_all_tables_and_figures_are_there():
-    assert paper_files() == [f"mgd3/{name}" for name in NAMES]
+    assert paper_files() == [*(f"mgd3/{name}" for name in NAMES), *SECOND]
+
+
+def test_another_papers_tables_are_named_with_it_and_have_folders_of_their_own():
+    for typed, file in (("1", "mgd3/table1"), ("self_adaptive_memory/1", SECOND[0])):
+        request = read_request(composed(f"table={typed}", name="reproduce"), [f"table={typed}"])
+        assert request.name == file and request.overrides == ()
+    assert grid_of("table1").variant == "table1"
+    assert grid_of(SECOND[0]).variant == "self_adaptive_memory-table1"
+
+
+def test_a_sweep_may_have_several_keys():
+    table = grid_of("self_adaptive_memory/figure4").table
+    assert {key: len(rows) for key, rows in table.swept.items()} == {
+        "finetune.representativeness": 5, "finetune.diversity": 5,
+        "finetune.memory_real": 5, "finetune.memory_generated": 5,
+    }  # fmt: skip
+    places = grid_of("self_adaptive_memory/figure4", ["dataset.root=x"], seed=["0"]).located
+    assert len(places) == 21 and len({p.folder for p in places}) == 18  # the defaults are one run
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +68,7 @@ def built():
     return set()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SECOND])
 def test_every_cell_composes(name, built):
     """At the paper's size, and in rehearsal, where a run of every row can be built."""
     paper = grid_of(name, ["dataset.root=x"])
@@ -56,7 +78,8 @@ def test_every_cell_composes(name, built):
         assert place.job.ipc == "full" or place.cfg.ipc == int(place.job.ipc)
         assert place.cfg.seed == place.job.seed
     students = [(p.folder, student, seed) for p in paper.located for student, seed in p.wanted]
-    assert len(set(students)) == len(students)
+    shared = len(paper.table.swept) > 1  # the default is a row of every key's sweep
+    assert len(set(students)) == len(students) or shared
 
     rehearsal = grid_of(name, rehearsal=True)
     assert {j.row for j in rehearsal.jobs} == {j.row for j in paper.jobs}
@@ -73,12 +96,13 @@ def test_every_cell_composes(name, built):
             protocol.recipe(place.cfg.ipc, len(dataset.classes), student)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SECOND])
 def test_files_open_with_their_claim(name):
-    text = Path(CONFIGS, "paper/mgd3", f"{name}.yaml").read_text()
+    file = name if "/" in name else f"mgd3/{name}"
+    text = Path(CONFIGS, "paper", f"{file}.yaml").read_text()
     head = text.split("defaults:")[0]
-    number = re.sub("[a-z]", "", name)
-    assert re.search(rf"(Table|Figure) {number}: ", head)
+    number = re.sub(".*/|[a-z]", "", name)
+    assert re.search(rf"(Table|Figure) {number}( of .*)?: ", head)
     for word in ("scripts/reproduce.py", "rehearsal=true", "# Cost", "RTX A5000", "# Open: "):
         assert word in head, word
 
