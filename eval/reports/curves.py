@@ -64,6 +64,7 @@ def _accuracy(
             figure, axes = panels(1, len(swept), (max(7, 4.6 * len(swept)), 4.2))
             for axis, (key, values) in zip(axes[0], swept.items(), strict=True):
                 _against_key(axis, cells, values, key)
+                axis.sharey(axes[0][0])
         else:
             across = len(ipcs) > 1
             figure, axes = panels(1, 1, (7, 4.2 if across else 0.34 * len(cells) + 1.1))
