@@ -36,10 +36,9 @@ def announce(cfg: DictConfig) -> list[Need]:
     """
     needs = [*_archive(cfg), *_weights(cfg)]
     if needs:
-        total, free = sum(n.size for n in needs), shutil.disk_usage(Path.home()).free
         log.info(
             "to be fetched first, %s in all, %s free at home: %s",
-            *(_amount(total), _amount(free)),
+            *(_amount(sum(n.size for n in needs)), _free_at_home()),
             "; ".join(f"{n.name} ({n.key}), {_amount(n.size)}" for n in needs),
         )
     return needs
@@ -91,6 +90,13 @@ def _weights(cfg: DictConfig) -> list[Need]:
             key = "backbone.vae" if parts == ["vae"] else "backbone.weights"
             needs.append(Need(source, key, size, partial(fetch_repository, source, parts)))
     return needs
+
+
+def _free_at_home() -> str:
+    try:
+        return _amount(shutil.disk_usage(Path.home()).free)
+    except (OSError, RuntimeError):  # as in a container, whose user has none
+        return "nothing"
 
 
 def _amount(size: float) -> str:

@@ -24,11 +24,13 @@ from mgd3.data.layouts.archives import (
     note_of,
 )
 from mgd3.data.layouts.listing import counted, list_pictures
-from mgd3.data.layouts.parquet import is_parquet, unpacked
+from mgd3.data.layouts.parquet import unpacked
+from mgd3.data.layouts.shards import is_parquet
 from mgd3.data.layouts.trees import (
     TRAIN,
     VAL,
     FlatValidation,
+    HeldOut,
     RestoredImageNet,
     find_layout,
     is_resplit,
@@ -288,6 +290,11 @@ class ImageTree:
                 raise UserError(
                     f"dataset={self.name}: {len(missing)} of {len(self.classes)} class folders are "
                     f"missing in {folder}{loose}, the first is {missing[0]}"
+                )
+            if empty and isinstance(self._layout, HeldOut) and split == VAL:
+                raise UserError(
+                    f"dataset={self.name}: {folder / empty[0]} holds one picture, and with "
+                    "dataset.val_fraction each class needs two: one is held out for tests"
                 )
             if empty:
                 raise UserError(

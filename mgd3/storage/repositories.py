@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
@@ -41,7 +41,17 @@ class HubFile:
 
 
 def published_files(siblings: Sequence[Any] | None) -> list[HubFile]:
-    """The files that the hub's answer about a repository lists."""
+    """The files that the hub's answer about a repository lists.
+
+    Raises `UserError` for a name that would lead out of the folder that they are put in.
+    """
+    for sibling in siblings or []:
+        path = PurePosixPath(sibling.rfilename)
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"the hub lists the file {sibling.rfilename!r}, which would lie outside its "
+                "repository's folder: nothing is fetched"
+            )
     return [
         HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
         for s in siblings or []
@@ -52,14 +62,14 @@ def hub_reachable() -> bool:
     """Spares a machine without a network the hub client's half minute of retries."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
-    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     from huggingface_hub.constants import ENDPOINT
 
-    address = urlparse(ENDPOINT)
     try:
+        address = urlparse(ENDPOINT)
         socket.getaddrinfo(address.hostname, address.port or 443)
-    except OSError:
+    except (OSError, ValueError):  # no such host, or nothing that could be one
         return False
     return True
 
@@ -118,5 +128,12 @@ def talking(failure: str, after: str = "") -> Iterator[None]:
                 f"{failure}: the hub refuses this account; check the name, and that its token may "
                 f"do this (HF_TOKEN, «hf auth login»){after}"
             ) from error
-        reason = first_line(error).replace(get_token() or "\0", "…")
+        reason = _without(get_token(), first_line(error))
         raise UserError(f"{failure} ({reason}); try the same command again later{after}") from error
+
+
+def _without(token: str | None, text: str) -> str:
+    """Text without the token, as it is or as Python shows it."""
+    for shown in (token, repr(token)[1:-1]) if token else ():
+        text = text.replace(shown, "…")
+    return text

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+from pathlib import Path
 
 import pytest
 from conftest import image
@@ -11,6 +13,7 @@ from servers import HUB_TOKEN
 
 from mgd3.data.class_lists import read_class_list
 from mgd3.data.datasets import ImageTree
+from mgd3.data.layouts import parquet
 from mgd3.data.layouts.parquet import unpacked
 from mgd3.runtime.errors import UserError
 
@@ -29,7 +32,10 @@ def jpeg(seed):
 def table(path, rows, names):
     """A parquet file of (content, name, label) rows, as the hub's converter writes them."""
     columns = {
-        "image": [{"bytes": content, "path": name} for content, name, _ in rows],
+        "image": [
+            {"bytes": content, "path": name} if content or name else None
+            for content, name, _ in rows
+        ],
         "label": [label for *_, label in rows],
     }
     features = datasets.Features(
@@ -99,8 +105,6 @@ def test_wanted_classes_of_a_folder_of_tables_are_unpacked_once(ilsvrc, tmp_path
 
 
 def test_a_killed_unpacking_goes_on_with_the_next_table(ilsvrc, tmp_path, monkeypatch):
-    from mgd3.data.layouts import parquet
-
     keep, kept = parquet._keep, []
 
     def killed(path, *rest):
@@ -219,3 +223,162 @@ def test_tables_that_are_none_and_without_images_are_refused(tmp_path):
     (tmp_path / "t/validation.parquet").unlink()
     with pytest.raises(UserError, match=r"called train-.* and validation-.*found train"):
         unpacked(str(tmp_path / "t"), WOOF, tmp_path / "data")
+
+
+def pets(tmp_path, rows, names=("cat", "dog"), folder="t"):
+    """A set of one's own, the same rows in both splits, and the folder to read it from."""
+    for split in ("train", "validation"):
+        table(tmp_path / folder / f"{split}.parquet", rows, list(names))
+    return str(tmp_path / folder)
+
+
+def own(root, tmp_path):
+    return ImageTree("pets", None, root, 64, data=tmp_path / "data")
+
+
+BOTH = [(jpeg(1), "a.jpg", 0), (jpeg(2), "b.jpg", 1)]
+
+
+@pytest.mark.parametrize("stop", ["move", "journal"])
+def test_a_process_killed_at_the_worst_moment_costs_no_image(ilsvrc, tmp_path, monkeypatch, stop):
+    replaced, real = [], os.replace
+
+    def move(old, new):  # killed when the training folders are in place, those of val not yet
+        if "/val/n" in str(new) and ".part" not in str(new):
+            raise KeyboardInterrupt
+        real(old, new)
+
+    def keep(path, *_):  # killed in the first shard
+        replaced.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", move)
+    with pytest.raises(KeyboardInterrupt):
+        unpacked(str(ilsvrc), WOOF, tmp_path / "killed")
+    monkeypatch.undo()
+    (place,) = (tmp_path / "killed/tables").iterdir()
+    (place / ".part/val" / WOOF[0].wnid / ".x.jpg.1.mgd3.tmp").write_bytes(b"half")
+    if stop == "journal":  # other classes are begun, and not even their first shard is done
+        monkeypatch.setattr(parquet, "_keep", keep)
+        with pytest.raises(KeyboardInterrupt):
+            unpacked(str(ilsvrc), IMAGENET[:1], tmp_path / "killed")
+        monkeypatch.undo()
+    unpacked(str(ilsvrc), WOOF, tmp_path / "killed")
+    unpacked(str(ilsvrc), WOOF, tmp_path / "whole")
+    (whole,) = (tmp_path / "whole/tables").iterdir()
+    assert files(place) == files(whole)
+
+
+def test_what_others_unpacked_is_read_where_nothing_can_be_written(ilsvrc, tmp_path, monkeypatch):
+    there = unpacked(str(ilsvrc), WOOF, tmp_path)
+    monkeypatch.setattr(parquet, "waiting", None)  # no lock is taken
+    assert unpacked(str(ilsvrc), WOOF[:3], tmp_path) == there
+
+
+def test_one_source_by_its_labels_and_by_a_class_list(tmp_path):
+    root = pets(tmp_path, BOTH, ["tench", "x"])
+    assert [c.name for c in own(root, tmp_path).classes] == ["tench", "x"]
+    tench = ImageTree("one", "imagenet1k", root, 64, ["tench"], data=tmp_path / "data")
+    assert [c.wnid for c in tench.classes] == ["n01440764"]
+    assert [c.name for c in own(root, tmp_path).classes] == ["tench", "x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "expected"),
+    [
+        (jpeg(3), "../../x.jpg", "x.jpg"),
+        (jpeg(3), "/etc/x.jpg", "x.jpg"),
+        (jpeg(3), "..\\x.jpg", "train-000002.jpeg"),
+        (jpeg(3), "a\0b.jpg", "train-000002.jpeg"),
+        (jpeg(3), "n" * 300 + ".jpg", "train-000002.jpeg"),
+        (jpeg(3), "\u732b" * 90 + ".jpg", "train-000002.jpeg"),  # more bytes than characters
+        (jpeg(3), ".x.jpg", "train-000002.jpeg"),
+        (jpeg(3), "x.txt", "train-000002.jpeg"),
+        (jpeg(3), "b.jpg", "b.jpg"),
+        (jpeg(3), "a.jpg", "train-000002-a.jpg"),
+        (b"no picture", None, "train-000002.png"),
+        (b"no picture", "c.jpg", "c.jpg"),
+        (None, "/etc/passwd", "train-000002.png"),
+        (None, None, "train-000002.png"),
+    ],
+)
+def test_every_row_becomes_a_file_that_is_looked_at(tmp_path, content, name, expected):
+    tree = own(pets(tmp_path, [*BOTH, (content, name, 0)]), tmp_path)
+    names = [Path(image.key).name for image in tree.images("train", 0)]
+    assert sorted(names) == sorted({"a.jpg", expected}) and tree.remarks() == []
+    assert (tree.root / "train/cat" / expected).read_bytes() == (content or b"")
+    assert not [f for f in files(tmp_path / "data") if not f.startswith("tables/")]
+
+
+def test_pictures_without_a_name_keep_a_suffix_of_their_kind(tmp_path):
+    buffer = io.BytesIO()
+    image(seed=5).save(buffer, "JPEG2000")
+    tree = own(pets(tmp_path, [(buffer.getvalue(), None, 0), BOTH[1]]), tmp_path)
+    assert tree.images("train", 0)[0].decode().size == image(seed=5).size
+
+
+def test_rows_without_a_label_and_labels_without_rows_are_said(tmp_path, caplog):
+    rows = [*BOTH, (jpeg(3), "u.jpg", None)]
+    assert len(own(pets(tmp_path, rows, ["cat", "dog", "cow"]), tmp_path).classes) == 2
+    assert "train.parquet: 1 images without a label are left out" in caplog.text
+    assert "no image for train/cow, val/cow: left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "folder", "message"),
+    [
+        (["cat/x", "dog"], "t", "a class label='cat/x' is no name"),
+        (["..", "dog"], "t", r"a class label='\.\.' is no name"),
+        (["c" * 240, "dog"], "t", "1 to 100 characters"),
+        ([".cat", "dog"], "t", r"a class label is '\.cat', and folders that are called so"),
+        (["@eaDir", "dog"], "t", "not looked at: rename the class"),
+        ([], "t", "expected one of images and one of class labels"),
+        (["cat", "dog"], "a::b", "takes «::» for more than a name"),
+    ],
+)
+def test_labels_and_folders_that_cannot_be_used_are_refused(tmp_path, names, folder, message):
+    root = Path(pets(tmp_path, BOTH if names else [], names)).rename(tmp_path / folder)
+    with pytest.raises(UserError, match=message):
+        own(str(root), tmp_path)
+    assert all(Path(f).name == ".lock" for f in files(tmp_path / "data"))
+
+
+def test_folders_and_dead_links_called_parquet_are_no_tables(tmp_path):
+    (tmp_path / "t/train.parquet").mkdir(parents=True)
+    (tmp_path / "t/validation.parquet").symlink_to("nowhere")
+    with pytest.raises(UserError, match="has no folder train and val"):
+        own(str(tmp_path / "t"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("hf://", "the repository='/' is no repository"),
+        ("hf://x", "the repository='x/' is no repository"),
+        ("hf://../..", "is no repository"),
+        ("hf:// a/b", "is no repository"),
+        ("hf://a/b\0", "is no repository"),
+        ("hf://a/b@", "the revision and each folder='' is no name"),
+        ("hf://a/b@\n", "is no name"),
+        ("hf://a/b/c/../d", r"each folder='\.\.' is no name"),
+        (f"hf://a/b/{'s' * 300}", "1 to 100 characters"),
+    ],
+)
+def test_what_is_no_address_of_the_hub_leaves_nothing(tmp_path, root, message):
+    with pytest.raises(UserError, match=message):
+        own(root, tmp_path)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_repository_whose_files_lead_out_of_it_is_refused(hub, tmp_path):
+    hub.files["me/bad"] = {"data/../../../train.parquet": b"x", "val.parquet": b"x"}
+    hub.private["me/bad"] = False
+    with pytest.raises(UserError, match="which would lie outside its repository's folder"):
+        unpacked("hf://me/bad", WOOF, tmp_path)
+
+
+@pytest.mark.parametrize("endpoint", ["http://localhost:abc", f"http://{'a' * 70}.de", "http://["])
+def test_an_endpoint_that_is_none_is_a_hub_out_of_reach(tmp_path, monkeypatch, endpoint):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        unpacked("hf://me/some", WOOF, tmp_path)

@@ -210,6 +210,36 @@ def test_what_is_left_out_is_counted(tree, caplog):
     assert "dataset=t: cat: 2 files hidden" in caplog.text
 
 
+def test_what_is_left_out_is_counted_once_where_both_splits_read_one_folder(photographs, archive):
+    (photographs / "cat/.hidden.png").touch()
+    (photographs / "cat/notes.txt").touch()
+    said = "cat: 1 file hidden, 1 file not pictures (.txt)"
+    assert tree_of(photographs, val_fraction=0.2).remarks() == [said]
+    touch(archive / "val" / WNIDS[0] / "notes.txt")
+    restored = tree_of(archive, class_list="imagenette")
+    assert restored.remarks() == [f"{WNIDS[0]}: 1 file not pictures (.txt)"]
+
+
+def test_odd_things_in_a_folder_without_a_split_are_named(photographs):
+    (photographs / "cat/gone.png").symlink_to("nowhere")
+    dataset = tree_of(photographs, val_fraction=0.2)
+    assert len([k for s in ("train", "val") for k in keys(dataset, s)]) == 21
+    with pytest.raises(UserError, match=r"gone\.png"):
+        contents_of(dataset, ["val", "train"], photographs.parent / "c", 1)
+    (photographs / "cat/gone.png").unlink()
+    for path in sorted((photographs / "dog").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(UserError, match="dog holds one picture, and with dataset"):
+        tree_of(photographs, val_fraction=0.2)
+    (photographs / "cat/again").symlink_to(".")
+    with pytest.raises(UserError, match=r"again cannot be listed \(Too many levels of symbolic"):
+        tree_of(photographs, val_fraction=0.2)
+    (photographs / "cat/again").unlink()
+    os.mkdir(os.fsencode(photographs) + b"/owl\xe9")
+    with pytest.raises(UserError, match=r"owl\?: the name is no UTF-8; rename the file or folder"):
+        tree_of(photographs, val_fraction=0.2)
+
+
 def test_copies_across_splits_and_classes_are_counted(tree, caplog):
     shutil.copy(tree / "train/cat/0.png", tree / "val/cat/again.png")
     shutil.copy(tree / "train/cat/1.png", tree / "train/dog/again.png")

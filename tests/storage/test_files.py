@@ -25,6 +25,7 @@ from mgd3.storage.files import (
     write_atomic,
     write_json,
 )
+from mgd3.storage.repositories import talking
 from mgd3.storage.tensors import tensor_bytes
 
 
@@ -177,3 +178,12 @@ def test_names_that_lead_elsewhere_are_none(name):
 )
 def test_names_of_people_are_names(name):
     assert checks.name("key", name) == name
+
+
+@pytest.mark.parametrize("token", ["hf_abcdef", "hf_abc\x07def"])
+def test_an_error_that_shows_a_token_is_told_without_it(token, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    header = f"Bearer {token}".encode()
+    with pytest.raises(UserError) as error, talking("me/set could not be fetched"):
+        raise ValueError(f"Illegal header value {header!r}")
+    assert "Illegal header value b'Bearer …'" in str(error.value)

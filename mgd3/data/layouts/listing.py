@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgd3.data.decoding import suffixes
-from mgd3.runtime.errors import UserError
+from mgd3.runtime.errors import UserError, first_line
 
 # What operating systems and storage boxes put beside pictures
 _OF_MACHINES = ("@eadir", "__macosx", "thumbs.db", "desktop.ini", ".ds_store")
@@ -28,9 +28,7 @@ def list_pictures(folder: Path, deep: bool = True) -> Listing:
     known = suffixes()
     files, left_out = [], Counter[str]()
     for path, name in _walk(folder, "", deep):
-        if not _is_utf8(path):
-            shown = path.encode(errors="replace").decode()
-            raise UserError(f"{folder}/{shown}: the name is no UTF-8; rename the file or folder")
+        require_utf8(folder, path)
         reason = _reason(name, known)
         if reason is None:
             files.append(path)
@@ -41,31 +39,50 @@ def list_pictures(folder: Path, deep: bool = True) -> Listing:
 
 def _walk(folder: Path, prefix: str, deep: bool) -> Iterator[tuple[str, str]]:
     """Paths within the folder, and names, of all files; folders of machines count as one file."""
-    try:
-        entries = list(os.scandir(folder / prefix))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        path = f"{prefix}{entry.name}"
-        if entry.is_dir() and not is_of_machines(entry.name):
+    for name, is_folder in entries(folder / prefix):
+        path = f"{prefix}{name}"
+        if is_folder and not is_of_machines(name):
             if deep:
                 yield from _walk(folder, f"{path}/", deep)
         else:
-            yield path, entry.name
+            yield path, name
 
 
-def _is_utf8(name: str) -> bool:
-    """False for bytes that Python could only smuggle into a text."""
+def entries(folder: Path) -> list[tuple[str, bool]]:
+    """Names in a folder, and which are folders; none where there is no folder.
+
+    Raises `UserError` where the file system refuses, as where links lead in a circle.
+    """
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        with os.scandir(folder) as found:
+            return [(entry.name, entry.is_dir()) for entry in found]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed ({first_line(error)}); mend it or take it out"
+        ) from error
+
+
+def require_utf8(folder: Path, path: str) -> None:
+    """`UserError` for bytes that Python could only smuggle into a text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode(errors="replace").decode()
+        raise UserError(
+            f"{folder}/{shown}: the name is no UTF-8; rename the file or folder"
+        ) from error
 
 
 def is_of_machines(name: str) -> bool:
     """Is it hidden, or put there by an operating system?"""
     return name.startswith(".") or name.lower() in _OF_MACHINES
+
+
+def is_picture(name: str) -> bool:
+    """Would a listing take a file of this name?"""
+    return _reason(name, suffixes()) is None
 
 
 def _reason(name: str, known: frozenset[str]) -> str | None:

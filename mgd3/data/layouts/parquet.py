@@ -7,7 +7,6 @@ as files are: the classes that a run wants are written once, byte for byte, to c
 from __future__ import annotations
 
 import glob
-import hashlib
 import logging
 import os
 import re
@@ -21,69 +20,25 @@ from typing import Any
 from PIL import Image
 
 from mgd3.data.class_lists import ClassInfo, read_class_list
+from mgd3.data.decoding import suffixes
 from mgd3.data.layouts.archives import require_space
+from mgd3.data.layouts.listing import is_of_machines, is_picture
+from mgd3.data.layouts.shards import TRAIN, VAL, Tables, name_of, of_folder, of_hub, source_of
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.storage.documents import remembered
-from mgd3.storage.files import waiting, write_atomic, write_json, writing
-from mgd3.storage.repositories import (
-    HUB,
-    HubFile,
-    hub_reachable,
-    published_files,
-    require_repository,
-    talking,
-)
+from mgd3.storage.files import remove_leftovers, waiting, write_atomic, write_json, writing
+from mgd3.storage.repositories import HUB
 
 log = logging.getLogger(__name__)
 
-TRAIN, VAL = "train", "val"
-_SPLITS = {"train": TRAIN, "validation": VAL, "valid": VAL, "val": VAL, "test": VAL}
-_SHARD = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_.][^/]*|/[^/]*)?\.parquet$")
-_PLACES = ("*.parquet", "data/*.parquet", *(f"{split}/*.parquet" for split in _SPLITS))
 _IMAGENET_NAME = re.compile(r"(n\d{8})_\d+|ILSVRC2012_val_\d{8}_(n\d{8})")
 _ALL = ".all"  # beside the class folders: every class was unpacked
 _JOURNAL = "done.json"
 _IMAGENET_CLASSES, _AGREE = 1000, 900
-_COMMIT = ".commit.json"  # which state of a repository they are from
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """The shards of one source, by split, and where its images go."""
-
-    name: str
-    shards: tuple[tuple[str, HubFile], ...]  # split, file
-    folder: Path | None  # of local shards
-    repository: str = ""
-    commit: str = ""
-
-    def at_hand(self, shard: HubFile, aside: Path) -> Path:
-        """A shard's local path; what must be fetched for it lies below `aside`."""
-        if self.folder is not None:
-            return self.folder / shard.name
-        from huggingface_hub import hf_hub_download
-
-        options: dict[str, Any] = {"repo_type": "dataset", "revision": self.commit}
-        with talking(f"{self.repository}: {shard.name} could not be fetched"):
-            fetched = hf_hub_download(self.repository, shard.name, local_dir=aside, **options)
-        path = Path(fetched)
-        if not shard.is_whole(path):
-            path.unlink()
-            raise UserError(
-                f"{self.repository}: {shard.name} arrived with another size or checksum than "
-                "the hub publishes; it was thrown away: run the same command again"
-            )
-        return path
-
-
-def is_parquet(root: str) -> bool:
-    """Does a dataset's root name tables: a repository of the hub, or a folder of *.parquet?"""
-    if root.startswith(HUB):
-        return True
-    folder = Path(root).expanduser()
-    return folder.is_dir() and bool(_local_names(folder))
+_NAMED = 5
+_LONGEST_NAME = 150  # bytes: a shard's name and more still go before it
 
 
 def unpacked(root: str, classes: Sequence[ClassInfo] | None, data: Path) -> Path:
@@ -93,101 +48,31 @@ def unpacked(root: str, classes: Sequence[ClassInfo] | None, data: Path) -> Path
     `UserError` for tables without images or class labels, for classes that they have not, and for
     what the hub refuses.
     """
-    place = data / "tables" / _name_of(root)
+    source = source_of(root) if root.startswith(HUB) else None
+    # labels' own names are other folders than a class list's: the two never lie together
+    place = data / "tables" / (name_of(root) + ("+labels" if classes is None else ""))
+    if _missing(classes, place) == []:  # as in a folder that others filled, where none may write
+        return place
     with waiting(place):
-        missing = None if classes is None else [c for c in classes if not _has(place, c.wnid)]
-        if missing == [] or (place / _ALL).is_file():
-            return place
-        tables = _of_hub(root, place) if root.startswith(HUB) else _of_folder(root)
-        _unpack(tables, missing, place)
+        missing = _missing(classes, place)
+        if missing != []:
+            tables = of_hub(root, source, place) if source else of_folder(root)
+            _unpack(tables, missing, place)
     return place
 
 
-def _name_of(root: str) -> str:
-    """What the folder of a source is called: by what was typed, or by what the files are."""
-    if root.startswith(HUB):
-        return root.removeprefix(HUB).removeprefix("datasets/").strip("/").replace("/", "--")
-    folder = Path(root).expanduser().resolve()
-    stats = [(name, (folder / name).stat().st_size) for name in _local_names(folder)]
-    digest = hashlib.blake2s(repr((str(folder), stats)).encode(), digest_size=6).hexdigest()
-    return f"{folder.name[:60]}-{digest}"
+def _missing(classes: Sequence[ClassInfo] | None, place: Path) -> list[ClassInfo] | None:
+    """Wanted classes that are not unpacked; None for all."""
+    if (place / _ALL).is_file():
+        return []
+    return None if classes is None else [c for c in classes if not _has(place, c.wnid)]
 
 
 def _has(place: Path, wnid: str) -> bool:
     return all((place / split / wnid).is_dir() for split in (TRAIN, VAL))
 
 
-def _local_names(folder: Path) -> list[str]:
-    found = [str(p.relative_to(folder)) for pattern in _PLACES for p in folder.glob(pattern)]
-    return sorted(name for name in found if _SHARD.search(name))
-
-
-def _of_folder(root: str) -> _Tables:
-    folder = Path(root).expanduser()
-    files = [HubFile(name, (folder / name).stat().st_size) for name in _local_names(folder)]
-    return _Tables(str(folder), _by_split(str(folder), files), folder)
-
-
-def _of_hub(root: str, place: Path) -> _Tables:
-    """The shards of hf://USER/NAME[@REVISION][/FOLDER], at the commit that came first."""
-    named = root.removeprefix(HUB).removeprefix("datasets/").strip("/")
-    user, _, rest = named.partition("/")
-    name, _, subfolder = rest.partition("/")
-    name, _, revision = name.partition("@")
-    repository = f"{user}/{name}"
-    require_repository(
-        "dataset.root=hf://USER/NAME[@REVISION][/FOLDER], the repository", repository
-    )
-    if not hub_reachable():
-        raise UserError(
-            f"dataset.root={root}: the hub cannot be reached, or HF_HUB_OFFLINE is set, and not "
-            f"all wanted classes are in {place}"
-        )
-    from huggingface_hub import HfApi
-
-    first = remembered(place / _COMMIT, dict[str, str]).get("commit")
-    with talking(f"dataset.root={root} could not be looked at"):
-        info = HfApi().dataset_info(
-            repository, revision=first or revision or None, files_metadata=True
-        )
-    commit = str(info.sha)
-    files = [
-        f
-        for f in published_files(info.siblings)
-        if f.name.startswith(f"{subfolder}/" if subfolder else "") and f.name.endswith(".parquet")
-    ]
-    shards = _by_split(root, files)
-    write_json(place / _COMMIT, {"commit": commit})
-    return _Tables(root, shards, None, repository, commit)
-
-
-def _by_split(root: str, files: Sequence[HubFile]) -> tuple[tuple[str, HubFile], ...]:
-    """Shards with their splits; `UserError` for none of one split, and for two configurations."""
-    found: dict[str, list[HubFile]] = {}
-    folders = set()
-    for file in files:
-        if match := _SHARD.search(file.name):
-            found.setdefault(match[1], []).append(file)
-            folders.add(file.name[: match.start()].strip("/"))
-    if len(folders) > 1:
-        raise UserError(
-            f"dataset.root={root} holds several tables ({', '.join(sorted(folders))}): add the "
-            f"folder that you want, such as dataset.root={root}/{sorted(folders)[-1]}"
-        )
-    val = next((split for split in _SPLITS if _SPLITS[split] == VAL and split in found), None)
-    if TRAIN not in found or val is None:
-        raise UserError(
-            f"dataset.root={root}: expected parquet files called train-* and validation-* (or "
-            f"test-*); found {', '.join(sorted(found)) or 'none'}"
-        )
-    return tuple(
-        (split, file)
-        for key, split in ((TRAIN, TRAIN), (val, VAL))
-        for file in sorted(found[key], key=lambda f: f.name)
-    )
-
-
-def _unpack(tables: _Tables, classes: Sequence[ClassInfo] | None, place: Path) -> None:
+def _unpack(tables: Tables, classes: Sequence[ClassInfo] | None, place: Path) -> None:
     """Write the wanted classes' images aside, then move all their folders into place."""
     part = place / ".part"
     sizes = [file.size for _, file in tables.shards]
@@ -212,25 +97,40 @@ def _unpack(tables: _Tables, classes: Sequence[ClassInfo] | None, place: Path) -
                 if tables.folder is None:
                     path.unlink()
             advance()
-    absent = [(s, w) for s in (TRAIN, VAL) for w in folders.values() if not (part / s / w).is_dir()]
-    if absent:
-        split, wnid = absent[0]
+    wanted = [f"{split}/{wnid}" for split in (TRAIN, VAL) for wnid in folders.values()]
+    # some are in place already if a process was killed while it moved them
+    absent = [w for w in wanted if not ((part / w).is_dir() or (place / w).is_dir())]
+    if absent and classes is not None:
+        shutil.rmtree(part)
+        split, _, wnid = absent[0].partition("/")
         raise UserError(f"{tables.name}: no image for {split} has the class {wnid}")
-    with writing(place):
-        for split in (TRAIN, VAL):
-            (place / split).mkdir(exist_ok=True)
-            for wnid in folders.values():
-                os.replace(part / split / wnid, place / split / wnid)
-        if classes is None:
+    if absent:  # of all classes, and the layout refuses those that have but one split
+        some = ", ".join(absent[:_NAMED]) + (" …" if len(absent) > _NAMED else "")
+        log.warning("%s: no image for %s: left out", tables.name, some)
+    _move(part, place, wanted)
+    if classes is None:
+        with writing(place):
             (place / _ALL).touch()
     shutil.rmtree(part)
 
 
+def _move(part: Path, place: Path, folders: Sequence[str]) -> None:
+    """Put class folders that are whole in place; those moved by a killed process are there."""
+    with writing(place):
+        for folder in folders:
+            (place / folder).parent.mkdir(exist_ok=True)
+            if (part / folder).is_dir():
+                shutil.rmtree(place / folder, ignore_errors=True)  # half of a class, never read
+                os.replace(part / folder, place / folder)
+
+
 def _begin(part: Path, wnids: list[str]) -> list[str]:
     """Shards that an earlier, killed unpacking of the same classes has done."""
+    remove_leftovers(part)
     journal = remembered(part / _JOURNAL, dict[str, list[str]])
     if journal.get("classes") == wnids:
         return journal.get("shards", [])
+    (part / _JOURNAL).unlink(missing_ok=True)  # before what it tells of is gone
     for split in (TRAIN, VAL):
         shutil.rmtree(part / split, ignore_errors=True)
     return []
@@ -253,13 +153,19 @@ def _open_table(path: Path) -> _Table:
         raise UserError(
             f"{path}: reading parquet needs the package datasets: pip install datasets"
         ) from error
+    if "::" in str(path):
+        raise UserError(
+            f"{path}: the package datasets takes «::» for more than a name: rename the folder"
+        )
     with reading(path, "fetch it again"):
         rows = datasets.load_dataset(
             "parquet", data_files=[glob.escape(str(path))], split="train", streaming=True
         )
         columns = rows.features or {}
     images = [c for c, kind in columns.items() if isinstance(kind, datasets.Image)]
-    labels = [c for c, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = [
+        c for c, kind in columns.items() if isinstance(kind, datasets.ClassLabel) and kind.names
+    ]
     if not (images and labels):
         raise UserError(
             f"{path} has the columns {', '.join(columns) or 'none'}; expected one of images and "
@@ -274,10 +180,14 @@ def _folders(
 ) -> dict[int, str]:
     """Folders by the numbers of the wanted labels; `UserError` for a class that is not there."""
     if classes is None:
-        return {
-            n: checks.name(f"dataset.root={source}: a class label", name)
-            for n, name in enumerate(names)
-        }
+        for name in names:
+            checks.name(f"dataset.root={source}: a class label", name)
+            if is_of_machines(name):
+                raise UserError(
+                    f"dataset.root={source}: a class label is {name!r}, and folders that are "
+                    "called so are not looked at: rename the class"
+                )
+        return dict(enumerate(names))
     return {_number_of(info, names, source): info.wnid for info in classes}
 
 
@@ -310,28 +220,50 @@ def _first_name(name: str) -> str:
 
 
 def _keep(path: Path, folders: Mapping[int, str], split: Path) -> None:
-    """Write a shard's images of the wanted classes, byte for byte, under the names they have."""
+    """Write a shard's images of the wanted classes, byte for byte, under the names they have.
+
+    A row without an image becomes an empty file, which is named where all pictures are checked.
+    """
     table = _open_table(path)
+    unlabelled = 0
     with reading(path, "fetch it again"):
         for row, entry in enumerate(table.rows):
-            wnid = folders.get(entry[table.label])
+            label = entry[table.label]
+            unlabelled += label is None or label < 0
+            wnid = folders.get(label)
             if wnid is None:
                 continue
-            content, named = entry[table.image]["bytes"], entry[table.image]["path"]
-            name = _file_name(content, named, f"{path.stem}-{row:06d}")
+            picture = entry[table.image] or {}
+            content = picture.get("bytes") or b""
+            name = _file_name(content, picture.get("path"), f"{path.stem}-{row:06d}")
             _require_class(name, wnid, path)
             target = split / wnid / name
             if target.exists() and target.read_bytes() != content:  # one name for many images
                 target = split / wnid / f"{path.stem}-{row:06d}-{name}"
             write_atomic(target, content)
+    if unlabelled:
+        log.warning("%s: %d images without a label are left out", path.name, unlabelled)
 
 
 def _file_name(content: bytes, named: str | None, otherwise: str) -> str:
+    """The name that an image has if a listing takes it, else one of its row and kind."""
     name = Path(named or "").name
-    if checks.is_name(name) and Path(name).suffix:
+    if checks.is_name(name) and is_picture(name) and len(name.encode()) <= _LONGEST_NAME:
         return name
-    with Image.open(BytesIO(content)) as picture:
-        return f"{otherwise}.{(picture.format or 'png').lower()}"
+    return f"{otherwise}{_suffix_of(content)}"
+
+
+def _suffix_of(content: bytes) -> str:
+    """A suffix for an image; .png also for what is none, so that it is looked at and named."""
+    try:
+        with Image.open(BytesIO(content)) as picture:
+            kind = picture.format or ""
+    except Exception:  # Pillow raises anything for content that it does not expect
+        return ".png"
+    if f".{kind.lower()}" in suffixes():
+        return f".{kind.lower()}"
+    known = Image.registered_extensions()
+    return next((s for s in sorted(suffixes()) if known[s] == kind), ".png")
 
 
 def _require_class(name: str, wnid: str, path: Path) -> None:

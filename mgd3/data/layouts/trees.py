@@ -14,7 +14,13 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from mgd3.data.layouts.listing import Listing, is_of_machines, list_pictures
+from mgd3.data.layouts.listing import (
+    Listing,
+    entries,
+    is_of_machines,
+    list_pictures,
+    require_utf8,
+)
 from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.storage.documents import remembered
@@ -120,7 +126,7 @@ class RestoredImageNet(ClassFolders):
                 if file.rpartition("/")[2].startswith(_VALIDATION_NAME) == (split == VAL):
                     files.append(file)
                     self._places[split, wnid, file] = folder / wnid / file
-        return Listing(tuple(sorted(files)), left_out)
+        return Listing(tuple(sorted(files)), left_out if split == TRAIN else {})  # said once
 
     def shortfall(self, wnids: Sequence[str]) -> list[str]:
         """Classes that lack photographs of ImageNet's, with how many they have."""
@@ -184,7 +190,7 @@ class HeldOut(ClassFolders):
         count = min(max(1, round(self._fraction * len(shares))), max(0, len(shares) - 1))
         held_out = {file for _, file in sorted((share, f) for f, share in shares.items())[:count]}
         files = tuple(f for f in found.files if (f in held_out) == (split == VAL))
-        return Listing(files, found.left_out)
+        return Listing(files, found.left_out if split == TRAIN else {})  # said once
 
     def _shares(self, wnid: str, files: Sequence[str]) -> dict[str, str]:
         """A digest of each file's content; remembered by size and time."""
@@ -194,12 +200,13 @@ class HeldOut(ClassFolders):
         known = remembered(memory, dict[str, tuple[tuple[int, int], str]])
         seen = {}
         for file in files:
+            if not (folder / file).is_file():  # as a link to nothing: named where all are checked
+                seen[file] = (0, 0), ""
+                continue
             stat = (folder / file).stat()
             stamp = stat.st_size, stat.st_mtime_ns
             if file in known and known[file][0] == stamp:
                 seen[file] = known[file]
-            elif not (folder / file).is_file():
-                seen[file] = stamp, ""
             else:
                 content = (folder / file).read_bytes()
                 seen[file] = stamp, hashlib.blake2s(content, digest_size=16).hexdigest()
@@ -210,13 +217,16 @@ class HeldOut(ClassFolders):
 
 def _loose(folder: Path) -> int:
     """Files beside the class folders, but for the table of their names."""
-    names = [e.name for e in os.scandir(folder) if e.is_file()]
+    names = [name for name, is_folder in entries(folder) if not is_folder]
     return sum(not is_of_machines(n) and n != "classes.csv" for n in names)
 
 
 def class_folders(folder: Path) -> list[str]:
     """Names of class folders, sorted; not those that operating systems make."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_of_machines(e.name))
+    names = [n for n, is_folder in entries(folder) if is_folder and not is_of_machines(n)]
+    for name in names:
+        require_utf8(folder, name)
+    return sorted(names)
 
 
 def find_layout(
@@ -355,7 +365,7 @@ def _what_was_found(root: Path) -> str:
             f"dataset.root={root} has no train/ and val/, but the folders {_some(folders)}; if "
             "they are classes, hold a share of each out for tests: dataset.val_fraction=0.2"
         )
-    loose = len([e for e in os.scandir(root) if e.is_file()])
+    loose = len([name for name, is_folder in entries(root) if not is_folder])
     there = f"the folders {_some(folders)}" if folders else f"{loose} files and no folder"
     missing = "val or validation" if TRAIN in folders else "train and val (or validation)"
     return (
