@@ -54,14 +54,17 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {reason}") from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` whole: a temporary file beside it, flushed, then renamed."""
-    with whole_file(path) as file:
+def write_atomic(path: Path, data: bytes, flush: bool = True) -> None:
+    """Write `data` to `path` whole: a temporary file beside it, flushed, then renamed.
+
+    Without `flush` a power cut may lose it: for one of many files, flushed together by the caller.
+    """
+    with whole_file(path, flush) as file:
         file.write(data)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, flush: bool = True) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends; nothing, if it fails.
 
     It stays locked while it is written, so that `remove_leftovers` tells it from a dead one.
@@ -73,7 +76,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
                 os.chmod(temporary, 0o644)
                 os.replace(temporary, path)
         except BaseException:

@@ -240,7 +240,8 @@ def _keep(path: Path, folders: Mapping[int, str], split: Path) -> None:
             target = split / wnid / name
             if target.exists() and target.read_bytes() != content:  # one name for many images
                 target = split / wnid / f"{path.stem}-{row:06d}-{name}"
-            write_atomic(target, content)
+            write_atomic(target, content, flush=False)
+    os.sync()  # all of a shard at once, before the journal says that it is done
     if unlabelled:
         log.warning("%s: %d images without a label are left out", path.name, unlabelled)
 
