@@ -290,8 +290,10 @@ def _flat(nested: Mapping[str, Any]) -> dict[tuple[str, str, str, str], Any]:
 
 
 def _title(experiment: Experiment) -> str:
-    name = experiment.name.replace("table", "Table ").replace("figure", "Figure ")
-    return f"{name}: {experiment.table.caption}" + " (rehearsal)" * experiment.rehearsal
+    *paper, number = experiment.file.removeprefix("mgd3/").split("/")
+    name = number.replace("table", "Table ").replace("figure", "Figure ")
+    of = f" of {paper[0].replace('_', ' ')}" if paper else ""
+    return f"{name}{of}: {experiment.table.caption}" + " (rehearsal)" * experiment.rehearsal
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="make_tables")
