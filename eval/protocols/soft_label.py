@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from eval.images import TestImages
 from eval.protocols.answers import Answers, SoftTargets, StoredAnswers
 from eval.protocols.augmentation import SoftAugmentation
-from eval.protocols.hard_label import every
 from eval.protocols.options import check_image_size, check_image_weights, options, pairs
 from eval.protocols.recipe import Cosine, Recipe, Teacher
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
@@ -64,20 +63,21 @@ class ManyClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class Tests:
-    """Tests after every so many epochs, once a share of all epochs is over; and at the end."""
+    """Tests every so many epochs from the first on, once a share is over; and at the end."""
 
+    first: int  # finished epochs at the first test, were nothing left out
     every: int
     after: float  # share of the epochs
 
     def __post_init__(self) -> None:
+        checks.integer("protocol.tests.first", self.first, minimum=1)
         checks.integer("protocol.tests.every", self.every, minimum=1)
         checks.number("protocol.tests.after", self.after, minimum=0, maximum=1)
 
     def of(self, epochs: int) -> tuple[int, ...]:
         """The finished epochs after which a student is tested."""
-        return tuple(
-            n for n in every(self.every, epochs) if n == epochs or n - 1 > self.after * epochs
-        )
+        due = range(self.first, epochs, self.every)
+        return (*(n for n in due if n > self.after * epochs), epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

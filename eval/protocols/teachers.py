@@ -18,7 +18,7 @@ from eval.protocols.hard_label import HardLabel, every
 from eval.protocols.options import check_training_precision
 from eval.protocols.recipe import Recipe
 from eval.protocols.training import History, StudentTraining
-from eval.students.registry import find_student, make_student
+from eval.students.registry import find_student, make_student, network_version
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.runtime import checks
@@ -127,7 +127,9 @@ class FullSetNetwork:
     ) -> None:
         own, recipe = self.options, self._recipe(inventory)
         how = asdict(recipe), asdict(self.protocol.augmentation)
-        made_from = json.dumps([own.student, own.seed, self.image_size, *how])
+        version = network_version(own.student, self.image_size)
+        apart = [version] if version > 1 else []  # the first one's files keep their names
+        made_from = json.dumps([own.student, own.seed, self.image_size, *how, *apart])
         digests = [digest for found in inventory for digest in found.digests]
         text = "\n".join([classes, made_from, *digests])
         name = hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
