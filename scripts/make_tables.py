@@ -34,6 +34,7 @@ from mgd3.config import identity
 from mgd3.config.build import build, build_space
 from mgd3.config.command import command
 from mgd3.config.grid import Experiment, Located, read_request
+from mgd3.config.paper import FAMILIES
 from mgd3.config.schema import CONFIGS, choices, plain
 from mgd3.data.claims import read_claim
 from mgd3.data.datasets import RealDataset
@@ -106,6 +107,7 @@ def compared(experiment: Experiment) -> PaperComparison:
     keys = order_of([*asked, *published])
     apart = set(table.published) - set(table.rows)  # then the paper's order has to be kept
     rows = order_of([*(table.published if apart else ()), *table.rows])
+    families = experiment.families()
     keys.sort(key=lambda k: rows.index(k[0]))
     cells = [
         TableCell(
@@ -115,6 +117,8 @@ def compared(experiment: Experiment) -> PaperComparison:
             student=key[3],
             paper=tuple(published[key]) if key in published else None,
             band=tuple(bands[key]) if key in bands else None,
+            family=table.family_of(key[0]) if key in published else None,
+            our_family=families.get(key[0]),
             ours=tuple(ours.get(key, ())),
             asked=asked.get(key, 0),
         )
@@ -127,6 +131,7 @@ def compared(experiment: Experiment) -> PaperComparison:
         errata={} if experiment.rehearsal else table.errata,
         claims=table.claims,
         values=_swept(experiment),
+        families=FAMILIES,
     )
 
 

@@ -36,7 +36,8 @@ from mgd3.storage.checkpoints import metadata_json, read_weights
 
 log = logging.getLogger(__name__)
 
-_NOT_OPTIONS = ("_target_", "version", "reads", "students")  # what a protocol's YAML says besides
+# What a protocol's YAML says besides
+_NOT_OPTIONS = ("_target_", "version", "family", "reads", "students")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mgd3.runtime.errors import UserError, first_line
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
 _NOT_OPTIONS = (
-    "name", "role", "reads", "version", "students", "sampling", "training", "mirror",
+    "name", "role", "reads", "version", "family", "students", "sampling", "training", "mirror",
 )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ _ONLY_DATA = (
     "what is read from a file is data, never code and no place; name it yourself on the command "
     "line, where there is such a key with with=[KEY=VALUE]"
 )
-_SKIPPED = ("reads", "version", "role", "name")
+_SKIPPED = ("reads", "version", "role", "name", "family")
 # What a group holds for others, whose own values show it where they take it.
 _FOR_OTHERS = {
     "dataset": (
