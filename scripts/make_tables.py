@@ -225,7 +225,7 @@ def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
     space = build_space(cfg, "metrics")
     inventory = take_inventory(section.real, "train", 1, Path(cfg.cache), cfg.compute.workers)
     found = measure_sets(section.sets, space.fit(section.real, inventory), section.title)
-    name = plain(cfg.metrics).get("student", "pixels")
+    name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
     printed = {} if experiment.rehearsal else experiment.table.published_diversity
     tables.append(_by_class(found, section, printed))
