@@ -629,7 +629,7 @@ STRUCTURES = [
               "summary.json: a folder is in the way"),
     _finished("table.md that is a folder", _folder("table.md"), "table.md: a folder is in the way"),
     Case("a teacher's file of another network", (*SOFT, "protocol.teacher.weights=w.safetensors"),
-         "is no convnet2_w8: it has no classifier", base="soft",
+         "is not a convnet2_w8 of these 2 classes", base="soft",
          spoil=lambda here: shutil.copy(SHIPPED, here / "w.safetensors")),
     Case("a teacher in the cache that is cut short", SOFT, "", accepted=True, base="soft",
          spoil=_then(_without("results.jsonl"), lambda here: _one(

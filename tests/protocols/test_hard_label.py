@@ -129,9 +129,8 @@ def test_unknown_and_missing_nested_keys_are_refused(override, message):
 
 def test_the_training_precision_comes_from_outside():
     options = plain(composed("dataset=imagenette", "protocol=hard_label").protocol)
-    kept = {
-        k: v for k, v in options.items() if k not in ("_target_", "version", "reads", "students")
-    }
+    left = ("_target_", "version", "family", "reads", "students")
+    kept = {k: v for k, v in options.items() if k not in left}
     assert HardLabel(**kept).recipe(10, 10, "convnet6").precision == "float32"
     fast = HardLabel(**kept, training_precision="bfloat16")
     assert fast.recipe(10, 10, "convnet6").precision == "bfloat16"
