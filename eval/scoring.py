@@ -207,6 +207,7 @@ def _of_every_row(
         "commit": commit(),
         "dataset_note": test.dataset.note or manifest["dataset_note"],
         "teacher": teacher.name if teacher else None,
+        "teacher_source": teacher.source if teacher else None,
         "teacher_top1": teacher.top1 if teacher else None,
         "role": manifest.get("role"),
         "labels": protocol.labels,

@@ -46,7 +46,7 @@ def sources(cfg: DictConfig) -> dict[str, list[str]]:
 def fetch(source: str, parts: list[str], insecure: bool = False) -> Path:
     """The local path of a source, fetched unless it is there."""
     if is_url(source):
-        from mgd3.backbones.weights.checkpoints import read_weights  # imports torch
+        from mgd3.storage.checkpoints import read_weights  # imports torch
 
         path = download_path(source)
         is_new = not path.is_file()

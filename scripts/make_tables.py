@@ -34,6 +34,7 @@ from mgd3.config import identity
 from mgd3.config.build import build, build_space
 from mgd3.config.command import command
 from mgd3.config.grid import Experiment, Located, read_request
+from mgd3.config.paper import FAMILIES
 from mgd3.config.schema import CONFIGS, choices, plain
 from mgd3.data.claims import read_claim
 from mgd3.data.datasets import RealDataset
@@ -106,6 +107,7 @@ def compared(experiment: Experiment) -> PaperComparison:
     keys = order_of([*asked, *published])
     apart = set(table.published) - set(table.rows)  # then the paper's order has to be kept
     rows = order_of([*(table.published if apart else ()), *table.rows])
+    families = experiment.families()
     keys.sort(key=lambda k: rows.index(k[0]))
     cells = [
         TableCell(
@@ -115,6 +117,8 @@ def compared(experiment: Experiment) -> PaperComparison:
             student=key[3],
             paper=tuple(published[key]) if key in published else None,
             band=tuple(bands[key]) if key in bands else None,
+            family=table.family_of(key[0]) if key in published else None,
+            our_family=families.get(key[0]),
             ours=tuple(ours.get(key, ())),
             asked=asked.get(key, 0),
         )
@@ -127,6 +131,7 @@ def compared(experiment: Experiment) -> PaperComparison:
         errata={} if experiment.rehearsal else table.errata,
         claims=table.claims,
         swept=table.swept,
+        families=FAMILIES,
     )
 
 
@@ -214,7 +219,7 @@ def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
     space = build_space(cfg, "metrics")
     inventory = take_inventory(section.real, "train", 1, Path(cfg.cache), cfg.compute.workers)
     found = measure_sets(section.sets, space.fit(section.real, inventory), section.title)
-    name = plain(cfg.metrics).get("student", "pixels")
+    name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
     printed = {} if experiment.rehearsal else experiment.table.published_diversity
     tables.append(_by_class(found, section, printed))

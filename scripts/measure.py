@@ -21,12 +21,12 @@ from rich.console import Console
 
 from eval.hub import local_images
 from eval.images import TestImages
-from eval.metrics.features import PixelFeatures
 from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
 from eval.reports.maps import maps_picture
 from eval.reports.run_report import distilled_sets, parted
+from eval.reports.samples import MOST_CLASSES
 from eval.results.layout import Layout
 from eval.results.sweeps import value_of
 from eval.students.registry import expand_students
@@ -34,10 +34,11 @@ from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
 from mgd3.config.command import command
 from mgd3.config.run_folder import begun, record
-from mgd3.config.schema import CONFIGS, plain, student_names
+from mgd3.config.schema import CONFIGS, choices, plain, student_names
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
+from mgd3.runtime import checks
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import commit
@@ -50,19 +51,22 @@ _BRIEF = ("diversity", "distance", "coverage", "Fréchet", "redundancy")
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="measure")
 def main(cfg: DictConfig) -> None:
-    """Write metrics.json, metrics.md and maps.svg for each IPC below `images`."""
+    """Write metrics.json, metrics.md and maps for each IPC below `images`."""
     with begun(cfg) as folder:
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
         protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
         images = local_images(str(cfg.images), Path(cfg.runs))
         sets = _sets_of(dataset, images)
+        checks.flag("class_maps", cfg.class_maps)
+        if cfg.most_real is not None:
+            checks.integer("most_real", cfg.most_real, minimum=1)
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
     record(folder, cfg)
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
     extract: FeatureExtractor = space.fit(dataset, inventory)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
-    name = "pixels" if isinstance(space, PixelFeatures) else cfg.metrics.student
+    name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     by_ipc: dict[int, list[DistilledDataset]] = defaultdict(list)
     for distilled in sets:
         by_ipc[distilled.ipc].append(distilled)
@@ -71,7 +75,9 @@ def main(cfg: DictConfig) -> None:
         methods: dict[str, list[DistilledDataset]] = defaultdict(list)
         for distilled in same_size:
             methods[names[distilled.folder]].append(distilled)
-        found = measure_sets(methods, extract, f"sets of ipc {ipc}")
+        what = f"sets of ipc {ipc}"
+        alone = MOST_CLASSES if cfg.class_maps else 0
+        found = measure_sets(methods, extract, what, cfg.most_real, alone)
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
@@ -113,6 +119,8 @@ def _write(
     write_json(out / "metrics.json", content)
     write_atomic(out / "metrics.md", table.markdown().encode())
     write_atomic(out / "maps.svg", maps_picture(found.planes).encode())
+    if found.classes:
+        write_atomic(out / "class_maps.svg", maps_picture(found.classes).encode())
     Console().print(brief(table).for_terminal())
     log.info("metrics: %s", out)
 

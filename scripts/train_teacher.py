@@ -38,8 +38,8 @@ def main(cfg: DictConfig) -> None:
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
     teacher = protocol.prepare(test, pick_device(cfg.compute.device))
     log.info(
-        "teacher %s: top-1 %.2f %% on the %d real test images of %s",
-        *(teacher.name, teacher.top1),
+        "teacher %s (%s): top-1 %.2f %% on the %d real test images of %s",
+        *(teacher.name, teacher.source, teacher.top1),
         *(sum(len(dataset.images("val", k)) for k in range(len(dataset.classes))), dataset.name),
     )
 

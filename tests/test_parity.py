@@ -18,12 +18,12 @@ from eval.students.resnet import resnet_in
 from eval.students.resnet_ap import ResNetAP
 from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.ldm import LDM
-from mgd3.backbones.weights.checkpoints import read_weights
 from mgd3.backbones.weights.dit_weights import from_original
 from mgd3.runtime.compute import Compute
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.samplers import DDIM, DDPM
 from mgd3.sampling.terms import SamplingBatch
+from mgd3.storage.checkpoints import read_weights
 
 TOLERANCE = 1e-4
 

@@ -174,6 +174,18 @@ def test_measuring_writes_numbers_a_table_and_maps(runs, tmp_path):
     assert (folder / "maps.svg").read_text().startswith("<svg")
 
 
+def test_the_space_of_modes_is_a_space_to_measure_in(runs, tmp_path):
+    """Digits' codec: the grey pixels in [-1, 1], 64 numbers, whatever the students see."""
+    shutil.copytree(runs, tmp_path / "copy")
+    options = ("metrics=vae_latents", "backbone=toy", "most_real=20", "class_maps=true")
+    done = run(tmp_path, "images=copy", *SHORT, *options, script="scripts/measure.py")
+    assert done.returncode == 0, done.stderr[-1500:]
+    folder = tmp_path / "copy/metrics-vae_latents-ipc2"
+    assert json.loads((folder / "metrics.json").read_text())["space"] == "vae_latents"
+    assert (folder / "class_maps.svg").read_text().count("<!-- digit ") == 10
+    assert list((tmp_path / "cache/latents").glob("*/*.safetensors"))
+
+
 NO_CONNECTION = """
 from pathlib import Path
 import eval.tracking as tracking

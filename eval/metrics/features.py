@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.images import read_pixels, student_pixels
+from eval.images import TestImages, read_pixels, student_pixels
 from eval.protocols.augmentation import MEAN, STD, normalise
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.students.registry import find_student, make_student
@@ -55,9 +55,11 @@ class StudentFeatures:
         Raises `UserError` for weights of another network or of other classes.
         """
         own, place = self.student, self.student.place
-        return TrainedStudent(
-            own.network(dataset, inventory), own.image_size, place.device, place.workers, inventory
-        )
+        net = own.network(dataset, inventory)
+        if own.options.weights is not None:  # whose classes are in an order of theirs
+            test = TestImages(dataset, place.cache, place.workers)
+            own.answers(net, *test.on(own.image_size, place.device), dataset)
+        return TrainedStudent(net, own.image_size, place.device, place.workers, inventory)
 
 
 class PixelFeatures:

@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.metrics.planes import Plane, TsneScores, pca_plane, tsne_plane, tsne_scores
+from eval.metrics.planes import (
+    Plane,
+    TsneScores,
+    class_planes,
+    pca_plane,
+    tsne_plane,
+    tsne_scores,
+)
 from eval.metrics.set_metrics import SetMetrics, measure
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.progress import track
@@ -33,23 +40,37 @@ class Measured:
     metrics: Mapping[str, Sequence[SetMetrics]]  # of every set
     planes: Mapping[str, Plane]
     scores: Mapping[str, TsneScores]
+    classes: Mapping[str, Plane]  # of each class alone; none unless they were asked for
 
 
 def measure_sets(
-    sets: Mapping[str, Sequence[DistilledDataset]], extract: FeatureExtractor, what: str
+    sets: Mapping[str, Sequence[DistilledDataset]],
+    extract: FeatureExtractor,
+    what: str,
+    most_real: int | None = None,
+    class_maps: int = 0,
 ) -> Measured:
-    """Measure sets of one size; `what` they are stands beside the progress bar."""
+    """Measure sets of one size; `what` they are stands beside the progress bar.
+
+    `most_real` limits the real images of each class in the t-SNE plane, the first
+    `class_maps` classes get a plane each.
+    """
     pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
-    num_classes = len(pairs[0][1].classes)
-    real = [extract.real(label) for label in range(num_classes)]
+    classes = pairs[0][1].classes
+    real = [extract.real(label) for label in range(len(classes))]
     metrics: dict[str, list[SetMetrics]] = {name: [] for name in sets}
     first: dict[str, list[Tensor]] = {}
     for name, distilled in track(pairs, f"measuring {what}", len(pairs)):
         features = _features_by_class(distilled, extract)
         metrics[name].append(measure(real, features))
         first.setdefault(name, features)
-    planes = {"t-SNE": tsne_plane(real, first), "PCA": pca_plane(real, first)}
-    return Measured(metrics=metrics, planes=planes, scores=tsne_scores(planes["t-SNE"]))
+    planes = {"t-SNE": tsne_plane(real, first, most_real), "PCA": pca_plane(real, first)}
+    return Measured(
+        metrics=metrics,
+        planes=planes,
+        scores=tsne_scores(planes["t-SNE"]),
+        classes=class_planes(real, first, [c.name for c in classes[:class_maps]]),
+    )
 
 
 def _features_by_class(distilled: DistilledDataset, extract: FeatureExtractor) -> list[Tensor]:

@@ -13,7 +13,9 @@ from eval.metrics.distances import checked, distances_to_real, nearest_distances
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
-_PERPLEXITY = 30
+_PERPLEXITY = 30  # scikit-learn's default, which the released script leaves
+_SEED = 42  # the released script's
+CENTERS = "k-means centres"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,14 @@ class TsneScores:
 def tsne_plane(
     real: Sequence[Tensor],
     made: Mapping[str, Sequence[Tensor]],
-    most_real: int | None = 500,
-    seed: int = 42,
+    most_real: int | None = None,
+    seed: int = _SEED,
 ) -> Plane:
     """One t-SNE of real images and all methods', with the released script's settings.
 
-    PCA to 50 dimensions goes before. Of each class's real images a seeded choice of `most_real` is
-    taken (None: all; 3000 points take 15 s on one core), and only these are in the plane.
+    Those are scikit-learn's own with a learning rate of «auto»: features as they are, Euclidean,
+    perplexity 30. Of each class's real images all are taken (3000 points take 15 s on one core), or
+    a seeded choice of `most_real`, and only these are in the plane.
     Distances in it depend on the seed and on every method that is in it: trust `measure` instead.
     Raises `UserError` for 30 images or fewer (the perplexity) and as `measure` does.
     """
@@ -56,7 +59,6 @@ def tsne_plane(
         draw = torch.Generator().manual_seed(seed)
         real = [r[torch.randperm(len(r), generator=draw)[:most_real]] for r in real]
 
-    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     def fitted(_: np.ndarray, everything: np.ndarray) -> np.ndarray:
@@ -65,12 +67,30 @@ def tsne_plane(
                 f"t-SNE with perplexity {_PERPLEXITY} needs more than {_PERPLEXITY} images, these "
                 f"are {len(everything)}; add real images (most_real={most_real})"
             )
-        # of made images as well: directions in which only they differ must not vanish
-        reduced = PCA(min(50, *everything.shape), random_state=seed).fit_transform(everything)
-        settings = {"perplexity": _PERPLEXITY, "init": "pca", "learning_rate": "auto"}
-        return TSNE(2, **settings, random_state=seed).fit_transform(reduced)
+        settings = {"perplexity": _PERPLEXITY, "learning_rate": "auto"}
+        return TSNE(2, **settings, random_state=seed).fit_transform(everything)
 
     return _plane(fitted, real, made)
+
+
+def class_planes(
+    real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]], names: Sequence[str]
+) -> dict[str, Plane]:
+    """A t-SNE of each class alone, by its name: real images, all methods', and k-means centres.
+
+    As many centres as the first method has images, in these features (released tsne_plots.py: in
+    latents). Raises `UserError` as `tsne_plane`.
+    """
+    from sklearn.cluster import KMeans
+
+    planes = {}
+    for label, name in enumerate(names):
+        own = {method: [by_class[label]] for method, by_class in made.items()}
+        count = min(len(next(iter(own.values()))[0]), len(real[label]))
+        found = KMeans(count, random_state=0, n_init="auto").fit(real[label].double().numpy())
+        own[CENTERS] = [torch.from_numpy(found.cluster_centers_)]
+        planes[name] = tsne_plane([real[label]], own)
+    return planes
 
 
 def pca_plane(real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]]) -> Plane:

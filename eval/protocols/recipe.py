@@ -74,6 +74,7 @@ class Teacher:
     """A network whose answers a protocol's students learn."""
 
     name: str
+    source: str  # where it comes from: trained here, RDED's file, torchvision's
     top1: float  # percent of the real test images
     network: nn.Module  # in eval mode; normalised images to logits
 

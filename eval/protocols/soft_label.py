@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from eval.images import TestImages
 from eval.protocols.answers import Answers, SoftTargets, StoredAnswers
 from eval.protocols.augmentation import SoftAugmentation
-from eval.protocols.hard_label import every
+from eval.protocols.observers import origin, published_words
 from eval.protocols.options import check_image_size, check_image_weights, options, pairs
 from eval.protocols.recipe import Cosine, Recipe, Teacher
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
-from eval.protocols.training import accuracy
+from eval.protocols.training import top1
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.storage.tensors import tensors_digest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +67,21 @@ class ManyClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class Tests:
-    """Tests after every so many epochs, once a share of all epochs is over; and at the end."""
+    """Tests every so many epochs from the first on, once a share is over; and at the end."""
 
+    first: int  # finished epochs at the first test, were nothing left out
     every: int
     after: float  # share of the epochs
 
     def __post_init__(self) -> None:
+        checks.integer("protocol.tests.first", self.first, minimum=1)
         checks.integer("protocol.tests.every", self.every, minimum=1)
         checks.number("protocol.tests.after", self.after, minimum=0, maximum=1)
 
     def of(self, epochs: int) -> tuple[int, ...]:
         """The finished epochs after which a student is tested."""
-        return tuple(
-            n for n in every(self.every, epochs) if n == epochs or n - 1 > self.after * epochs
-        )
+        due = range(self.first, epochs, self.every)
+        return (*(n for n in due if n > self.after * epochs), epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,20 +199,21 @@ class SoftLabel:
         """
         if self.teacher is not None:
             return self.teacher
-        dataset, least = test.dataset, self.teacher_options.minimum_top1
+        dataset, own = test.dataset, self.teacher_options
         network = self.source.network(dataset)
-        top1 = accuracy(
-            Answers(network, self.place.training_precision),
-            *test.on(self.image_size, device, self.test_resize),
-        )
-        name = self.teacher_options.student
-        if top1 < least:
+        pixels, labels = test.on(self.image_size, device, self.test_resize)
+        right = top1(self.source.answers(network, pixels, labels, dataset), labels)
+        name, source = own.student, origin(own.weights)
+        published = "" if own.weights is None else published_words(dataset, name)
+        if right < own.minimum_top1:
             raise UserError(
-                f"the teacher {name} is right on {top1:.1f} % of the real test images of "
-                f"dataset={dataset.name}, less than protocol.teacher.minimum_top1={least:g}: "
+                f"the teacher {name} ({source}) is right on {right:.1f} % of the real test images "
+                f"of dataset={dataset.name}, less than protocol.teacher.minimum_top1="
+                f"{own.minimum_top1:g} (chance is {100 / len(dataset.classes):g} %{published}): "
                 "wrong classes, wrong class order or too short a training"
             )
-        self.teacher = Teacher(name=name, top1=top1, network=network)
+        log.info("teacher %s (%s): top-1 %.1f %%%s", name, source, right, published)
+        self.teacher = Teacher(name=name, source=source, top1=right, network=network)
         return self.teacher
 
     def objective(self, pixels: Tensor, weights: Tensor | None = None) -> SoftTargets:

@@ -14,22 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from eval.images import TestImages, held_or_mapped, read_pixels
+from eval.protocols.answers import Answers
 from eval.protocols.hard_label import HardLabel, every
+from eval.protocols.observers import (
+    TORCHVISION,
+    load_observer,
+    refuse_other_orders,
+    torchvision_tensors,
+)
 from eval.protocols.options import check_training_precision
 from eval.protocols.recipe import Recipe
-from eval.protocols.training import History, StudentTraining
-from eval.students.registry import find_student, make_student
+from eval.protocols.training import History, StudentTraining, predicted
+from eval.students.registry import find_student, make_student, network_version
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.runtime import checks
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.progress import progress
 from mgd3.storage.cache import TENSORS, cached
+from mgd3.storage.checkpoints import metadata_json, read_weights
 
 log = logging.getLogger(__name__)
 
-TORCHVISION = "torchvision"
-_NOT_OPTIONS = ("_target_", "version", "reads", "students")  # what a protocol's YAML says besides
+# What a protocol's YAML says besides
+_NOT_OPTIONS = ("_target_", "version", "family", "reads", "students")
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,10 @@ class Place:
 class FullSetOptions:
     """Which network is trained on the full real set; `key` is the configuration's, for messages.
 
-    `weights` null trains it; a path reads a file that another cache made; «torchvision» takes
-    torchvision's ImageNet weights, with the classifier's rows of the dataset's classes. Of
-    `recipe` (HardLabel's options) all but the number of epochs is taken.
+    `weights` null trains it; a path reads a file that another cache made, or an observer's
+    (observers.py); «torchvision» takes torchvision's ImageNet weights, with the classifier's rows
+    of the dataset's classes. Of `recipe` (HardLabel's options) all but the number of epochs is
+    taken.
     """
 
     key: str
@@ -73,6 +82,11 @@ class FullSetOptions:
         if weights not in (None, TORCHVISION) and not Path(weights).is_file():
             raise UserError(f"{self.key}.weights={weights} does not exist")
 
+    @property
+    def place_of_weights(self) -> str:
+        """The key and its value, for messages."""
+        return f"{self.key}.weights={self.weights}"
+
 
 class FullSetNetwork:
     """A student trained by the hard-label recipe on every training image, once per cache."""
@@ -93,21 +107,52 @@ class FullSetNetwork:
         network or of other classes.
         """
         own, place = self.options, self.place
-        if own.weights == TORCHVISION:
-            return self._torchvision(dataset)
+        classes = dataset.classes
+        net = make_student(own.student, len(classes), self.image_size, own.seed).to(place.device)
+        if own.weights is not None:
+            self._read(net, own.weights, dataset)
+            log.info("%s: %s", own.student, own.weights)
+            return net.eval()
         if inventory is None:
             inventory = take_inventory(dataset, "train", 1, place.cache, place.workers)
-        net = make_student(own.student, len(inventory), self.image_size, own.seed).to(place.device)
-        classes = json.dumps([c.wnid for c in dataset.classes])
-        if own.weights:
-            self._read(net, Path(own.weights), classes)
-        else:
-            self._find_or_train(net, classes, dataset, inventory)
+        self._find_or_train(net, json.dumps([c.wnid for c in classes]), dataset, inventory)
         return net.eval()
 
-    def _read(self, net: nn.Module, path: Path, classes: str) -> None:
-        """Weights that the user gives."""
-        own = self.options
+    def answers(
+        self, net: nn.Module, pixels: Tensor, labels: Tensor, dataset: RealDataset
+    ) -> Tensor:
+        """Labels (N,) that the network finds for real test images.
+
+        Pixels (N, 3, H, W) uint8, already cropped, and their labels (N,). Raises `UserError` for
+        weights that the user gives and whose rows are in another order.
+        """
+        found = predicted(Answers(net, self.place.training_precision), pixels)
+        if self.options.weights is not None:
+            refuse_other_orders(found, labels, dataset, self.options.place_of_weights)
+        return found
+
+    def _read(self, net: nn.Module, weights: str, dataset: RealDataset) -> None:
+        """Weights that the user gives: ours, another's file, torchvision's."""
+        own, key = self.options, self.options.place_of_weights
+        if weights == TORCHVISION:
+            tensors = torchvision_tensors(key, own.student, dataset)
+        else:
+            tensors, metadata = read_weights(f"{own.key}.weights", Path(weights))
+            if "classes" in metadata:
+                return self._read_ours(net, Path(weights), metadata, dataset)
+        load_observer(net, tensors, dataset, key, own.student)
+
+    def _read_ours(
+        self, net: nn.Module, path: Path, metadata: Mapping[str, str], dataset: RealDataset
+    ) -> None:
+        """A file that `network` has written, for these classes and images of this size."""
+        own, classes = self.options, json.dumps([c.wnid for c in dataset.classes])
+        made_from = metadata_json(metadata, "made_from", list[Any], str(path)) or []
+        if made_from[2:3] not in ([], [self.image_size]):
+            raise UserError(
+                f"{path} was trained on images of {made_from[2]} px, and these have "
+                f"{self.image_size}; give a file of this size"
+            )
         try:
             net.load_state_dict(TENSORS.read(path, {"classes": classes}))
         except (CorruptFileError, RuntimeError) as error:
@@ -116,7 +161,6 @@ class FullSetNetwork:
                 f"({str(error).splitlines()[0]}); give a file that scripts/train_teacher.py or a "
                 "run's cache holds"
             ) from error
-        log.info("%s: %s", own.student, path)
 
     def _find_or_train(
         self,
@@ -127,7 +171,9 @@ class FullSetNetwork:
     ) -> None:
         own, recipe = self.options, self._recipe(inventory)
         how = asdict(recipe), asdict(self.protocol.augmentation)
-        made_from = json.dumps([own.student, own.seed, self.image_size, *how])
+        version = network_version(own.student, self.image_size)
+        apart = [version] if version > 1 else []  # the first one's files keep their names
+        made_from = json.dumps([own.student, own.seed, self.image_size, *how, *apart])
         digests = [digest for found in inventory for digest in found.digests]
         text = "\n".join([classes, made_from, *digests])
         name = hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
@@ -182,26 +228,3 @@ class FullSetNetwork:
                 advance(1, note=note)
 
             training.fit(pixels, labels, test, on_epoch)
-
-    def _torchvision(self, dataset: RealDataset) -> nn.Module:
-        """torchvision's ImageNet network, its classifier cut to the dataset's classes."""
-        from torchvision.models import get_model
-
-        key, student = self.options.key, self.options.student
-        rows = [c.imagenet_id for c in dataset.classes]
-        if None in rows:
-            raise UserError(
-                f"{key}.weights=torchvision knows ImageNet's classes only, and "
-                f"dataset={dataset.name} has others; set {key}.weights=null to train one"
-            )
-        try:
-            net = get_model(student.removesuffix("_bn"), weights="IMAGENET1K_V1")
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"{key}: torchvision's weights of {student} cannot be had ({error})"
-            ) from error
-        *_, (name, last) = ((n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear))
-        cut = nn.Linear(last.in_features, len(rows))
-        cut.weight.data, cut.bias.data = last.weight.data[rows], last.bias.data[rows]
-        net.set_submodule(name, cut)
-        return net.to(self.place.device).eval()

@@ -227,11 +227,18 @@ def _dropout_stream(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@torch.inference_mode()
 def accuracy(predict: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor) -> float:
     """Top-1 in percent of a network in eval mode on pixels (N, 3, H, W) uint8, already cropped."""
-    correct = 0
-    for images, target in zip(pixels.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
-        logits = predict(normalise(images.float() / 255))
-        correct += int((logits.argmax(dim=1) == target).sum())
-    return 100 * correct / len(labels)
+    return top1(predicted(predict, pixels), labels)
+
+
+def top1(found: Tensor, labels: Tensor) -> float:
+    """Percent of the labels (N,) that were found."""
+    return 100 * int((found == labels).sum()) / len(labels)
+
+
+@torch.inference_mode()
+def predicted(predict: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """The labels (N,) that a network in eval mode finds for pixels (N, 3, H, W) uint8, cropped."""
+    parts = (normalise(part.float() / 255) for part in pixels.split(_TEST_BATCH))
+    return torch.cat([predict(part).argmax(dim=1) for part in parts])

@@ -36,6 +36,7 @@ class PaperComparison:
     errata: Mapping[str, str] | None = None  # by row; «table»: of all
     claims: Sequence[Mapping[str, Any]] = ()
     swept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by key, by row
+    families: Mapping[str, str] = field(default_factory=dict)  # evaluators, in words
 
     @property
     def columns(self) -> list[tuple[str, str, str]]:
@@ -55,8 +56,14 @@ class PaperComparison:
         columns = self.columns
         marks = {row: f" [{k}]" for k, row in enumerate(self._footnotes, 1)}
         by_place = {(c.row, c.place): c for c in self.cells}
+        of_row = self._families
+        apart = len(set(of_row.values()) - {""}) > 1  # then every row says of which it is
         lines: list[list[Entry]] = [
-            [row + marks.get(row, ""), *(_entry(by_place.get((row, place))) for place in columns)]
+            [
+                row + marks.get(row, ""),
+                *([of_row[row]] if apart else []),
+                *(_entry(by_place.get((row, place))) for place in columns),
+            ]
             for row in order_of(c.row for c in self.cells)
         ]
         varying = [i for i in range(3) if len({place[i] for place in columns}) > 1]
@@ -65,7 +72,8 @@ class PaperComparison:
         if not varying:
             headers = ["top-1"]
         title = ", ".join([self.title, *fixed])
-        return Layout(title=title, headers=["method", *headers], lines=lines)
+        first = ["method", "family"] if apart else ["method"]
+        return Layout(title=title, headers=[*first, *headers], lines=lines)
 
     def details(self) -> Layout:
         """A line for every cell that has been run."""
@@ -95,7 +103,9 @@ class PaperComparison:
                 here = {c.row: c for c in self.cells if c.place == place and c.ours}
                 if {more, than} <= set(here):
                     found = compare(here[more].by_set, here[than].by_set)
-                    lines.append([text, *place, str(found or ""), _verdict(found, by)])
+                    alike = here[more].comparable and here[than].comparable
+                    verdict = _verdict(found, by) if alike else "of another family"
+                    lines.append([text, *place, str(found or ""), verdict])
         if not lines:
             return None
         headers = ["claim", *PLACES, "difference of best, 95 %", "our runs"]
@@ -111,7 +121,7 @@ class PaperComparison:
         partly = [c for c in self.cells if c.ours and len(c.ours) < c.asked]
         if partly:
             found.append(f"{len(partly)} cells have fewer students than asked for (column n).")
-        found += self._protocols()
+        found += [*self._protocols(), *self._evaluators()]
         machines = order_of(r.machine for r in ours if r.machine)
         if machines:
             found.append(f"Machines: {'; '.join(machines)}.")
@@ -150,6 +160,30 @@ class PaperComparison:
     @property
     def _footnotes(self) -> dict[str, str]:
         return {row: text for row, text in (self.errata or {}).items() if row != "table"}
+
+    @property
+    def _families(self) -> dict[str, str]:
+        """The evaluator family of each row: the paper's, and ours where it is another."""
+        words = dict.fromkeys((c.row for c in self.cells), "")
+        for c in self.cells:
+            paper, ours = (c.family if c.paper else None), (c.our_family if c.ours else None)
+            if paper and c.ours and not c.comparable:
+                words[c.row] = f"{paper}; ours {ours or 'none'}"
+            else:
+                words[c.row] = words[c.row] or paper or ours or ""
+        return words
+
+    def _evaluators(self) -> list[str]:
+        """Of which families the printed numbers are, and what was therefore not compared."""
+        printed = order_of(c.family for c in self.cells if c.paper and c.family)
+        found = [f"Printed under {f}: {self.families[f]}." for f in printed if f in self.families]
+        apart = [c for c in self.cells if c.paper and c.ours and not c.comparable]
+        for c in {(c.row, c.family, c.our_family): c for c in apart}.values():
+            found.append(
+                f"Row {c.row}: the paper's numbers are of the evaluator family {c.family}, ours of "
+                f"{c.our_family or 'none'}; they are not compared."
+            )
+        return found
 
     def _protocols(self) -> list[str]:
         """How our runs were scored, and where one row mixes them."""
@@ -190,6 +224,8 @@ def _record(c: TableCell) -> dict[str, Any]:
         "paper_std": c.paper[1] if c.paper else None,
         "difference": None if c.difference is None else round(c.difference, 2),
         "band": c.verdict or None,
+        "family": c.family if c.paper else None,
+        "our_family": c.our_family if c.ours else None,
         "protocol": ", ".join(order_of(r.protocol for r in c.ours)) or None,
         "commit": ", ".join(order_of(r.commit for r in c.ours)) or None,
     }

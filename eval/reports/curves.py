@@ -142,7 +142,7 @@ def _against_ipc(axis: Axes, cells: Sequence[TableCell], ipcs: Sequence[int]) ->
         shift = 0.02 * (k - 4)  # on the logarithmic axis, so that bars do not hide each other
         colour = f"C{k % 10}"
         ours = [(int(c.ipc) * (1 + shift), *score) for c in mine if (score := c.score("top1_best"))]
-        paper = [(int(c.ipc) * (1 + shift), *c.paper) for c in mine if c.paper]
+        paper = [(int(c.ipc) * (1 + shift), *c.paper) for c in mine if c.paper and c.comparable]
         if ours:
             x, y, half = zip(*ours, strict=True)
             axis.errorbar(x, y, yerr=half, fmt="o-", color=colour, capsize=3, label=row)
@@ -193,7 +193,9 @@ def _ours_and_papers(
 ) -> list[tuple[str, str, list[tuple[int, float, float]], dict[str, Any]]]:
     """Label, colour, (position, mean, std) and style of what there is of both."""
     ours = [(k, *score) for k, c in enumerate(cells) if (score := c.score("top1_best"))]
-    paper = [(k, c.paper[0], c.paper[1] or 0.0) for k, c in enumerate(cells) if c.paper]
+    paper = [
+        (k, c.paper[0], c.paper[1] or 0.0) for k, c in enumerate(cells) if c.paper and c.comparable
+    ]
     found: list[tuple[str, str, list[tuple[int, float, float]], dict[str, Any]]] = [
         ("ours", "black", ours, {"fmt": line, "capsize": 3}),
         ("paper", "C1", paper, {"fmt": "o", "mfc": "none", "elinewidth": 0.7}),

@@ -23,6 +23,8 @@ class TableCell:
     student: str
     paper: tuple[float, float | None] | None = None  # mean and std as printed
     band: tuple[float, float] | None = None  # of means that count as reproduced
+    family: str | None = None  # the evaluator family that the paper's number is of
+    our_family: str | None = None  # and ours
     ours: tuple[EvalResult, ...] = ()
     asked: int = 0  # students that the experiment asks for; 0: it has no such run
 
@@ -37,16 +39,21 @@ class TableCell:
         return (statistics.fmean(values), statistics.pstdev(values)) if values else None
 
     @property
+    def comparable(self) -> bool:
+        """May ours be held against the paper's? Only under evaluators of one family."""
+        return self.family in (None, self.our_family)
+
+    @property
     def difference(self) -> float | None:
-        """Our best minus the paper's, which is a best as well."""
+        """Our best minus the paper's, which is a best as well, of the same family."""
         best = self.score("top1_best")
-        return best[0] - self.paper[0] if best and self.paper else None
+        return best[0] - self.paper[0] if best and self.paper and self.comparable else None
 
     @property
     def verdict(self) -> str:
-        """Our mean against the band, where there are both."""
+        """Our mean against the band, where there are both, of one family."""
         best = self.score("top1_best")
-        if not best or not self.band:
+        if not best or not self.band or not self.comparable:
             return ""
         low, high = self.band
         return f"{'inside' if low <= best[0] <= high else 'outside'} {low:g} to {high:g}"

@@ -48,6 +48,7 @@ class EvalResult:
     commit: str
     dataset_note: str | None = None
     teacher: str | None = None  # whose answers the student learned; None: the classes themselves
+    teacher_source: str | None = None  # trained here, a file, torchvision's; None: not recorded
     teacher_top1: Percent | None = None
     machine: str | None = None  # what trained it
     device: str | None = None  # cpu or cuda

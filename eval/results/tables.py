@@ -72,9 +72,13 @@ def explanation(rows: Sequence[EvalResult]) -> str:
 def notes(rows: Sequence[EvalResult]) -> list[str]:
     """What a reader must know of these rows: the data, the teachers, several commits."""
     found = [f"Note: {n}." for n in order_of(r.dataset_note for r in rows if r.dataset_note)]
-    for teacher, top1 in order_of((r.teacher, r.teacher_top1) for r in rows if r.teacher):
+    taught = [r for r in rows if r.teacher]
+    for teacher, source, top1 in order_of(
+        (r.teacher, r.teacher_source, r.teacher_top1) for r in taught
+    ):
         accuracy = "an unknown share" if top1 is None else f"{top1:.1f} %"
-        found.append(f"Teacher {teacher}: {accuracy} of the real test images.")
+        named = teacher if source is None else f"{teacher} ({source})"
+        found.append(f"Teacher {named}: {accuracy} of the real test images.")
     for dataset in order_of(r.dataset for r in rows):
         if _several_data([r for r in rows if r.dataset == dataset]):
             found.append(f"Warning: rows of different real images of {dataset} stand here.")

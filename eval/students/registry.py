@@ -94,6 +94,15 @@ def find_student(name: str, image_size: int) -> Factory:
     raise UserError(f"students: {name!r} is unknown; allowed: {_GRAMMAR}")
 
 
+def network_version(name: str, image_size: int) -> int:
+    """Which definition of a student's network this is: what was trained under another is not it.
+
+    2: since ResNets of 65 to 128 px have IDC's overlapping max pool instead of a 2x2 one.
+    """
+    resnet = re.fullmatch(_RESNET, name) is not None
+    return 2 if resnet and 64 < image_size <= 128 else 1
+
+
 def expand_students(names: Sequence[str]) -> list[str]:
     """Names of students, each once, with groups replaced by their members.
 
@@ -216,10 +225,11 @@ def _own(name: str, image_size: int) -> Factory:
 
 
 _NUMBER = r"([1-9]\d*)"
+_RESNET = f"resnet({'|'.join(map(str, BLOCKS))})(_bn)?"
 _FAMILIES: dict[str, Callable[..., Factory]] = {
     f"convnet{_NUMBER}(?:_w{_NUMBER})?": _convnet,
     f"resnetap(10|18)(?:_w{_NUMBER})?": _resnet_ap,
-    f"resnet({'|'.join(map(str, BLOCKS))})(_bn)?": _resnet,
+    _RESNET: _resnet,
     f"vit(?:_p{_NUMBER})?(?:_w{_NUMBER})?": _vit,
     f"vit_glad(?:_p{_NUMBER})?": _vit_glad,
     "timm/(.*)": _timm,

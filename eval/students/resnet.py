@@ -38,9 +38,13 @@ def resnet_bn(depth: int, num_classes: int, image_size: int) -> nn.Module:
 
 
 def _fit_stem(net: nn.Module, image_size: int) -> bool:
-    """Stem 3x3 up to 64 px, 3x3 and 2x2 max pooling up to 128, else the usual; was it changed?"""
+    """IDC's stems: 3x3 up to 64 px, without the max pool; 3x3 up to 128 px; else 7x7 of stride 2.
+
+    The max pool is 3x3 of stride 2 wherever it stands. Was the stem changed?
+    """
     if image_size > 128:
         return False
     net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    net.maxpool = nn.Identity() if image_size <= 64 else nn.MaxPool2d(2)
+    if image_size <= 64:
+        net.maxpool = nn.Identity()
     return True

@@ -21,13 +21,13 @@ from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Prediction
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
-from mgd3.backbones.weights.checkpoints import metadata_json, read_weights
 from mgd3.backbones.weights.dit_weights import as_trained, from_original, require_published_heads
 from mgd3.backbones.weights.sources import diffusers_source, find_file, load_pretrained
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError, reading
+from mgd3.storage.checkpoints import metadata_json, read_weights
 
 
 class BareDiT:

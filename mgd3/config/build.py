@@ -19,7 +19,7 @@ from mgd3.runtime.errors import UserError, first_line
 _SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
 _NOT_OPTIONS = (
-    "name", "role", "reads", "version", "students", "sampling", "training", "mirror",
+    "name", "role", "reads", "version", "family", "students", "sampling", "training", "mirror",
 )  # fmt: skip
 
 
@@ -92,9 +92,8 @@ def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
     parts["guidance"].check(parts["sampler"].steps)
     target = _class(cfg, "method")
     wanted = set(inspect.signature(target).parameters)
-    compute = build_compute(cfg)
     if "backbone" in wanted:
-        parts["backbone"] = _build_with(cfg, "backbone", compute=compute, cache=Path(cfg.cache))
+        parts["backbone"] = _backbone(cfg)
     features = build_space(cfg, "features") if cfg.features else None
     parts |= {"features": features, "select": _build_with(cfg, "select", features=features)}
     parts |= {"work": work, "pool": cfg.pool, "ranks": ranks, "on_step": _callback(cfg.on_step)}
@@ -151,8 +150,14 @@ def build_protocol(cfg: DictConfig) -> Any:
 
 
 def build_space(cfg: DictConfig, key: str) -> Any:
-    """The feature space of one group."""
-    return _build_with(cfg, key, **_place(cfg))
+    """The feature space of one group, with the backbone where its latents are that space."""
+    wanted = inspect.signature(_class(cfg, key)).parameters
+    own = {"backbone": _backbone(cfg)} if "backbone" in wanted else {}
+    return _build_with(cfg, key, **_place(cfg), **own)
+
+
+def _backbone(cfg: DictConfig) -> Any:
+    return _build_with(cfg, "backbone", compute=build_compute(cfg), cache=Path(cfg.cache))
 
 
 def _place(cfg: DictConfig) -> dict[str, Any]:

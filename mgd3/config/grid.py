@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mgd3.config import identity
 from mgd3.config.command import explained
+from mgd3.config.families import evaluator_family, refuse_mixed_families
 from mgd3.config.paper import PLACES, read_table
 from mgd3.config.schema import CONFIGS, choices, composed, plain, student_names, student_seeds
 from mgd3.runtime import checks
@@ -150,6 +151,7 @@ class Experiment:
         for group in (s for s in self.students if s.startswith("cross_arch")):
             raise UserError(f"students: name the four students that {group} stands for")
         self._refuse_overrides()
+        refuse_mixed_families(self.table, name)
         self._choices = choices(base)
         self._only = _filters(only or {})
         self._unfit: dict[str, str] = {}
@@ -197,6 +199,10 @@ class Experiment:
                     f"{override}: {self.name} varies {key.split('.')[0]} itself; choose among its "
                     "cells with only.KEY=VALUE, or copy its file for another table"
                 )
+
+    def families(self) -> dict[str, str | None]:
+        """The evaluator family that our runs of each row belong to."""
+        return {place.job.row: evaluator_family(place.cfg) for place in self.located}
 
     def locate(self, job: Job) -> Located:
         """Where a job's files lie, from its composed configuration."""

@@ -48,7 +48,7 @@ _ONLY_DATA = (
     "what is read from a file is data, never code and no place; name it yourself on the command "
     "line, where there is such a key with with=[KEY=VALUE]"
 )
-_SKIPPED = ("reads", "version", "role", "name")
+_SKIPPED = ("reads", "version", "role", "name", "family")
 # What a group holds for others, whose own values show it where they take it.
 _FOR_OTHERS = {
     "dataset": (
@@ -70,12 +70,21 @@ def register() -> None:
     """Make our resolvers known; call before Hydra composes anything."""
     OmegaConf.register_new_resolver("prepared", prepared, replace=True)
     OmegaConf.register_new_resolver("name", checks.name, replace=True)
+    OmegaConf.register_new_resolver("version", _version, replace=True)
     OmegaConf.register_new_resolver(
         "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True
     )
     OmegaConf.register_new_resolver(
         "run_id", lambda *, _root_: folders(_root_, choices_of(_root_))[1], replace=True
     )
+
+
+def _version(own: int, image_size: int) -> int:
+    """A YAML's version where students of `image_size` have a part in it: `${version:OWN,SIZE}`.
+
+    Those of 65 to 128 px are one later: ResNets have had another max pool there since.
+    """
+    return own + (64 < image_size <= 128)
 
 
 def reads(cfg: DictConfig) -> list[str]:

@@ -10,6 +10,21 @@ from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
 PLACES = ("dataset", "ipc", "seed")
+TABLE = "table"  # in place of a row's name: the whole table
+
+# Evaluators whose accuracies may stand in one column, and who reported under them. A protocol's
+# YAML says of which family it is.
+FAMILIES = {
+    "hard_sgd": "hard labels, SGD lr 0.01: IDC, Minimax, MGD3, VLCP, ManifoldGD",
+    "hard_adamw": "hard labels, AdamW lr 1e-3: IGD, DMGD, DAP, LGD",
+    "hard_idc": "hard labels, SGD, from 100 classes on lr 0.1: IDC's own repository",
+    "hard_aug": "hard labels, SGD lr 0.1, RandAugment: IMS3",
+    "soft_rded": "a teacher asked for every batch, 300 epochs: RDED, MGD3, CaO2, IGD on 1K",
+    "soft_500": "the same with 500 epochs: VLCP on 1K",
+    "soft_d3": "the same with other batch sizes, every epoch after 290 tested: D3HR",
+    "soft_fkd": "a teacher's stored answers: SRe2L, D4M",
+    "unlisted": "an evaluator of the method's own that is not here",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +36,7 @@ class PaperTable:
     grid: Mapping[str, Sequence[Any]]  # dataset, ipc, seed
     published: Mapping[str, Any] = field(default_factory=dict)  # row, dataset, ipc, student
     bands: Mapping[str, Any] = field(default_factory=dict)  # the same keys: [low, high]
+    family: str | Mapping[str, str] | None = None  # of FAMILIES: of all published; or as errata
     errata: Mapping[str, str] = field(default_factory=dict)  # by row; «table»: of the whole
     claims: Sequence[Mapping[str, Any]] = ()  # {more: row, than: row, by: points, dataset, ipc}
     mean_over_students: bool = False
@@ -41,12 +57,39 @@ class PaperTable:
         for key in PLACES:
             if not self.grid.get(key):
                 raise UserError(f"paper_table.grid.{key} is missing; give a list")
-        for part in (self.bands, self.errata):
+        for part in (self.bands, self.errata, self._families):
             for row in part:
-                checks.choice("a row of the table", row, [*self.rows, *self.published, "table"])
+                checks.choice("a row of the table", row, [*self.rows, *self.published, TABLE])
+        self._check_families()
         for claim in self.claims:
             for side in ("more", "than"):
                 checks.choice(f"paper_table.claims.{side}", claim[side], list(self.rows))
+
+    @property
+    def _families(self) -> Mapping[str, str]:
+        if self.family is None:
+            return {}
+        return {TABLE: self.family} if isinstance(self.family, str) else self.family
+
+    def family_of(self, row: str) -> str | None:
+        """The evaluator family of a row's published accuracies; None where nothing is published."""
+        return self._families.get(row, self._families.get(TABLE))
+
+    def names_family(self, row: str) -> bool:
+        """Has this row a family of its own?"""
+        return row in self._families
+
+    def _check_families(self) -> None:
+        for row, family in self._families.items():
+            where = "paper_table.family" + ("" if row == TABLE else f" of row {row}")
+            checks.choice(where, family, FAMILIES)
+        for row in self.published:
+            if self.family_of(row) is None:
+                raise UserError(
+                    f"paper_table.published.{row} has no evaluator family, without which its "
+                    "numbers compare with nothing: give paper_table.family, one for all rows or "
+                    f"{{{row}: …}}; allowed: {', '.join(FAMILIES)}"
+                )
 
 
 def read_table(node: Mapping[str, Any]) -> PaperTable:

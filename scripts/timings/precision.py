@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from mgd3.backbones.dit import BareDiT, DiT
-from mgd3.backbones.weights.checkpoints import read_weights
 from mgd3.backbones.weights.dit_weights import from_original
 from mgd3.runtime.compute import Compute
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
+from mgd3.storage.checkpoints import read_weights
 from timings.sampling import random_dit
 from timings.stopwatch import Report, apart, default_device
 

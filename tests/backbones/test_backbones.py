@@ -23,7 +23,6 @@ from support import GOLDEN
 
 from mgd3.backbones.codecs import PixelCodec, make_codec
 from mgd3.backbones.dit import DiT
-from mgd3.backbones.weights.checkpoints import read_weights
 from mgd3.backbones.weights.dit_weights import (
     build_network,
     constructor_arguments,
@@ -38,6 +37,7 @@ from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.samplers import DDPM, classifier_free
+from mgd3.storage.checkpoints import read_weights
 
 KEYS = ["a", "b"]
 DIGITS = "mgd3/backbones/weights/dit_digits.safetensors"

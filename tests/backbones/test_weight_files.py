@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from mgd3.backbones.dit import DiT
 from mgd3.backbones.ldm import LDM
-from mgd3.backbones.weights.checkpoints import read_weights
 from mgd3.backbones.weights.sources import load_pretrained
 from mgd3.runtime.errors import UserError
+from mgd3.storage.checkpoints import read_weights
 
 DIGITS = "mgd3/backbones/weights/dit_digits.safetensors"
 X, T, IDS = (
@@ -167,7 +167,7 @@ def test_a_wrapped_compvis_checkpoint_is_the_same_ldm(tmp_path, caplog):
     outputs = []
     for name, content in (("plain", plain), ("wrapped", under("module.", plain))):
         torch.save({"state_dict": content, "global_step": 3}, tmp_path / f"{name}.ckpt")
-        with caplog.at_level(logging.INFO, "mgd3.backbones.weights.checkpoints"):
+        with caplog.at_level(logging.INFO, "mgd3.storage.checkpoints"):
             caplog.clear()
             ldm = LDM(str(tmp_path / f"{name}.ckpt"), image_size=64, cache=tmp_path / name)
             outputs.append(ldm.predict(x, T, IDS).eps)

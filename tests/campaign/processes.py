@@ -29,7 +29,7 @@ _IMPORTS = (
     "matplotlib.backends.backend_agg", "campaign.processes",
 )  # fmt: skip
 _OF_NETWORKS = (
-    "mgd3.backbones.dit", "mgd3.finetuning.from_scratch", "mgd3.backbones.weights.checkpoints",
+    "mgd3.backbones.dit", "mgd3.finetuning.from_scratch", "mgd3.storage.checkpoints",
     "mgd3.backbones.weights.download", "eval.reports.curves", "scripts.make_tables",
 )  # fmt: skip
 

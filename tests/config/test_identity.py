@@ -87,6 +87,22 @@ def test_a_renamed_module_and_a_new_neutral_option_stay_and_a_version_moves(monk
     assert folders(*moved) == before
 
 
+@pytest.mark.parametrize(
+    ("size", "later"), [(8, 0), (64, 0), (65, 1), (128, 1), (129, 0), (224, 0)]
+)
+def test_rows_of_networks_that_have_changed_are_of_another_run(size, later):
+    """ResNets of 65 to 128 px: only there protocols and features have moved."""
+    own = {"hard_label": 1, "idc": 1, "soft_label": 1, "soft_label_fkd": 2}
+    for name, version in own.items():
+        cfg = composed(f"protocol={name}", f"dataset.student_size={size}", "method=herding")
+        scores, made = (
+            identity.score_identity(cfg, choices(cfg)),
+            identity.set_identity(cfg, choices(cfg)),
+        )
+        assert scores["protocol"]["version"] == version + later
+        assert made["features"]["version"] == 1 + later
+
+
 def renamed(group_and_choice):
     """As if the YAML named the class's new module."""
     of_modes = group_and_choice[0] == "modes"

@@ -60,7 +60,9 @@ def test_features_are_what_the_classifier_sees():
 
 def features(tmp_path, **options):
     cfg = composed("method=herding", "features.student=convnet2_w8", "features.epochs=2")
-    values = {k: v for k, v in plain(cfg.features).items() if k not in ("_target_", "reads")}
+    values = {
+        k: v for k, v in plain(cfg.features).items() if k not in ("_target_", "version", "reads")
+    }
     return StudentFeatures(
         **values | options,
         device=torch.device("cpu"),

@@ -8,8 +8,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from sklearn.cluster import KMeans
+from sklearn.manifold import TSNE
 
-from eval.metrics.planes import Plane, pca_plane, tsne_plane, tsne_scores
+from eval.metrics.planes import CENTERS, Plane, class_planes, pca_plane, tsne_plane, tsne_scores
 from eval.metrics.set_metrics import measure, metrics_layout
 from eval.reports.maps import maps_picture
 from mgd3.runtime.errors import UserError
@@ -231,6 +233,29 @@ def test_tsne_is_one_map_of_all_methods(features, plane):
     for points in plane.made.values():
         for mine, other, own in ((first, second, points[0]), (second, first, points[1])):
             assert ((own - mine).norm(dim=1) < (own - other).norm(dim=1)).all()
+
+
+def test_tsne_is_the_released_scripts(features):
+    """TSNE(n_components=2, learning_rate="auto", random_state=42) on the features as they are."""
+    real, made = features
+    points = torch.cat([*real, *made["narrow"], *made["wide"]]).numpy()
+    theirs = TSNE(n_components=2, learning_rate="auto", random_state=42).fit_transform(points)
+    ours = tsne_plane(real, made)
+    together = torch.cat([*ours.real, *ours.made["narrow"], *ours.made["wide"]])
+    assert torch.equal(together, torch.from_numpy(theirs).double())
+
+
+def test_planes_of_one_class_hold_its_centres(features):
+    real, made = features
+    planes = class_planes(real, made, ["first"])
+    assert list(planes) == ["first"]
+    (points,) = planes["first"].real
+    assert (len(points), list(planes["first"].made)) == (40, ["narrow", "wide", CENTERS])
+    centres = KMeans(5, random_state=0, n_init="auto").fit(real[0].numpy()).cluster_centers_
+    alone = tsne_plane(real[:1], {m: rows[:1] for m, rows in made.items()} | {
+        CENTERS: [torch.from_numpy(centres)]
+    })  # fmt: skip
+    assert torch.equal(planes["first"].made[CENTERS][0], alone.made[CENTERS][0])
 
 
 def test_tsne_scores_tell_narrow_from_wide(plane):

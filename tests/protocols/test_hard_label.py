@@ -52,7 +52,8 @@ def protocol(*overrides):
         (50, 100, 1000, (666, 833), 10),
         (100, 100, 600, (400, 500), 6),
         (300, 100, 300, (200, 250), 3),
-        (1000, 100, 200, (133, 166), 2),
+        (500, 100, 300, (200, 250), 3),
+        (1300, 100, 300, (200, 250), 3),  # the full set: --epochs 300, not two thirds of it
         (10, 1000, 2000, (1333, 1666), 20),
     ],
 )
@@ -66,6 +67,22 @@ def test_epochs_milestones_and_tests(ipc, classes, epochs, milestones, every):
     )
 
 
+def test_adamw_takes_the_place_of_sgd_alone():
+    """Of IGD and DMGD: epochs, milestones, batches and augmentation are those of SGD's."""
+    sgd, adamw = (protocol(f"protocol={n}") for n in ("hard_label", "hard_label_adamw"))
+    for classes in (10, 1000):
+        one, two = (p.recipe(10, classes, "convnet3") for p in (sgd, adamw))
+        changed = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01}
+        assert two == dataclasses.replace(one, **changed)
+    assert adamw.augmentation == sgd.augmentation
+    net = make_student("convnet3", 10, 32, seed=0)
+    optimizer = two.make_optimizer(net)
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0.01)
+    assert len(group["params"]) == len(list(net.parameters()))  # biases and norms decay as well
+
+
 def test_an_ipc_without_a_row_is_refused():
     with pytest.raises(UserError, match="no row for ipc=20"):
         protocol("protocol.epochs_by_ipc=[[10,5]]").recipe(20, 10, "convnet6")
@@ -76,6 +93,10 @@ def test_an_ipc_without_a_row_is_refused():
     [
         ("epochs_by_ipc=[[null,0]]", r"epochs_by_ipc=0 is out of range"),
         ("epochs_by_ipc=5", r"5 must be a pair"),
+        (
+            "optimization.optimizer=adam",
+            r"protocol\.optimization\.optimizer='adam' is unknown.*sgd",
+        ),
         ("optimization.milestones=[1/0]", r"optimization\.milestones: '1/0' is not a fraction"),
         ("optimization.milestones=2/3", r"milestones='2/3' must be a list of fractions"),
         ("optimization.lr=x", r"protocol\.optimization\.lr='x' is not a number"),
@@ -108,7 +129,8 @@ def test_unknown_and_missing_nested_keys_are_refused(override, message):
 
 def test_the_training_precision_comes_from_outside():
     options = plain(composed("dataset=imagenette", "protocol=hard_label").protocol)
-    kept = {k: v for k, v in options.items() if k not in ("_target_", "reads", "students")}
+    left = ("_target_", "version", "family", "reads", "students")
+    kept = {k: v for k, v in options.items() if k not in left}
     assert HardLabel(**kept).recipe(10, 10, "convnet6").precision == "float32"
     fast = HardLabel(**kept, training_precision="bfloat16")
     assert fast.recipe(10, 10, "convnet6").precision == "bfloat16"

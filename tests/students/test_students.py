@@ -10,7 +10,13 @@ import torchvision
 from torch import nn
 
 from eval.students import glad, registry
-from eval.students.registry import CROSS_ARCH, expand_students, find_student, make_student
+from eval.students.registry import (
+    CROSS_ARCH,
+    expand_students,
+    find_student,
+    make_student,
+    network_version,
+)
 from mgd3.runtime.errors import UserError
 
 # Every family once, each at the smallest image that it takes
@@ -194,6 +200,33 @@ def test_stems_of_resnet_bn_follow_the_size(size, kernel, side):
     assert net.conv1.kernel_size == (kernel, kernel)
     assert net.maxpool(net.conv1(torch.zeros(1, 3, size, size))).shape[-1] == side
     assert net.conv1.weight.std().item() == pytest.approx((2 / (kernel**2 * 64)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet10_bn"])
+@pytest.mark.parametrize("size", [65, 96, 128])
+def test_stems_of_middle_sizes_pool_as_idcs(name, size):
+    """3x3 of stride 2: the maximum of each pixel with an even place and its eight neighbours."""
+    net = make_student(name, 5, size, seed=0)
+    inputs = torch.randn(1, 2, size, size)
+    padded = nn.functional.pad(inputs, (1, 1, 1, 1), value=-torch.inf)
+    by_hand = padded.unfold(2, 3, 2).unfold(3, 3, 2).amax(dim=(-2, -1))
+    assert torch.equal(net.maxpool(inputs), by_hand)
+
+
+def test_resnetap_averages_where_resnet_takes_the_maximum():
+    """IDC's and Minimax's resnet_ap.py have no other pooling at any size."""
+    net = make_student("resnetap10", 5, 96, seed=0)
+    inputs = torch.randn(1, 2, 96, 96)
+    assert torch.equal(net.layer0.pool(inputs), nn.functional.avg_pool2d(inputs, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "version"),
+    [("resnet18", 64, 1), ("resnet18", 65, 2), ("resnet50_bn", 128, 2), ("resnet18_bn", 129, 1),
+     ("resnetap10", 96, 1), ("convnet4", 96, 1), ("resnet18_glad", 96, 1)],
+)  # fmt: skip
+def test_networks_of_another_definition_have_another_version(name, size, version):
+    assert network_version(name, size) == version
 
 
 def test_batch_norm_over_a_single_value_is_named():

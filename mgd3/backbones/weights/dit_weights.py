@@ -9,8 +9,8 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from mgd3.backbones.weights.checkpoints import load_strictly, refuse_tensors
 from mgd3.runtime.errors import UserError
+from mgd3.storage.checkpoints import load_strictly, refuse_tensors
 
 # facebookresearch/DiT's names on the left, diffusers' on the right; {n} is the block's number.
 _SHARED = {

@@ -14,9 +14,9 @@ from typing import Any
 from diffusers import UNet2DConditionModel, VQModel
 from torch import Tensor
 
-from mgd3.backbones.weights.checkpoints import load_strictly, read_weights, refuse_tensors
 from mgd3.runtime.errors import UserError
 from mgd3.storage.cache import cached
+from mgd3.storage.checkpoints import load_strictly, read_weights, refuse_tensors
 from mgd3.storage.digests import stamp_digest
 
 _UNET, _VQ, _CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."

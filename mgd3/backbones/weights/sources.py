@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from mgd3.backbones.weights.checkpoints import refuse_tensors
 from mgd3.backbones.weights.download import cached_repository, fetch_repository
-from mgd3.backbones.weights.formats import NoWeightsError, format_of
 from mgd3.runtime.errors import UserError, first_line
+from mgd3.storage.checkpoints import refuse_tensors
 from mgd3.storage.documents import read_document
 from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path
+from mgd3.storage.formats import NoWeightsError, format_of
 from mgd3.storage.repositories import hub_reachable
 
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}

@@ -16,16 +16,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from mgd3.backbones.weights.formats import (
+from mgd3.runtime.errors import UserError, first_line
+from mgd3.storage.documents import fitting
+from mgd3.storage.formats import (
     SAFETENSORS,
     ZIP,
     NoWeightsError,
     format_of,
     zip_entries,
 )
-from mgd3.backbones.weights.state_dicts import network_tensors
-from mgd3.runtime.errors import UserError, first_line
-from mgd3.storage.documents import fitting
+from mgd3.storage.state_dicts import network_tensors
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def refuse_tensors(
     if found:
         raise UserError(
             f"{source} is not a checkpoint of this network: tensors {', '.join(found)}; check "
-            "that it belongs to this backbone and is complete"
+            "that it belongs here and is complete"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mgd3.backbones.weights.formats import NoWeightsError
+from mgd3.storage.formats import NoWeightsError
 
 # Averaged weights first, which samples are drawn with; what stands in one line has no order
 _ORDER = (
