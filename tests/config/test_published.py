@@ -42,7 +42,7 @@ def printed(name):
         for column, word in zip(columns, line.split(), strict=True):
             mean, _, std = word.partition("±")
             if word != "-":
-                found[row, *column] = float(mean), float(std) if std else None
+                found[(row, *column)] = float(mean), float(std) if std else None
     return found
 
 
