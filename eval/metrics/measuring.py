@@ -36,9 +36,15 @@ class Measured:
 
 
 def measure_sets(
-    sets: Mapping[str, Sequence[DistilledDataset]], extract: FeatureExtractor, what: str
+    sets: Mapping[str, Sequence[DistilledDataset]],
+    extract: FeatureExtractor,
+    what: str,
+    maps: Mapping[str, int] | None = None,
 ) -> Measured:
-    """Measure sets of one size; `what` they are stands beside the progress bar."""
+    """Measure sets of one size; `what` they are stands beside the progress bar.
+
+    `maps` are classes, name and label, that get a t-SNE of their own before those of all classes.
+    """
     pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
     num_classes = len(pairs[0][1].classes)
     real = [extract.real(label) for label in range(num_classes)]
@@ -48,7 +54,13 @@ def measure_sets(
         features = _features_by_class(distilled, extract)
         metrics[name].append(measure(real, features))
         first.setdefault(name, features)
-    planes = {"t-SNE": tsne_plane(real, first), "PCA": pca_plane(real, first)}
+    planes = {
+        f"t-SNE of {name} alone": tsne_plane(
+            real[label : label + 1], {m: rows[label : label + 1] for m, rows in first.items()}
+        )
+        for name, label in (maps or {}).items()
+    }
+    planes |= {"t-SNE": tsne_plane(real, first), "PCA": pca_plane(real, first)}
     return Measured(metrics=metrics, planes=planes, scores=tsne_scores(planes["t-SNE"]))
 
 

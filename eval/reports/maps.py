@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from eval.metrics.planes import Plane
-from eval.reports.figures import as_svg, drawing, panels
+from eval.reports.figures import as_png, as_svg, drawing, panels
 from eval.reports.samples import MOST_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def maps_picture(planes: Mapping[str, Plane]) -> str:
-    """An SVG: a row of panels per plane, by its title, and a column per method.
+def maps_picture(planes: Mapping[str, Plane]) -> tuple[str, bytes]:
+    """SVG and PNG: a row of panels per plane, by its title, and a column per method.
 
     Real images are faint dots, the method's are crosses; one colour for each class, of which the
     first ten are drawn.
@@ -31,7 +31,7 @@ def maps_picture(planes: Mapping[str, Plane]) -> str:
                 _draw(axis, plane.real, plane.made[method])
                 axis.set(xticks=[], yticks=[])
                 top.set_title(method)
-        return as_svg(figure, dpi=150)
+        return as_svg(figure, dpi=150), as_png(figure, dpi=90)
 
 
 def _draw(axis: Axes, real: Sequence[Tensor], made: Sequence[Tensor]) -> None:
