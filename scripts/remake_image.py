@@ -106,7 +106,7 @@ def _picture_of_steps(path: Path, remaker: Remaker, watch: StepWatch) -> None:
 
     pixels = remaker.decoded(torch.cat(list(watch.seen.values())))
     name = str(remaker.distilled.manifest["method"])
-    trail = Trail(title=path.stem, steps=list(watch.seen), rows={name: pixels})
+    trail = Trail(title="x̂₀ by sampling step", columns=[*map(str, watch.seen)], rows={name: pixels})
     write_atomic(path, steps_picture([trail]))
     log.info("what the network restores, step by step: %s", path)
 

@@ -23,7 +23,6 @@ from mgd3.config.grid import Experiment, Located
 from mgd3.config.paper import Denoising
 from mgd3.config.remaking import Remaker
 from mgd3.config.schema import plain
-from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
@@ -82,40 +81,37 @@ def sections_of(experiment: Experiment) -> list[Section]:
 def _trails(experiment: Experiment, wanted: Denoising, places: Sequence[Located]) -> list[Trail]:
     """Some images of each row's first set on their way: same noise, same mode, other settings."""
     first = {place.job.row: place for place in reversed(places)}
-    rows: dict[str, dict[str, Tensor]] = {name: {} for name in wanted.classes}
-    for row in experiment.table.rows:
-        if row not in first:
-            continue
+    steps, names = sorted(wanted.steps, reverse=True), experiment.class_names(wanted.classes)
+    rows: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for row in (row for row in experiment.table.rows if row in first):
         distilled = DistilledDataset(first[row].distilled)
         remaker = Remaker(distilled, first[row].cfg)
-        num_steps = remaker.distiller.sampler.steps
-        for step in wanted.steps:
-            checks.integer("paper_table.denoising.steps", step, minimum=0, maximum=num_steps - 1)
-        for name, shown in zip(wanted.classes, experiment.class_names(wanted.classes), strict=True):
-            wnid = _class(distilled, shown, "denoising.classes").wnid
-            entry = _entry(distilled, wnid, wanted.image)
-            watch = StepWatch(wanted.steps)
+        most = remaker.distiller.sampler.steps - 1
+        checks.integer("paper_table.denoising.steps", steps[0], maximum=most)
+        for name in names:
+            entry, watch = _entry(distilled, name, wanted.image), StepWatch(steps)
             remaker.latents(entry, watch)
-            rows[name][row] = remaker.decoded(torch.cat(list(watch.seen.values())))
+            seen = [watch.seen[step].cpu() for step in steps]
+            rows[name][row] = remaker.decoded(torch.cat([*seen, remaker.mode(entry)]))
     return [
         Trail(
-            title=shown,
-            steps=sorted(wanted.steps, reverse=True),
+            title=f"{name}: x̂₀ by sampling step, and the mode",
+            columns=[*map(str, steps), "mode"],
             rows=rows[name],
-            stops=swept(experiment),
+            guided={
+                row: sum(step > stop_t for step in steps)
+                for row, stop_t in swept(experiment).items()
+            },
         )
-        for name, shown in zip(wanted.classes, experiment.class_names(wanted.classes), strict=True)
+        for name in names
     ]
 
 
-def _class(distilled: DistilledDataset, name: str, key: str) -> ClassInfo:
-    classes = {info.name: info for info in distilled.classes}
-    return classes[checks.choice(f"paper_table.{key}", name, list(classes))]
-
-
-def _entry(distilled: DistilledDataset, wnid: str, index: int) -> Mapping[str, Any]:
-    """An image's line in the manifest."""
+def _entry(distilled: DistilledDataset, name: str, index: int) -> Mapping[str, Any]:
+    """The manifest's line of a class's image number `index`."""
     checks.integer("paper_table.denoising.image", index, maximum=distilled.ipc - 1)
+    wnids = {info.name: info.wnid for info in distilled.classes}
+    wnid = wnids[checks.choice("paper_table.denoising.classes", name, list(wnids))]
     entries = distilled.manifest["images"]
     return next(e for e in entries if (e["wnid"], e["index"]) == (wnid, index))
 

@@ -74,15 +74,15 @@ def diversity_picture(points: Mapping[str, Sequence[Point]], title: str) -> tupl
     with drawing():
         figure, ((axis,),) = panels(1, 1, (5.5, 4))
         for k, (row, found) in enumerate(points.items()):
-            style: dict[str, Any] = {"marker": "os^Dv"[k // 10 % 5], "color": f"C{k % 10}"}
+            style: dict[str, Any] = {"marker": "os^Dv"[k % 5], "label": row}
             x, y = zip(*found, strict=True)
-            if len(found) == 1:
-                axis.scatter(x, y, label=row, **style)
-                continue
-            axis.scatter(x, y, s=16, alpha=0.5, linewidths=0, **style)
-            name = f"{row}, mean of {len(found)}"
-            mean = fmean(x), fmean(y)
-            axis.scatter(*mean, s=70, edgecolors="black", label=name, zorder=3, **style)
+            if len(found) > 1:
+                # hollow, for methods' points may coincide
+                hollow = {"facecolors": "none", "edgecolors": f"C{k % 10}", "linewidths": 0.9}
+                axis.scatter(x, y, s=22, marker=style["marker"], alpha=0.7, **hollow)
+                style |= {"s": 80 - 12 * (k % 5), "edgecolors": "black", "zorder": 3}
+                style["label"] = f"{row}, mean of {len(found)}"
+            axis.scatter(fmean(x), fmean(y), color=f"C{k % 10}", **style)
         axis.set(xlabel="representativeness", ylabel="diversity", title=title)
         axis.legend(fontsize=7)
         return _both(figure)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_FEW = 600  # real images: dots of fewer are drawn larger
+
+
 def maps_picture(planes: Mapping[str, Plane]) -> tuple[str, bytes]:
     """SVG and PNG: a row of panels per plane, by its title, and a column per method.
 
@@ -35,11 +38,19 @@ def maps_picture(planes: Mapping[str, Plane]) -> tuple[str, bytes]:
 
 
 def _draw(axis: Axes, real: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    few = sum(map(len, real)) < _FEW
+    size, alpha = (14, 0.5) if few else (6, 0.25)
     for label, (dots, crosses) in enumerate(zip(real[:MOST_CLASSES], made, strict=False)):
         colour = f"C{label}"
         # as pixels: thousands of dots in every panel would make megabytes of paths
         axis.scatter(
-            dots[:, 0], dots[:, 1], color=colour, s=6, alpha=0.25, linewidths=0, rasterized=True
+            dots[:, 0],
+            dots[:, 1],
+            color=colour,
+            s=size,
+            alpha=alpha,
+            linewidths=0,
+            rasterized=True,
         )
         axis.scatter(
             crosses[:, 0],

@@ -51,6 +51,15 @@ class Remaker:
         with self._weights(wnid):
             return self.distiller.sample([(wnid, int(number))], rows, modes, int(seed), on_step)
 
+    def mode(self, entry: Mapping[str, Any]) -> Tensor:
+        """The mode (1, C, h, w) that the image is steered to; `UserError` where it has none."""
+        _, wnid, number = entry["noise_stream"].split("/")
+        modes = self._modes(wnid)
+        if not modes:
+            raise UserError(f"the images of {self.distilled.folder} are steered to no modes")
+        centers = modes[wnid].modes.centers
+        return centers[int(number) % len(centers)][None]
+
     def decoded(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as images (B, 3, H, W) uint8 on the CPU."""
         decode = self.distiller.backbone.codec.decode

@@ -150,6 +150,10 @@ def test_other_overrides_make_another_table():
         ({"rows": {"plain": None}}, "paper_table.rows.plain must be a mapping"),
         ({"claims": [{"more": "a"}]}, "needs «more» and «than»"),
         ({"colums": 1}, "'colums' is unknown"),
+        ({"points": "dots"}, "paper_table.points='dots' is unknown. Allowed: set, class, image"),
+        ({"denoising": {"steps": [1]}}, r"paper_table\.denoising\.classes is missing"),
+        ({"denoising": {"classes": ["a"], "steps": [-1]}}, r"paper_table\.denoising\.steps=-1"),
+        ({"denoising": {"classs": ["a"]}}, "'classs' is unknown"),
         ({"grid": {"dataset": ["digits"]}}, "paper_table.grid.ipc is missing"),
     ],
 )

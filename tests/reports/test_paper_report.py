@@ -1,9 +1,17 @@
 """Pictures of a paper table."""
 
+import io
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
 from support import cell
 
 from eval.reports.comparison import PaperComparison
-from eval.reports.curves import accuracy_pictures
+from eval.reports.curves import accuracy_pictures, diversity_picture
+from eval.reports.paper_report import picture_name
+from eval.reports.step_pictures import Trail, steps_picture
 
 
 def test_only_what_has_been_run_is_drawn():
@@ -27,3 +35,32 @@ def test_names_are_no_formulas_in_pictures():
     rows = [cell(r"A $\frac{1$", [60]), cell("B $x$", [50])]
     ((svg, _, _),) = accuracy_pictures(PaperComparison(title="T", cells=rows), sweep=None)
     assert "<!-- B $x$ -->" in svg
+
+
+def test_a_cloud_of_points_has_a_mean_and_a_single_one_has_not():
+    svg, png = diversity_picture({"A": [(0, 0), (1, 0.5), (0.5, 1)], "B": [(0.2, 0.3)]}, "T")
+    assert "<!-- A, mean of 3 -->" in svg and "<!-- B -->" in svg
+    assert png.startswith(b"\x89PNG")
+
+
+def red(png):
+    with Image.open(io.BytesIO(png)) as picture:
+        pixels = np.asarray(picture.convert("RGB"), int)
+    return ((pixels[..., 0] > 180) & (pixels[..., 1] < 90)).sum()
+
+
+def test_a_line_shows_where_guidance_ends():
+    images = torch.full((3, 3, 8, 8), 128, dtype=torch.uint8)
+    rows = {"late": images, "never": images}
+    plain = Trail(title="T", columns=["49", "25", "0"], rows=rows)
+    assert red(steps_picture([plain])) == 0
+    one, both = (
+        steps_picture([replace(plain, guided=guided)])
+        for guided in ({"late": 2, "never": 0}, {"late": 2, "never": 1})
+    )
+    assert red(both) == 2 * red(one) > 0
+
+
+def test_captions_become_names_of_files():
+    assert picture_name("diversity, imagenette, ipc 10") == "diversity-imagenette-ipc-10.png"
+    assert picture_name("../A+B: «c»") == "a-b-c.png"
