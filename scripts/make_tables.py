@@ -23,7 +23,7 @@ from rich.console import Console
 
 from eval.reports.comparison import PaperComparison
 from eval.reports.paper_cell import MEAN, TableCell, averaged
-from eval.reports.paper_report import picture_name, write_paper_report
+from eval.reports.paper_report import write_paper_report
 from eval.results.rows import EvalResult, ResultStore, order_of
 from eval.tracking import artifact_name, keep
 from mgd3.config import identity
@@ -76,8 +76,6 @@ def write_tables(experiment: Experiment) -> Path:
     real_images = bool(cfg.tracker.get("real_images"))
     pictures = write_paper_report(report, comparison, sections, sets, rows, sweep, real_images)
     config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
-    for png, caption in pictures:
-        write_atomic(folder / picture_name(caption), png)
     with tracker.start(f"tables-{experiment.variant}", experiment.name, config, folder) as run:
         if comparison.cells:
             records = comparison.records()

@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     watch = StepWatch(spread_steps(remaker.distiller.sampler.steps, _SHOWN))
     _write(cfg, distilled, entry, _remade(remaker, entry, watch))
     if cfg.steps:
-        _picture_of_steps(Path(cfg.steps), remaker, watch)
+        _picture_of_steps(Path(cfg.steps), cfg.image, remaker, watch)
 
 
 def _entry(distilled: DistilledDataset, image: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _write(
     )
 
 
-def _picture_of_steps(path: Path, remaker: Remaker, watch: StepWatch) -> None:
+def _picture_of_steps(path: Path, image: str, remaker: Remaker, watch: StepWatch) -> None:
     """One row: x0_hat decoded at some steps, from the first to the last."""
     import torch
 
@@ -106,7 +106,7 @@ def _picture_of_steps(path: Path, remaker: Remaker, watch: StepWatch) -> None:
 
     pixels = remaker.decoded(torch.cat(list(watch.seen.values())))
     name = str(remaker.distilled.manifest["method"])
-    trail = Trail(title="x̂₀ by sampling step", columns=[*map(str, watch.seen)], rows={name: pixels})
+    trail = Trail(title=image, steps=list(watch.seen), rows={name: pixels})
     write_atomic(path, steps_picture([trail]))
     log.info("what the network restores, step by step: %s", path)
 

@@ -83,6 +83,7 @@ def _trails(experiment: Experiment, wanted: Denoising, places: Sequence[Located]
     first = {place.job.row: place for place in reversed(places)}
     steps, names = sorted(wanted.steps, reverse=True), experiment.class_names(wanted.classes)
     rows: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    modes: dict[str, Tensor] = {}
     for row in (row for row in experiment.table.rows if row in first):
         distilled = DistilledDataset(first[row].distilled)
         remaker = Remaker(distilled, first[row].cfg)
@@ -91,18 +92,10 @@ def _trails(experiment: Experiment, wanted: Denoising, places: Sequence[Located]
         for name in names:
             entry, watch = _entry(distilled, name, wanted.image), StepWatch(steps)
             remaker.latents(entry, watch)
-            seen = [watch.seen[step].cpu() for step in steps]
-            rows[name][row] = remaker.decoded(torch.cat([*seen, remaker.mode(entry)]))
+            rows[name][row] = remaker.decoded(torch.cat([watch.seen[step] for step in steps]))
+            modes[name] = remaker.decoded(remaker.mode(entry))[0]
     return [
-        Trail(
-            title=f"{name}: x̂₀ by sampling step, and the mode",
-            columns=[*map(str, steps), "mode"],
-            rows=rows[name],
-            guided={
-                row: sum(step > stop_t for step in steps)
-                for row, stop_t in swept(experiment).items()
-            },
-        )
+        Trail(title=name, steps=steps, rows=rows[name], stops=swept(experiment), mode=modes[name])
         for name in names
     ]
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,18 @@ from mgd3.data.distilled import DistilledDataset
 from mgd3.storage.files import write_atomic
 
 
-def picture_name(caption: str) -> str:
-    """A file's name for a picture: its caption in plain letters."""
-    return "-".join(re.findall(r"\w+", caption.lower())) + ".png"
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report as PNG bytes."""
+
+    caption: str
+    png: bytes
+    without_real: bytes | None  # the same without copies of real images; None: nothing is left
+
+    @property
+    def file(self) -> str:
+        """Its name beside the report: the caption in plain letters."""
+        return "-".join(re.findall(r"\w+", self.caption.lower())) + ".png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +74,17 @@ def write_paper_report(
     sweep: str | None,
     real_images: bool,
 ) -> list[tuple[bytes, str]]:
-    """Write the report; returns its pictures as PNGs with captions, for a tracker.
+    """Write the report and its pictures beside it; returns them with captions, for a tracker.
 
-    Copies of real images are in those pictures only with `real_images`.
+    Copies of real images are in what is returned only with `real_images`.
     `sections` are looked at, all `sets` and `rows`, by their cells' names, are linked and timed.
     """
     curves = accuracy_pictures(comparison, sweep)
-    pages, pictures = [], [(png, caption) for _, png, caption in curves]
+    pages, pictures = [], [Picture(caption, png, png) for _, png, caption in curves]
     for section in sections:
         page, drawn = _page(section, comparison.values, sweep)
         pages.append(page)
-        pictures += [(png, f"{what}, {section.title}") for what, png in drawn.items()]
-        shown = {row: d for row, d in section.first.items() if real_images or d.generated}
-        pictures += [(overview_of(shown), f"samples, {section.title}")] if shown else []
+        pictures += drawn
     configs = {
         f"{section.title}, {row}": distilled.manifest["config"]
         for section in sections
@@ -97,44 +104,61 @@ def write_paper_report(
         config=json.dumps(configs, indent=2),
     )
     write_atomic(path, html.encode())
-    return pictures
+    for picture in pictures:
+        write_atomic(path.parent / picture.file, picture.png)
+    found = [(p.png if real_images else p.without_real, p.caption) for p in pictures]
+    return [(png, caption) for png, caption in found if png is not None]
 
 
 def _page(
     section: Section, values: Mapping[str, float], sweep: str | None
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What the template shows of a section, and its pictures as PNGs by what they show."""
+) -> tuple[dict[str, Any], list[Picture]]:
+    """What the template shows of a section, and its pictures."""
     planes, scores = section.planes, section.scores
     if not planes and section.real is not None:
         planes = embedding_planes(section.real, section.first)
         scores = tsne_scores(planes["t-SNE of pixels"]) if planes else {}
-    drawn: dict[str, bytes] = {}
-    maps = diversity = steps = ""
-    if planes:
-        maps, drawn["maps"] = maps_picture(planes)
-    if sweep:
-        swept = {row: p for row, p in _of_sets(scores).items() if row in values}
-        if len(swept) > 1:
-            diversity, drawn["diversity"] = swept_diversity_picture(
-                swept, section.title, sweep, values
-            )
-    else:
-        points = _points(section, planes, scores)
-        if len(points) > 1:
-            diversity, drawn["diversity"] = diversity_picture(points, section.title)
-    if section.trails:
-        drawn["denoising"] = steps_picture(section.trails)
-        steps = png_uri(drawn["denoising"])
-    page = {
+    drawn: list[Picture] = []
+    page: dict[str, Any] = {
         "title": section.title,
         "classes": class_sheets(section.first),
-        "maps": maps,
-        "diversity": diversity,
         "points": section.points if "t-SNE" in planes else "set",
-        "steps": steps,
         "tables": section.tables,
     }
+    if planes:
+        page["maps"], png = maps_picture(planes)
+        drawn.append(Picture(f"maps, {section.title}", png, png))
+    page["diversity"], png = _diversity(section, planes, scores, values, sweep)
+    if png:
+        drawn.append(Picture(f"diversity, {section.title}", png, png))
+    if section.trails:
+        png = steps_picture(section.trails)
+        page["steps"] = png_uri(png)
+        bare = steps_picture([replace(trail, mode=None) for trail in section.trails])
+        drawn.append(Picture(f"denoising, {section.title}", png, bare))
+    if first := section.first:
+        generated = {row: d for row, d in first.items() if d.generated}
+        bare_overview = overview_of(generated) if generated else None
+        whole = bare_overview if generated == first and bare_overview else overview_of(first)
+        drawn.append(Picture(f"samples, {section.title}", whole, bare_overview))
     return page, drawn
+
+
+def _diversity(
+    section: Section,
+    planes: Mapping[str, Plane],
+    scores: Mapping[str, TsneScores],
+    values: Mapping[str, float],
+    sweep: str | None,
+) -> tuple[str, bytes]:
+    """SVG and PNG of both scores; empty where there is nothing to compare."""
+    if sweep:
+        swept = {row: point for row, point in _of_sets(scores).items() if row in values}
+        if len(swept) > 1:
+            return swept_diversity_picture(swept, section.title, sweep, values)
+        return "", b""
+    points = _points(section, planes, scores)
+    return diversity_picture(points, section.title) if len(points) > 1 else ("", b"")
 
 
 def _of_sets(scores: Mapping[str, TsneScores]) -> dict[str, Point]:

@@ -23,18 +23,19 @@ class Trail:
     """One image on its way, under several settings."""
 
     title: str
-    columns: Sequence[str]  # what the columns are: sampling steps in the order of sampling
-    rows: Mapping[str, Tensor]  # by setting: one image (3, H, W) uint8 per column, stacked
-    guided: Mapping[str, int] = field(default_factory=dict)  # how many columns, of some settings
+    steps: Sequence[int]  # sampling steps in their order: the columns
+    rows: Mapping[str, Tensor]  # by setting: x0_hat at these steps, decoded, (S, 3, H, W) uint8
+    stops: Mapping[str, float] = field(default_factory=dict)  # t_stop of settings that have one
+    mode: Tensor | None = None  # what all are steered to, (3, H, W) uint8
 
 
 def steps_picture(trails: Sequence[Trail]) -> bytes:
-    """A PNG: a panel per trail, a row per setting, a column per step.
+    """A PNG: a panel per trail, a row per setting, a column per step, then the mode.
 
-    A red line stands right of a row's guided columns.
+    Where a row has a t_stop, a red line stands right of its guided steps.
     """
-    columns, rows = len(trails[0].columns), len(trails[0].rows)
-    size = (len(trails) * (_CELL * columns + 0.9), _CELL * rows + 0.6)
+    columns, rows = len(trails[0].steps) + (trails[0].mode is not None), len(trails[0].rows)
+    size = (len(trails) * (_CELL * columns + 0.9), _CELL * rows + 0.75)
     with drawing():
         figure, axes = panels(1, len(trails), size)
         for axis, trail in zip(axes[0], trails, strict=True):
@@ -43,20 +44,24 @@ def steps_picture(trails: Sequence[Trail]) -> bytes:
 
 
 def _draw(axis: Axes, trail: Trail) -> None:
-    images = torch.cat(list(trail.rows.values()))
+    names, rows = [*map(str, trail.steps)], list(trail.rows.values())
+    if trail.mode is not None:
+        names, rows = [*names, "mode"], [torch.cat([row, trail.mode[None]]) for row in rows]
+    images = torch.cat(rows)
     height, width = images.shape[-2:]
     padding = max(1, width // 32)
-    sheet = grid(images, len(trail.columns), pad_value=255, padding=padding)
+    sheet = grid(images, len(names), pad_value=255, padding=padding)
     axis.imshow(sheet.permute(1, 2, 0).numpy())
     axis.autoscale(False)
     across, down = width + padding, height + padding
     middle_x, middle_y = padding + width / 2 - 0.5, padding + height / 2 - 0.5
-    axis.set_xticks([middle_x + k * across for k in range(len(trail.columns))], trail.columns)
-    axis.set_yticks([middle_y + k * down for k in range(len(trail.rows))], list(trail.rows))
+    axis.set_xticks([middle_x + k * across for k in range(len(names))], names)
+    axis.set_yticks([middle_y + k * down for k in range(len(rows))], list(trail.rows))
     axis.tick_params(length=0, labelsize=8, labeltop=True, labelbottom=False)
-    axis.set_title(trail.title, fontsize=9)
+    axis.set_title(f"{trail.title}: x̂₀ by sampling step", fontsize=9)
     axis.spines[:].set_visible(False)
     for k, row in enumerate(trail.rows):
-        if guided := trail.guided.get(row, 0):
+        guided = sum(step > trail.stops[row] for step in trail.steps) if row in trail.stops else 0
+        if guided:
             x = guided * across + padding / 2 - 0.5
             axis.plot([x, x], [k * down, (k + 1) * down], color="C3", linewidth=2)

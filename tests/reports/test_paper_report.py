@@ -10,7 +10,7 @@ from support import cell
 
 from eval.reports.comparison import PaperComparison
 from eval.reports.curves import accuracy_pictures, diversity_picture
-from eval.reports.paper_report import picture_name
+from eval.reports.paper_report import Picture
 from eval.reports.step_pictures import Trail, steps_picture
 
 
@@ -45,22 +45,37 @@ def test_a_cloud_of_points_has_a_mean_and_a_single_one_has_not():
 
 def red(png):
     with Image.open(io.BytesIO(png)) as picture:
-        pixels = np.asarray(picture.convert("RGB"), int)
+        return red_of(picture)
+
+
+def red_of(picture):
+    pixels = np.asarray(picture.convert("RGB"), int)
     return ((pixels[..., 0] > 180) & (pixels[..., 1] < 90)).sum()
 
 
 def test_a_line_shows_where_guidance_ends():
     images = torch.full((3, 3, 8, 8), 128, dtype=torch.uint8)
-    rows = {"late": images, "never": images}
-    plain = Trail(title="T", columns=["49", "25", "0"], rows=rows)
+    plain = Trail(title="T", steps=[49, 25, 0], rows={"late": images, "never": images})
     assert red(steps_picture([plain])) == 0
+    assert red(steps_picture([replace(plain, stops={"late": 49, "never": 50})])) == 0
     one, both = (
-        steps_picture([replace(plain, guided=guided)])
-        for guided in ({"late": 2, "never": 0}, {"late": 2, "never": 1})
+        red(steps_picture([replace(plain, stops=stops)]))
+        for stops in ({"late": 0}, {"late": 0, "never": 25})
     )
-    assert red(both) == 2 * red(one) > 0
+    assert both == 2 * one > 0
+
+
+def test_the_mode_stands_last():
+    images, mode = torch.zeros((2, 3, 8, 8), dtype=torch.uint8), torch.zeros(3, 8, 8).byte()
+    mode[0] = 255
+    plain = Trail(title="T", steps=[49, 0], rows={"a": images, "b": images})
+    shown = steps_picture([replace(plain, mode=mode)])
+    assert red(steps_picture([plain])) == 0 and red(shown) > 1000
+    with Image.open(io.BytesIO(shown)) as picture:
+        left = picture.convert("RGB").crop((0, 0, picture.width // 2, picture.height))
+    assert red_of(left) == 0
 
 
 def test_captions_become_names_of_files():
-    assert picture_name("diversity, imagenette, ipc 10") == "diversity-imagenette-ipc-10.png"
-    assert picture_name("../A+B: «c»") == "a-b-c.png"
+    names = [Picture(c, b"", None).file for c in ("diversity, digits, ipc 10", "../A+B: «c»")]
+    assert names == ["diversity-digits-ipc-10.png", "a-b-c.png"]
