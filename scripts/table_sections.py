@@ -83,7 +83,7 @@ def _trails(experiment: Experiment, wanted: Denoising, places: Sequence[Located]
     first = {place.job.row: place for place in reversed(places)}
     steps, names = sorted(wanted.steps, reverse=True), experiment.class_names(wanted.classes)
     rows: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    modes: dict[str, Tensor] = {}
+    modes: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for row in (row for row in experiment.table.rows if row in first):
         distilled = DistilledDataset(first[row].distilled)
         remaker = Remaker(distilled, first[row].cfg)
@@ -93,9 +93,11 @@ def _trails(experiment: Experiment, wanted: Denoising, places: Sequence[Located]
             entry, watch = _entry(distilled, name, wanted.image), StepWatch(steps)
             remaker.latents(entry, watch)
             rows[name][row] = remaker.decoded(torch.cat([watch.seen[step] for step in steps]))
-            modes[name] = remaker.decoded(remaker.mode(entry))[0]
+            if (mode := remaker.mode(entry)) is not None:
+                modes[name][row] = remaker.decoded(mode)[0]
+    stops = swept(experiment)
     return [
-        Trail(title=name, steps=steps, rows=rows[name], stops=swept(experiment), mode=modes[name])
+        Trail(title=name, steps=steps, rows=rows[name], stops=stops, modes=modes[name])
         for name in names
     ]
 

@@ -134,7 +134,7 @@ def _page(
     if section.trails:
         png = steps_picture(section.trails)
         page["steps"] = png_uri(png)
-        bare = steps_picture([replace(trail, mode=None) for trail in section.trails])
+        bare = steps_picture([replace(trail, modes={}) for trail in section.trails])
         drawn.append(Picture(f"denoising, {section.title}", png, bare))
     if first := section.first:
         generated = {row: d for row, d in first.items() if d.generated}

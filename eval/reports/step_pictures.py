@@ -26,7 +26,7 @@ class Trail:
     steps: Sequence[int]  # sampling steps in their order: the columns
     rows: Mapping[str, Tensor]  # by setting: x0_hat at these steps, decoded, (S, 3, H, W) uint8
     stops: Mapping[str, float] = field(default_factory=dict)  # t_stop of settings that have one
-    mode: Tensor | None = None  # what all are steered to, (3, H, W) uint8
+    modes: Mapping[str, Tensor] = field(default_factory=dict)  # of steered rows, (3, H, W) uint8
 
 
 def steps_picture(trails: Sequence[Trail]) -> bytes:
@@ -34,7 +34,7 @@ def steps_picture(trails: Sequence[Trail]) -> bytes:
 
     Where a row has a t_stop, a red line stands right of its guided steps.
     """
-    columns, rows = len(trails[0].steps) + (trails[0].mode is not None), len(trails[0].rows)
+    columns, rows = len(trails[0].steps) + bool(trails[0].modes), len(trails[0].rows)
     size = (len(trails) * (_CELL * columns + 0.9), _CELL * rows + 0.75)
     with drawing():
         figure, axes = panels(1, len(trails), size)
@@ -45,8 +45,11 @@ def steps_picture(trails: Sequence[Trail]) -> bytes:
 
 def _draw(axis: Axes, trail: Trail) -> None:
     names, rows = [*map(str, trail.steps)], list(trail.rows.values())
-    if trail.mode is not None:
-        names, rows = [*names, "mode"], [torch.cat([row, trail.mode[None]]) for row in rows]
+    if trail.modes:
+        names.append("mode")
+        empty = torch.full_like(rows[0][0], 255)
+        last = [trail.modes.get(row, empty) for row in trail.rows]
+        rows = [torch.cat([row, mode[None]]) for row, mode in zip(rows, last, strict=True)]
     images = torch.cat(rows)
     height, width = images.shape[-2:]
     padding = max(1, width // 32)

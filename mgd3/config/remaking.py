@@ -51,12 +51,12 @@ class Remaker:
         with self._weights(wnid):
             return self.distiller.sample([(wnid, int(number))], rows, modes, int(seed), on_step)
 
-    def mode(self, entry: Mapping[str, Any]) -> Tensor:
-        """The mode (1, C, h, w) that the image is steered to; `UserError` where it has none."""
+    def mode(self, entry: Mapping[str, Any]) -> Tensor | None:
+        """The mode (1, C, h, w) that the image is steered to, if any."""
         _, wnid, number = entry["noise_stream"].split("/")
         modes = self._modes(wnid)
         if not modes:
-            raise UserError(f"the images of {self.distilled.folder} are steered to no modes")
+            return None
         centers = modes[wnid].modes.centers
         return centers[int(number) % len(centers)][None]
 
