@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TypeAlias
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Hydra finds our sweeper
@@ -22,26 +21,22 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from eval.metrics.measuring import Measured, measure_sets
-from eval.metrics.set_metrics import metrics_layout
 from eval.reports.comparison import PaperComparison
 from eval.reports.paper_cell import MEAN, TableCell, averaged
-from eval.reports.paper_report import Section, write_paper_report
-from eval.results.layout import Layout
+from eval.reports.paper_report import write_paper_report
 from eval.results.rows import EvalResult, ResultStore, order_of
 from eval.tracking import artifact_name, keep
 from mgd3.config import identity
-from mgd3.config.build import build, build_space
+from mgd3.config.build import build
 from mgd3.config.command import command
 from mgd3.config.grid import Experiment, Located, read_request
 from mgd3.config.paper import FAMILIES
-from mgd3.config.schema import CONFIGS, choices, plain
+from mgd3.config.schema import CONFIGS, choices
 from mgd3.data.claims import read_claim
-from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
-from mgd3.data.inventory import take_inventory
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import remove_leftovers, write_atomic, write_json
+from scripts.table_sections import sections_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +67,7 @@ def write_tables(experiment: Experiment) -> Path:
         write_atomic(folder / "table.tex", comparison.latex().encode())
         write_atomic(folder / "table.csv", comparison.csv().encode())
         write_json(folder / "table.json", comparison.records())
-    sections = _sections(experiment)
+    sections = sections_of(experiment)
     extra = [table for section in sections for table in section.tables]
     pages = [comparison.markdown(), *(table.markdown() for table in extra)]
     write_atomic(folder / "table.md", "\n".join(pages).encode())
@@ -181,70 +176,6 @@ def _everything(
         wanted = [r for r in found if (r.student, r.student_seed) in place.wanted]
         rows.setdefault(place.folder, [(name, r) for r in wanted])
     return list(sets.values()), [pair for found in rows.values() for pair in found]
-
-
-def _sections(experiment: Experiment) -> list[Section]:
-    """Sets to look at and, where the experiment measures them, what was measured."""
-    groups: dict[tuple[str, str], list[Located]] = defaultdict(list)
-    for place in experiment.located:
-        if DistilledDataset(place.distilled).complete:
-            groups[place.job.dataset, place.job.ipc].append(place)
-    sections, shown = [], set()
-    for (dataset, ipc), places in groups.items():
-        if not (experiment.table.measure or dataset not in shown) or ipc == "full":
-            continue
-        shown.add(dataset)
-        sets: dict[str, list[DistilledDataset]] = defaultdict(list)
-        for place in places:
-            sets[place.job.row].append(DistilledDataset(place.distilled))
-        cfg = places[0].cfg
-        try:
-            real: RealDataset | None = build(cfg, "dataset")
-        except UserError as error:
-            log.warning("report without real images of %s: %s", dataset, error)
-            real = None
-        section = Section(title=f"{dataset}, ipc {ipc}", sets=sets, real=real)
-        if experiment.table.measure and real is not None:
-            try:
-                section = _measured(experiment, section, cfg)
-            except UserError as error:
-                log.warning("%s is not measured: %s", section.title, error)
-        sections.append(section)
-    return sections
-
-
-def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
-    """The section with diversity, distances and maps in a feature space."""
-    assert section.real is not None
-    space = build_space(cfg, "metrics")
-    inventory = take_inventory(section.real, "train", 1, Path(cfg.cache), cfg.compute.workers)
-    found = measure_sets(section.sets, space.fit(section.real, inventory), section.title)
-    name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
-    tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
-    printed = {} if experiment.rehearsal else experiment.table.published_diversity
-    tables.append(_by_class(found, section, printed))
-    return replace(section, tables=tables, planes=found.planes, scores=found.scores)
-
-
-def _by_class(
-    found: Measured, section: Section, printed: Mapping[str, Mapping[str, float]]
-) -> Layout:
-    """Diversity by class: in the t-SNE plane beside the paper's, and in the feature space."""
-    classes = next(iter(section.sets.values()))[0].classes
-    names = [*(info.name for info in classes), "all samples"]
-    columns: dict[str, list[str]] = {"class": names}
-    for row, scores in found.scores.items():
-        in_plane = [*scores.diversity, scores.diversity_mean]
-        paper = [printed.get(row, {}).get("Average" if n == names[-1] else n) for n in names]
-        in_space = [[*m.diversity, m.diversity_mean] for m in found.metrics[row]]
-        columns[f"{row}: t-SNE, first set"] = ["" if v is None else f"{v:.2f}" for v in in_plane]
-        if any(v is not None for v in paper):
-            columns[f"{row}: paper"] = ["" if v is None else f"{v:.2f}" for v in paper]
-        columns[f"{row}: features, all sets"] = [
-            "" if None in values else f"{fmean(values):.4g}"  # type: ignore[type-var]
-            for values in zip(*in_space, strict=True)
-        ]
-    return Layout.of_columns(f"diversity by class, {section.title}", columns)
 
 
 def _manifests(experiment: Experiment) -> list[Mapping[str, Any]]:

@@ -67,6 +67,8 @@ def main(cfg: DictConfig) -> None:
     extract: FeatureExtractor = space.fit(dataset, inventory)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
     name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
+    shown = dataset.classes[:MOST_CLASSES] if cfg.class_maps else ()
+    maps = {info.name: label for label, info in enumerate(shown)}
     by_ipc: dict[int, list[DistilledDataset]] = defaultdict(list)
     for distilled in sets:
         by_ipc[distilled.ipc].append(distilled)
@@ -76,8 +78,7 @@ def main(cfg: DictConfig) -> None:
         for distilled in same_size:
             methods[names[distilled.folder]].append(distilled)
         what = f"sets of ipc {ipc}"
-        alone = MOST_CLASSES if cfg.class_maps else 0
-        found = measure_sets(methods, extract, what, cfg.most_real, alone)
+        found = measure_sets(methods, extract, what, cfg.most_real, maps)
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
@@ -118,9 +119,9 @@ def _write(
     }
     write_json(out / "metrics.json", content)
     write_atomic(out / "metrics.md", table.markdown().encode())
-    write_atomic(out / "maps.svg", maps_picture(found.planes).encode())
+    write_atomic(out / "maps.svg", maps_picture(found.planes)[0].encode())
     if found.classes:
-        write_atomic(out / "class_maps.svg", maps_picture(found.classes).encode())
+        write_atomic(out / "class_maps.svg", maps_picture(found.classes)[0].encode())
     Console().print(brief(table).for_terminal())
     log.info("metrics: %s", out)
 

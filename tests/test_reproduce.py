@@ -41,7 +41,7 @@ def rehearsed(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("number", "rows"), [(1, 11), (5, 6), (6, 10), (7, 9)])
+@pytest.mark.parametrize(("number", "rows"), [(1, 11), (5, 6), (6, 12), (7, 9)])
 def test_tables_are_rehearsed_to_the_end(rehearsed, number, rows):
     folder = rehearsed / f"runs/rehearsal/tables/table{number}"
     records = list(csv.DictReader((folder / "table.csv").open()))
@@ -86,10 +86,10 @@ def test_a_plan_starts_nothing(rehearsed):
     assert last, plan.stdout
     assert last.groups()[:4] == (
         "6",
-        "5",
+        "4",
         "80",
-        "15",
-    )  # seed 1 of five rows, one without randomness
+        "12",
+    )  # seed 1 of the four rows that draw
 
 
 def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path):

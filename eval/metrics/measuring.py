@@ -48,16 +48,15 @@ def measure_sets(
     extract: FeatureExtractor,
     what: str,
     most_real: int | None = None,
-    class_maps: int = 0,
+    maps: Mapping[str, int] | None = None,
 ) -> Measured:
     """Measure sets of one size; `what` they are stands beside the progress bar.
 
-    `most_real` limits the real images of each class in the t-SNE plane, the first
-    `class_maps` classes get a plane each.
+    `most_real` limits the real images of each class in the t-SNE plane; `maps` are classes, name
+    and label, that get a plane of their own.
     """
     pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
-    classes = pairs[0][1].classes
-    real = [extract.real(label) for label in range(len(classes))]
+    real = [extract.real(label) for label in range(len(pairs[0][1].classes))]
     metrics: dict[str, list[SetMetrics]] = {name: [] for name in sets}
     first: dict[str, list[Tensor]] = {}
     for name, distilled in track(pairs, f"measuring {what}", len(pairs)):
@@ -69,7 +68,7 @@ def measure_sets(
         metrics=metrics,
         planes=planes,
         scores=tsne_scores(planes["t-SNE"]),
-        classes=class_planes(real, first, [c.name for c in classes[:class_maps]]),
+        classes=class_planes(real, first, maps or {}),
     )
 
 

@@ -74,9 +74,9 @@ def tsne_plane(
 
 
 def class_planes(
-    real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]], names: Sequence[str]
+    real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]], labels: Mapping[str, int]
 ) -> dict[str, Plane]:
-    """A t-SNE of each class alone, by its name: real images, all methods', and k-means centres.
+    """A t-SNE of each of some classes alone, by name: real images, methods' and k-means centres.
 
     As many centres as the first method has images, in these features (released tsne_plots.py: in
     latents). Raises `UserError` as `tsne_plane`.
@@ -84,7 +84,7 @@ def class_planes(
     from sklearn.cluster import KMeans
 
     planes = {}
-    for label, name in enumerate(names):
+    for name, label in labels.items():
         own = {method: [by_class[label]] for method, by_class in made.items()}
         count = min(len(next(iter(own.values()))[0]), len(real[label]))
         found = KMeans(count, random_state=0, n_init="auto").fit(real[label].double().numpy())
@@ -109,12 +109,7 @@ def tsne_scores(plane: Plane, neighbors: int = 50) -> dict[str, TsneScores]:
     classes is 0 and the largest 1, and representativeness is 1 minus that. The paper does not
     describe its scaling; a 0.00 and a 1.00 in its Table 9 suggest this one.
     """
-    checks.integer("neighbors", neighbors, minimum=1)
-    apart = {m: [nearest_distances(p) for p in points] for m, points in plane.made.items()}
-    near = {  # 1 minus a scaled distance is the scaled distance with its sign turned
-        m: [-distances_to_real(p, r, neighbors) for p, r in zip(points, plane.real, strict=True)]
-        for m, points in plane.made.items()
-    }
+    apart, near = _of_images(plane, neighbors)
     diverse, close = _scale(apart.values()), _scale(near.values())
     return {
         m: TsneScores(
@@ -125,6 +120,41 @@ def tsne_scores(plane: Plane, neighbors: int = 50) -> dict[str, TsneScores]:
         )
         for m in plane.made
     }
+
+
+def tsne_points(plane: Plane, per: str, neighbors: int = 50) -> dict[str, Tensor]:
+    """Each method's points (n, 2): representativeness and diversity as in `tsne_scores`.
+
+    `per` «class» has one for each class (Figure 6), «image» one for each image (Figure 8), both
+    scaled from the least of all methods' points (0) to the largest (1). A class of one image has no
+    diversity and no point. Empty where nothing varies.
+    """
+    checks.choice("per", per, ["class", "image"])
+    apart, near = _of_images(plane, neighbors)
+    points = {}
+    for method in plane.made:
+        pairs = zip(near[method], apart[method], strict=True)
+        by_class = [torch.stack(pair, dim=1) for pair in pairs if len(pair[1])]  # (K, 2) each
+        if by_class and per == "class":
+            by_class = [rows.mean(dim=0, keepdim=True) for rows in by_class]
+        points[method] = torch.cat([*by_class, torch.empty(0, 2, dtype=torch.float64)])
+    together = torch.cat(list(points.values()))
+    if len(together) == 0 or (extent := together.amax(dim=0) - together.amin(dim=0)).min() <= 0:
+        return {}
+    return {m: (rows - together.amin(dim=0)) / extent for m, rows in points.items()}
+
+
+def _of_images(
+    plane: Plane, neighbors: int
+) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
+    """By method and class: distances to the nearest of its class; to real images, negated (K,)."""
+    checks.integer("neighbors", neighbors, minimum=1)
+    apart = {m: [nearest_distances(p) for p in points] for m, points in plane.made.items()}
+    near = {  # 1 minus a scaled distance is the scaled distance with its sign turned
+        m: [-distances_to_real(p, r, neighbors) for p, r in zip(points, plane.real, strict=True)]
+        for m, points in plane.made.items()
+    }
+    return apart, near
 
 
 def _plane(

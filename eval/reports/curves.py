@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from eval.reports.comparison import PaperComparison
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Points = Mapping[str, tuple[float, float]]  # by row: representativeness, diversity
+Point = tuple[float, float]  # representativeness, diversity
 
 
 def sweep_picture(rows: Sequence[EvalResult], values: Mapping[str, Value], key: str) -> bytes:
@@ -76,19 +77,27 @@ def _accuracy(
         return _both(figure)
 
 
-def diversity_picture(points: Points, title: str) -> tuple[str, bytes]:
-    """SVG and PNG of (representativeness, diversity) in the t-SNE plane, a mark per row."""
+def diversity_picture(points: Mapping[str, Sequence[Point]], title: str) -> tuple[str, bytes]:
+    """SVG and PNG of each row's points in the t-SNE plane; of several, their mean stands out."""
     with drawing():
         figure, ((axis,),) = panels(1, 1, (5.5, 4))
-        for k, (row, point) in enumerate(points.items()):
-            axis.scatter(*point, marker="os^Dv"[k // 10 % 5], label=row)
+        for k, (row, found) in enumerate(points.items()):
+            style: dict[str, Any] = {"marker": "os^Dv"[k % 5], "label": row}
+            x, y = zip(*found, strict=True)
+            if len(found) > 1:
+                # hollow, for methods' points may coincide
+                hollow = {"facecolors": "none", "edgecolors": f"C{k % 10}", "linewidths": 0.9}
+                axis.scatter(x, y, s=22, marker=style["marker"], alpha=0.7, **hollow)
+                style |= {"s": 80 - 12 * (k % 5), "edgecolors": "black", "zorder": 3}
+                style["label"] = f"{row}, mean of {len(found)}"
+            axis.scatter(fmean(x), fmean(y), color=f"C{k % 10}", **style)
         axis.set(xlabel="representativeness", ylabel="diversity", title=title)
         axis.legend(fontsize=7)
         return _both(figure)
 
 
 def swept_diversity_picture(
-    points: Points, title: str, key: str, values: Mapping[str, float]
+    points: Mapping[str, Point], title: str, key: str, values: Mapping[str, float]
 ) -> tuple[str, bytes]:
     """SVG and PNG of both scores in the t-SNE plane against the key that rows vary."""
     found = sorted((values[row], *point) for row, point in points.items())

@@ -25,7 +25,7 @@ def embedding_picture(dataset: RealDataset, sets: Mapping[str, DistilledDataset]
     Its distances are not to be measured. Empty for sets too small to show.
     """
     planes = embedding_planes(dataset, sets)
-    return maps_picture(planes) if planes else ""
+    return maps_picture(planes)[0] if planes else ""
 
 
 def embedding_planes(

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from eval.metrics.planes import Plane
-from eval.reports.figures import as_svg, drawing, panels
+from eval.reports.figures import as_png, as_svg, drawing, panels
 from eval.reports.samples import MOST_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def maps_picture(planes: Mapping[str, Plane]) -> str:
-    """An SVG: a row of panels per plane, by its title, and a column per method.
+_FEW = 600  # real images: dots of fewer are drawn larger
+
+
+def maps_picture(planes: Mapping[str, Plane]) -> tuple[str, bytes]:
+    """SVG and PNG: a row of panels per plane, by its title, and a column per method.
 
     Real images are faint dots, the method's are crosses; one colour for each class, of which the
     first ten are drawn.
@@ -31,15 +34,23 @@ def maps_picture(planes: Mapping[str, Plane]) -> str:
                 _draw(axis, plane.real, plane.made[method])
                 axis.set(xticks=[], yticks=[])
                 top.set_title(method)
-        return as_svg(figure, dpi=150)
+        return as_svg(figure, dpi=150), as_png(figure, dpi=90)
 
 
 def _draw(axis: Axes, real: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    few = sum(map(len, real)) < _FEW
+    size, alpha = (14, 0.5) if few else (6, 0.25)
     for label, (dots, crosses) in enumerate(zip(real[:MOST_CLASSES], made, strict=False)):
         colour = f"C{label}"
         # as pixels: thousands of dots in every panel would make megabytes of paths
         axis.scatter(
-            dots[:, 0], dots[:, 1], color=colour, s=6, alpha=0.25, linewidths=0, rasterized=True
+            dots[:, 0],
+            dots[:, 1],
+            color=colour,
+            s=size,
+            alpha=alpha,
+            linewidths=0,
+            rasterized=True,
         )
         axis.scatter(
             crosses[:, 0],

@@ -31,9 +31,17 @@ def sheet(images: Tensor, columns: int) -> bytes:
 
 def data_uri(pixels: Tensor) -> str:
     """An image (3, H, W) uint8 for an HTML page: PNG, or JPEG for photographs' sizes."""
-    data, kind = png(pixels), "png"
-    if pixels.shape[-2] > 40:
-        buffer, kind = io.BytesIO(), "jpeg"
-        to_pil(pixels).save(buffer, "JPEG", quality=88)
-        data = buffer.getvalue()
+    if pixels.shape[-2] <= 40:
+        return png_uri(png(pixels))
+    buffer = io.BytesIO()
+    to_pil(pixels).save(buffer, "JPEG", quality=88)
+    return _uri(buffer.getvalue(), "jpeg")
+
+
+def png_uri(data: bytes) -> str:
+    """A PNG file's bytes for an HTML page."""
+    return _uri(data, "png")
+
+
+def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

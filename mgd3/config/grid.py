@@ -240,6 +240,10 @@ class Experiment:
         _ = self.located
         return self._unfit
 
+    def class_names(self, names: Sequence[str]) -> list[str]:
+        """Classes of the paper's data, in a rehearsal those that stand for them."""
+        return [self._stand_ins.get("classes", {}).get(name, name) for name in names]
+
     def notes(self) -> list[str]:
         """What a reader must know before the numbers: stand-ins, overridden protocols."""
         found = []

@@ -25,6 +25,16 @@ FAMILIES = {
     "soft_fkd": "a teacher's stored answers: SRe2L, D4M",
     "unlisted": "an evaluator of the method's own that is not here",
 }
+POINTS = ("set", "class", "image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """Which images of each row's first set are shown on their way, and at which sampling steps."""
+
+    classes: Sequence[str]  # by name
+    steps: Sequence[int]
+    image: int = 0  # of each of these classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,9 @@ class PaperTable:
     sweep: str | Sequence[str] | None = None  # the key that rows vary, for a curve; or several
     measure: bool = False  # diversity and maps of the sets beside (or instead of) accuracy
     published_diversity: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    points: str = "set"  # what a point of the picture of diversity is: a set, a class, an image
+    maps: Sequence[str] = ()  # classes that get a map of their own where sets are measured
+    denoising: Denoising | None = None  # images to be shown on their way
 
     @property
     def swept(self) -> dict[str, dict[str, float]]:
@@ -61,6 +74,7 @@ class PaperTable:
             for row in part:
                 checks.choice("a row of the table", row, [*self.rows, *self.published, TABLE])
         self._check_families()
+        checks.choice("paper_table.points", self.points, POINTS)
         for claim in self.claims:
             for side in ("more", "than"):
                 checks.choice(f"paper_table.claims.{side}", claim[side], list(self.rows))
@@ -106,4 +120,18 @@ def read_table(node: Mapping[str, Any]) -> PaperTable:
     for claim in node.get("claims", ()):
         if not {"more", "than"} <= set(claim):
             raise UserError(f"paper_table.claims: {claim} needs «more» and «than», each a row")
-    return PaperTable(**node)
+    denoising = node.get("denoising")
+    return PaperTable(**{**node, "denoising": _read_denoising(denoising) if denoising else None})
+
+
+def _read_denoising(node: Mapping[str, Any]) -> Denoising:
+    known = [f.name for f in fields(Denoising)]
+    for key in node:
+        checks.choice("a key of paper_table.denoising", key, known)
+    for key in ("classes", "steps"):
+        if not isinstance(node.get(key), list) or not node[key]:
+            raise UserError(f"paper_table.denoising.{key} is missing; give a list")
+    for step in node["steps"]:
+        checks.integer("paper_table.denoising.steps", step, minimum=0)
+    checks.integer("paper_table.denoising.image", node.get("image", 0), minimum=0)
+    return Denoising(**node)

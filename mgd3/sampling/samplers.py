@@ -1,4 +1,4 @@
-"""Reverse processes: DDPM as in the released code, DDIM as in the paper's Algorithm 1.
+"""Reverse processes: DDPM as released, DDIM as in the paper's Algorithm 1 or as released.
 
 A step takes x_t (B, C, h, w) to x_{t-1}; `_Sampler` walks the respaced steps. Rows belong to any
 classes: nothing is shared between them but the matrix products.
@@ -157,11 +157,29 @@ class DDIM(_Sampler):
     def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
         """x_{t-1}, (B, C, h, w)."""
         abar = now.schedule.abar[now.state.step].item()
-        abar_prev = (
-            now.schedule.abar_prev[now.state.step].item()
-            if now.state.step
-            else now.schedule.final_abar
-        )
         eps_hat = now.prediction.eps - (1 - abar) ** 0.5 * now.g_t
         x0_steered = now.schedule.predict_x0(now.state.x_t, eps_hat, now.state.step)
-        return abar_prev**0.5 * x0_steered + (1 - abar_prev) ** 0.5 * eps_hat
+        return _deterministic(now, x0_steered, eps_hat)
+
+
+class ReleasedDDIM(_Sampler):
+    """DDIM as the released text-to-image fork steps it, eta 0: sqrt(abar_t) g_t beside the step.
+
+    x_{t-1} = sqrt(abar_{t-1}) x0_hat + sqrt(1 - abar_{t-1}) eps + sqrt(abar_t) g_t (its
+    scheduling_ddim_mode_guidance.py; its std is 0 at eta 0). It pulls late, where abar_t is large,
+    Algorithm 1 and DDPM early.
+    """
+
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        abar = now.schedule.abar[now.state.step].item()
+        plain = _deterministic(now, now.state.x0_hat, now.prediction.eps)
+        return plain + abar**0.5 * now.g_t
+
+
+def _deterministic(now: ReverseStep, x0: Tensor, eps: Tensor) -> Tensor:
+    """sqrt(abar_{t-1}) x0 + sqrt(1 - abar_{t-1}) eps, (B, C, h, w)."""
+    abar_prev = (
+        now.schedule.abar_prev[now.state.step].item() if now.state.step else now.schedule.final_abar
+    )
+    return abar_prev**0.5 * x0 + (1 - abar_prev) ** 0.5 * eps

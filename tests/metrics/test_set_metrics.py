@@ -11,7 +11,15 @@ from scipy.linalg import sqrtm
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
-from eval.metrics.planes import CENTERS, Plane, class_planes, pca_plane, tsne_plane, tsne_scores
+from eval.metrics.planes import (
+    CENTERS,
+    Plane,
+    class_planes,
+    pca_plane,
+    tsne_plane,
+    tsne_points,
+    tsne_scores,
+)
 from eval.metrics.set_metrics import measure, metrics_layout
 from eval.reports.maps import maps_picture
 from mgd3.runtime.errors import UserError
@@ -184,21 +192,47 @@ def planar(*places):
     return torch.nn.functional.pad(line(*places), (0, 1))
 
 
+ON_A_LINE = Plane(
+    real=[planar(0), planar(0)],
+    made={
+        "near": [planar(0, 1), planar(0, 2)],  # nearest 1, 2; to real 0.5, 1
+        "far": [planar(2, 5), planar(3, 4, 11)],  # nearest 3, 3; to real 3.5, 6
+    },
+)
+
+
 def test_plane_scores_are_scaled_over_all_methods_and_classes():
-    plane = Plane(
-        real=[planar(0), planar(0)],
-        made={
-            "near": [planar(0, 1), planar(0, 2)],  # nearest 1, 2; to real 0.5, 1
-            "far": [planar(2, 5), planar(3, 4, 11)],  # nearest 3, 3; to real 3.5, 6
-        },
-    )
-    scores = tsne_scores(plane)
+    scores = tsne_scores(ON_A_LINE)
     assert scores["near"].diversity == [0, pytest.approx(1 / 2)]
     assert scores["far"].diversity == [1, 1]
     assert scores["far"].diversity_mean == 1
     assert scores["near"].representativeness == [1, pytest.approx(1 - 0.5 / 5.5)]
     assert scores["far"].representativeness == [pytest.approx(1 - 3 / 5.5), 0]
     assert scores["far"].representativeness_mean == pytest.approx(1 - (5 - 0.5) / 5.5)
+
+
+def test_points_of_classes_are_the_class_scores():
+    scores, points = tsne_scores(ON_A_LINE), tsne_points(ON_A_LINE, "class")
+    for method, found in points.items():
+        expected = zip(scores[method].representativeness, scores[method].diversity, strict=True)
+        assert found.tolist() == [pytest.approx(pair) for pair in expected]
+
+
+def test_points_of_images_are_scaled_over_all_images():
+    """Distances to real ones 0 to 11, to the nearest 1 to 7."""
+    points = tsne_points(ON_A_LINE, "image")
+    assert points["near"].tolist() == [
+        pytest.approx(p) for p in ([1, 0], [10 / 11, 0], [1, 1 / 6], [9 / 11, 1 / 6])
+    ]
+    assert points["far"][-1].tolist() == pytest.approx([0, 1])
+    assert len(points["far"]) == 5
+
+
+def test_a_class_of_one_image_has_no_point():
+    plane = Plane(real=[planar(0), planar(0)], made={"a": [planar(1), planar(2, 5, 9)]})
+    assert len(tsne_points(plane, "image")["a"]) == 3
+    assert tsne_points(plane, "class") == {}, "one point has nothing to be scaled against"
+    assert tsne_points(Plane(real=[planar(0)], made={"a": [planar(3)]}), "image") == {}
 
 
 def test_nothing_to_scale_against_is_no_score():
@@ -247,7 +281,7 @@ def test_tsne_is_the_released_scripts(features):
 
 def test_planes_of_one_class_hold_its_centres(features):
     real, made = features
-    planes = class_planes(real, made, ["first"])
+    planes = class_planes(real, made, {"first": 0})
     assert list(planes) == ["first"]
     (points,) = planes["first"].real
     assert (len(points), list(planes["first"].made)) == (40, ["narrow", "wide", CENTERS])
@@ -277,13 +311,14 @@ def test_pca_axes_are_the_real_images(features):
 
 
 def test_maps_hold_a_panel_per_plane_and_method(features, plane):
-    picture = maps_picture({"t-SNE": plane, "PCA": pca_plane(*features)})
+    picture, png = maps_picture({"t-SNE": plane, "PCA": pca_plane(*features)})
+    assert png.startswith(b"\x89PNG")
     assert picture.startswith("<svg")
     assert picture.rstrip().endswith("</svg>")
     titles = ["<!-- narrow -->", "<!-- wide -->", "<!-- t-SNE -->", "<!-- PCA -->"]
     assert [picture.count(t) for t in titles] == [1, 1, 1, 1]
     assert sum(picture.count(f'id="axes_{i}"') for i in range(1, 9)) == 4
-    assert picture == maps_picture({"t-SNE": plane, "PCA": pca_plane(*features)})
+    assert picture == maps_picture({"t-SNE": plane, "PCA": pca_plane(*features)})[0]
 
 
 def test_the_table_holds_means_and_leaves_unknown_cells_empty(features, plane):

@@ -9,11 +9,12 @@ from mgd3.backbones.toy import Toy
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import ModeGuidance, NoGuidance
 from mgd3.sampling.noise import ImageNoise
-from mgd3.sampling.samplers import DDIM, DDPM, classifier_free
+from mgd3.sampling.samplers import DDIM, DDPM, ReleasedDDIM, ReverseStep, classifier_free
 from mgd3.sampling.starts import PrototypeStart
-from mgd3.sampling.terms import SamplingBatch
+from mgd3.sampling.terms import DenoiseState, SamplingBatch
 
 SHAPE = (1, 4, 4)
+KINDS = [DDPM, DDIM, ReleasedDDIM]
 
 
 def toy(**options):
@@ -39,14 +40,14 @@ def sample(kind, guidance, mode=0.0, count=64, seed=0, backbone=None, start=None
     )
 
 
-@pytest.mark.parametrize("kind", [DDPM, DDIM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_unguided_samples_follow_the_data(kind):
     x = sample(kind, NoGuidance(), count=512, steps=200)
     assert x.mean() == pytest.approx(0.5, abs=0.05)
     assert x.std() == pytest.approx(0.3, abs=0.05)
 
 
-@pytest.mark.parametrize("kind", [DDPM, DDIM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_guidance_moves_samples_toward_the_mode(kind):
     gaps = [
         (sample(kind, ModeGuidance(scale, stop_t=0), mode=4.0) - 4.0).mean().abs()
@@ -56,7 +57,7 @@ def test_guidance_moves_samples_toward_the_mode(kind):
     assert gaps[-1] < gaps[0] - 0.05
 
 
-@pytest.mark.parametrize("kind", [DDPM, DDIM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_stopping_earlier_leaves_samples_closer_to_the_data(kind):
     gaps = [
         (sample(kind, ModeGuidance(0.1, stop_t=stop), mode=4.0) - 0.5).mean().abs()
@@ -65,7 +66,7 @@ def test_stopping_earlier_leaves_samples_closer_to_the_data(kind):
     assert gaps == sorted(gaps, reverse=True)
 
 
-@pytest.mark.parametrize("kind", [DDPM, DDIM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_weaker_start_stays_closer_to_its_prototype(kind):
     """Data are N(0.5, 0.3); the prototype lies at 4."""
     gaps = [
@@ -86,13 +87,13 @@ def test_strength_counts_steps():
         PrototypeStart(1.5)
 
 
-@pytest.mark.parametrize("kind", [DDPM, DDIM])
+@pytest.mark.parametrize("kind", KINDS)
 def test_scale_zero_is_no_guidance(kind):
     guided = sample(kind, ModeGuidance(0.0, stop_t=0), mode=4.0)
     assert torch.equal(guided, sample(kind, NoGuidance()))
 
 
-@pytest.mark.parametrize("kind", [DDPM, DDIM])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [1, 7])
 def test_rows_do_not_depend_on_their_batch(kind, batch):
     keys = [(str(k % 2), k) for k in range(14)]
@@ -120,6 +121,31 @@ def test_each_image_has_a_stream_of_its_own():
     assert torch.equal(a[0], b[0])
     assert not torch.equal(a[1], b[1])
     assert not torch.equal(a[0], ImageNoise(1, [("a", 1)], SHAPE).initial()[0])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(DDIM, 1.334141), (ReleasedDDIM, 1.300481)])
+def test_the_two_ddim_rules_by_hand(kind, expected):
+    """abar 0.25 to 0.64, x_t 1, eps 0.5, so x0_hat 2 - sqrt(3)/2; m 3, lambda 0.1: g_t 0.186603.
+
+    Algorithm 1: eps_hat 0.338397, 0.8 (2 - sqrt(3) eps_hat) + 0.6 eps_hat.
+    Released: 0.8 x0_hat + 0.6 eps + 0.5 g_t = 0.907180 + 0.3 + 0.093301.
+    """
+    schedule = NoiseSchedule(alphas_cumprod=torch.tensor([0.64, 0.25])).respaced(2)
+    x_t, eps = torch.ones(1, *SHAPE), torch.full((1, *SHAPE), 0.5)
+    x0_hat = schedule.predict_x0(x_t, eps, 1)
+    assert x0_hat.mean() == pytest.approx(2 - 3**0.5 / 2)
+    g_t = 0.1 * (3 - x0_hat)
+    state = DenoiseState(step=1, num_steps=2, x_t=x_t, x0_hat=x0_hat)
+    step = ReverseStep(
+        schedule=schedule, state=state, prediction=Prediction(eps=eps, variance=None), g_t=g_t
+    )
+    made = sampler(kind, steps=2).previous(step, ImageNoise(0, [("0", 0)], SHAPE))
+    assert made.mean() == pytest.approx(expected, abs=1e-6)
+    assert made.max() - made.min() < 1e-6
+
+
+def test_the_two_ddim_rules_agree_without_guidance():
+    assert torch.allclose(sample(DDIM, NoGuidance()), sample(ReleasedDDIM, NoGuidance()), atol=1e-5)
 
 
 class Recorder:

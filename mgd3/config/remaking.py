@@ -1,0 +1,91 @@
+"""Single images of a distilled set, made again: with the set's modes, noise streams and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from mgd3.config.build import build, build_distiller
+from mgd3.data.distilled import DistilledDataset
+from mgd3.data.pixels import to_pixels
+from mgd3.distillers.generative import GenerativeDistiller
+from mgd3.finetuning.phases import NoFineTuning
+from mgd3.modes.discovery import ClassModes, ModeFile
+from mgd3.runtime import checks
+from mgd3.runtime.errors import UserError
+from mgd3.sampling.terms import DenoiseState
+from mgd3.storage.cache import found
+
+
+class Remaker:
+    """What made a set, set up to make single images of it again.
+
+    An image alone in its batch agrees with the file up to rounding.
+    """
+
+    def __init__(self, distilled: DistilledDataset, cfg: DictConfig) -> None:
+        """`cfg` is the set's own configuration; `UserError` where its images were not generated."""
+        distiller = build_distiller(cfg)
+        if not isinstance(distiller, GenerativeDistiller):
+            raise UserError(f"the images of {distilled.folder} were copied, not generated")
+        self.distilled, self.distiller, self._cfg = distilled, distiller, cfg
+
+    def latents(
+        self, entry: Mapping[str, Any], on_step: Callable[[DenoiseState], None] | None = None
+    ) -> Tensor:
+        """Latents (1, C, h, w) of the image that an entry of the manifest names.
+
+        `on_step` sees every sampling step.
+        """
+        seed, wnid, number = entry["noise_stream"].split("/")
+        checks.choice("the class of a noise stream", wnid, [entry["wnid"]])
+        classes = self.distilled.classes
+        ids = self.distiller.backbone.class_ids(classes)
+        rows = dict(zip((c.wnid for c in classes), ids, strict=True))
+        modes = self._modes(wnid)
+        with self._weights(wnid):
+            return self.distiller.sample([(wnid, int(number))], rows, modes, int(seed), on_step)
+
+    def mode(self, entry: Mapping[str, Any]) -> Tensor | None:
+        """The mode (1, C, h, w) that the image is steered to, if any."""
+        _, wnid, number = entry["noise_stream"].split("/")
+        modes = self._modes(wnid)
+        if not modes:
+            return None
+        centers = modes[wnid].modes.centers
+        return centers[int(number) % len(centers)][None]
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as images (B, 3, H, W) uint8 on the CPU."""
+        decode = self.distiller.backbone.codec.decode
+        return to_pixels(torch.cat([decode(row[None]).cpu() for row in latents]))
+
+    def _modes(self, wnid: str) -> dict[str, ClassModes]:
+        """The class's modes as the set keeps them; empty where nothing needs any."""
+        if not (self.distiller.guidance.needs_modes or self.distiller.start.needs_modes):
+            return {}
+        folder = self.distilled.folder
+        path = folder / "modes" / f"{wnid}.safetensors"
+        modes = found(path, {}, ModeFile())
+        if modes is None:
+            raise UserError(f"{path} is missing: the set does not hold the modes it was made with")
+
+        def latents() -> Tensor:
+            raise UserError(f"guidance of {folder} reads real latents, which a set has not")
+
+        return {wnid: ClassModes(modes=modes, nearest=[], latents=latents)}
+
+    def _weights(self, wnid: str) -> AbstractContextManager[None]:
+        """The class's fine-tuned weights, inside the block; made again if the cache lacks them."""
+        distiller = self.distiller
+        if isinstance(distiller.finetune, NoFineTuning):
+            return nullcontext()
+        dataset = build(self._cfg, "dataset")
+        phases = distiller.finetune(distiller.backbone, dataset, distiller.work)
+        phase = next(p for p in phases if wnid in [c.wnid for c in p.classes])
+        return phase.applied(distiller.backbone)

@@ -1,0 +1,91 @@
+"""Every number that the tables print as the paper's against a transcription of the paper."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgd3.config.grid import Experiment, paper_files
+from mgd3.config.identity import register
+
+PRINTED = yaml.safe_load(Path(__file__).with_name("printed_tables.yaml").read_text())
+CELLS = {f"table{n}": count for n, count in enumerate((54, 33, 20, 45, 9, 8, 6, 111, 33, 8), 1)}
+OF_MINIMAX = 15  # cells of its own table that stand in Table 8
+# What a figure shows beside the tables' numbers: its errata say whose they are.
+ELSEWHERE = {
+    ("SD+MGD3", "imagenet1k", "50", "resnet18_bn"): (58.5, None),
+    ("DiT+MGD3", "imagenet1k", "10", "resnet18_bn"): (45.6, 0.1),
+    ("MinMaxDiff", "imagenet1k", "10", "resnet18_bn"): (44.3, 0.5),
+    ("MinMaxDiff", "imagenet1k", "50", "resnet18_bn"): (58.6, 0.3),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _schemas():
+    register()
+
+
+def printed(name):
+    """Mean and std by row and column, as the paper prints them."""
+    table = PRINTED[name]
+    if "classes" in table:
+        columns = [(c,) for c in table["classes"]]
+    else:
+        columns = [
+            (dataset, str(ipc), student)
+            for dataset, ipcs in table["columns"].items()
+            for ipc, student in product(ipcs, table["students"])
+        ]
+    found = {}
+    for row, line in table["rows"].items():
+        for column, word in zip(columns, line.split(), strict=True):
+            mean, _, std = word.partition("±")
+            if word != "-":
+                found[(row, *column)] = float(mean), float(std) if std else None
+    return found
+
+
+def published(name):
+    """The same of a file below configs/paper."""
+    table = Experiment(f"mgd3/{name}", ["dataset.root=x"]).table
+    found = {
+        (row, class_name): (value, None)
+        for row, by_class in table.published_diversity.items()
+        for class_name, value in by_class.items()
+    }
+    for row, datasets in table.published.items():
+        for dataset, ipcs in datasets.items():
+            for ipc, students in ipcs.items():
+                for student, (mean, std) in students.items():
+                    found[row, dataset, str(ipc), student] = mean, std
+    return found
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell_is_the_papers(name):
+    """At its place, and nothing stands where the paper prints nothing."""
+    expected = printed(name)
+    assert len(expected) == CELLS[name]
+    if name == "table8":
+        of_minimax = printed("table8_minimax")
+        assert len(of_minimax) == OF_MINIMAX and not set(of_minimax) & set(expected)
+        expected |= of_minimax
+    assert published(name) == expected
+
+
+def test_all_tables_are_compared():
+    assert [n for n in paper_files() if "/table" in n] == [f"mgd3/{name}" for name in CELLS]
+    assert sum(CELLS.values()) == 327
+
+
+def test_figures_repeat_the_tables_or_say_whose_numbers_theirs_are():
+    of_tables = {(*key[1:], *value) for name in CELLS for key, value in printed(name).items()}
+    elsewhere = {}
+    for name in (n.removeprefix("mgd3/") for n in paper_files() if "/figure" in n):
+        for key, value in published(name).items():
+            if (*key[1:], *value) not in of_tables:
+                elsewhere[key] = value
+                errata = Experiment(f"mgd3/{name}", ["dataset.root=x"]).table.errata
+                assert f"{value[0]:g}" in errata[key[0]]
+    assert elsewhere == ELSEWHERE
