@@ -50,11 +50,11 @@ def tables_of(cwd, grid):
 
 def test_pictures_lie_beside_the_report(shown):
     folder = tables_of(shown, "way")
-    pictures = ("samples", "maps", "diversity", "denoising")
+    pictures = ("samples", "maps", "maps-of-classes", "diversity", "denoising")
     assert {p.name for p in folder.glob("*.png")} == {f"{w}-digits-ipc-3.png" for w in pictures}
     html = (folder / "report.html").read_text()
     assert "What the network restores on the way" in html
-    assert "<!-- t-SNE of digit 1 alone -->" in html
+    assert "<!-- digit 1 -->" in html
     assert "<!-- never, mean of 9 -->" in html and "A mark is\nan image" in html
 
 
