@@ -21,6 +21,7 @@ from rich.console import Console
 
 from eval.hub import local_images
 from eval.images import TestImages
+from eval.metrics.coverage import Coverage, HiddenModes, SetCoverage, coverage_layout
 from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
@@ -42,6 +43,7 @@ from mgd3.runtime import checks
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import commit
+from mgd3.runtime.progress import track
 from mgd3.storage.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -63,22 +65,23 @@ def main(cfg: DictConfig) -> None:
         keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
         names = names_of(sets, keys)
     record(folder, cfg)
+    by_ipc: dict[int, dict[str, list[DistilledDataset]]] = defaultdict(lambda: defaultdict(list))
+    for distilled in sets:
+        by_ipc[distilled.ipc][names[distilled.folder]].append(distilled)
+    if isinstance(space, HiddenModes):
+        coverage = space.of(dataset)
+        for ipc, methods in sorted(by_ipc.items()):
+            _cover(images / f"coverage-ipc{ipc}", f"ipc {ipc}", methods, coverage)
+        return
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
     extract: FeatureExtractor = space.fit(dataset, inventory)
     test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
     name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     shown = dataset.classes[:MOST_CLASSES] if cfg.class_maps else ()
     maps = {info.name: label for label, info in enumerate(shown)}
-    by_ipc: dict[int, list[DistilledDataset]] = defaultdict(list)
-    for distilled in sets:
-        by_ipc[distilled.ipc].append(distilled)
-    for ipc, same_size in sorted(by_ipc.items()):
+    for ipc, methods in sorted(by_ipc.items()):
         out = images / f"metrics-{name}-ipc{ipc}"
-        methods: dict[str, list[DistilledDataset]] = defaultdict(list)
-        for distilled in same_size:
-            methods[names[distilled.folder]].append(distilled)
-        what = f"sets of ipc {ipc}"
-        found = measure_sets(methods, extract, what, cfg.most_real, maps)
+        found = measure_sets(methods, extract, f"sets of ipc {ipc}", cfg.most_real, maps)
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
@@ -87,6 +90,22 @@ def main(cfg: DictConfig) -> None:
                 for m, pair in increments
             }
         _write(out, f"{name}, ipc {ipc}", name, found, repeated)
+
+
+def _cover(
+    out: Path, title: str, methods: Mapping[str, list[DistilledDataset]], measure: Coverage
+) -> None:
+    """Which hidden modes the sets of one IPC hold."""
+    pairs = [(name, distilled) for name, found in methods.items() for distilled in found]
+    measured: dict[str, list[SetCoverage]] = defaultdict(list)
+    for name, distilled in track(pairs, f"looking for hidden modes, {title}", len(pairs)):
+        measured[name].append(measure(distilled))
+    table = coverage_layout(measured, f"hidden modes, {title}")
+    sets = {name: [asdict(s) for s in found] for name, found in measured.items()}
+    write_json(out / "coverage.json", {"commit": commit(), "sets": sets})
+    write_atomic(out / "coverage.md", table.markdown().encode())
+    Console().print(table.for_terminal())
+    log.info("coverage: %s", out)
 
 
 def _sets_of(dataset: RealDataset, folder: Path) -> list[DistilledDataset]:

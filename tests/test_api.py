@@ -8,7 +8,8 @@ from conftest import ROOT, image
 
 from mgd3.api import distil
 from mgd3.backbones.toy import Toy
-from mgd3.data.datasets import Digits, ImageTree
+from mgd3.data.datasets import ImageTree
+from mgd3.data.digits import Digits
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import ModeGuidance, NoGuidance
 from mgd3.sampling.samplers import DDPM

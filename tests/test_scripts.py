@@ -13,7 +13,7 @@ from PIL import Image
 from eval.external import adopt
 from eval.results.rows import read_results
 from mgd3.data.class_lists import ClassInfo, read_class_list
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import read_json
 

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from PIL import Image
 
 from mgd3.data.class_lists import ClassInfo, read_class_list, read_names
@@ -85,26 +84,6 @@ class ImageFile:
             raise OSError(f"{self.path} is no file")
 
 
-@dataclass(frozen=True)
-class ArrayImage:
-    """An 8-bit grey image that a package ships in memory."""
-
-    key: str
-    pixels: np.ndarray  # (H, W) uint8
-
-    def stamp(self) -> tuple[int, int]:
-        """Never changes."""
-        return self.pixels.nbytes, 0
-
-    def content(self) -> bytes:
-        """The pixels."""
-        return self.pixels.tobytes()
-
-    def decode(self) -> Image.Image:
-        """RGB."""
-        return Image.fromarray(self.pixels).convert("RGB")
-
-
 class RealDataset(Protocol):
     """Real images by split («train» or «val») and class; label = position in `classes`."""
 
@@ -120,51 +99,6 @@ class RealDataset(Protocol):
 
     def images(self, split: str, label: int) -> Sequence[RealImage]:
         """The images of a class, in lexicographic order of their keys."""
-
-
-class Digits:
-    """scikit-learn's 1,797 real handwritten digits, 8 x 8, split 60/40 and stratified.
-
-    The split is a fixed permutation (seed 0), so every machine has the same 1,078 training and
-    719 test images.
-    """
-
-    name = "digits"
-    skip_broken = False
-    location = None
-    note = None
-
-    def __init__(self, student_size: int, classes: Sequence[int] | None = None) -> None:
-        """`classes` keeps some of the ten digits, in their given order."""
-        self.student_size = checks.integer("dataset.student_size", student_size, minimum=4)
-        known = tuple(ClassInfo(str(d), f"digit {d}") for d in range(10))
-        self.classes = _select(known, classes)
-
-    @cached_property
-    def _splits(self) -> dict[str, dict[int, list[ArrayImage]]]:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), was 0..16
-        train, val = train_test_split(
-            np.arange(len(pixels)), test_size=0.4, random_state=0, stratify=digits.target
-        )
-        return {
-            split: {
-                label: [
-                    ArrayImage(f"{split}/{label}/{i:04d}", pixels[i])
-                    for i in sorted(rows)
-                    if digits.target[i] == label
-                ]
-                for label in range(10)
-            }
-            for split, rows in (("train", train), ("val", val))
-        }
-
-    def images(self, split: str, label: int) -> Sequence[RealImage]:
-        """The digits of one class."""
-        return self._splits[split][int(self.classes[label].wnid)]
 
 
 class ImageTree:
@@ -213,14 +147,14 @@ class ImageTree:
         if root is None:
             root = str(_archive(name, archive, download, place))
         if is_parquet(str(root)):
-            wanted = _select(read_class_list(class_list), classes) if class_list else None
+            wanted = select_classes(read_class_list(class_list), classes) if class_list else None
             root = str(unpacked(str(root), wanted, place))
         self.root = Path(str(root)).expanduser()  # a Path: where files lie is no setting
         self.location: Path | None = self.root.resolve()
         restorable = class_list in _RESTORABLE
         self._layout = find_layout(self.root, restorable, split, val_fraction, cache)
         known = read_class_list(class_list) if class_list else self._folders_as_classes()
-        self.classes = _select(known, classes)
+        self.classes = select_classes(known, classes)
         self._layout.look([c.wnid for c in self.classes])
         self._require_class_folders()
 
@@ -327,7 +261,7 @@ def _archive(name: str, archive: str | None, download: bool, place: Path) -> Pat
 _RESTORABLE = ("imagenette", "imagewoof")
 
 
-def _select(known: tuple[ClassInfo, ...], wanted: object) -> tuple[ClassInfo, ...]:
+def select_classes(known: tuple[ClassInfo, ...], wanted: object) -> tuple[ClassInfo, ...]:
     """The wanted classes, one key or a list of keys, in their order; all for None."""
     if wanted is None:
         return known

@@ -30,7 +30,7 @@ from mgd3.backbones.weights.dit_weights import (
     to_original,
 )
 from mgd3.data.class_lists import ClassInfo
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.compute import Work

@@ -8,7 +8,8 @@ from conftest import image
 from PIL import Image
 
 from mgd3.data.class_lists import read_class_list
-from mgd3.data.datasets import Digits, ImageFile, ImageTree
+from mgd3.data.datasets import ImageFile, ImageTree
+from mgd3.data.digits import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.data.pixels import center_crop
 from mgd3.runtime.errors import UserError

@@ -12,7 +12,7 @@ from eval.metrics.features import StudentFeatures, features_and_logits
 from eval.students.registry import make_student
 from mgd3.config.build import build_distiller
 from mgd3.config.schema import plain
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.distillers.coresets import Herding, KCenter
 from mgd3.runtime.errors import UserError

@@ -7,7 +7,7 @@ from support import composed
 from eval.metrics.features import RandomStudents
 from eval.protocols.augmentation import normalise
 from mgd3.config.build import build_distiller
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.distillers.matching import DistributionMatching
 from mgd3.distillers.siamese_augmentation import SiameseAugmentation
 from mgd3.runtime.compute import Work

@@ -15,7 +15,7 @@ from mgd3.backbones.dit import DiT
 from mgd3.backbones.toy import Toy
 from mgd3.backbones.weights.dit_weights import build_network
 from mgd3.config.build import build
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.finetuning.difffit import DiffFit
 from mgd3.finetuning.inputs import TrainingLatents
 from mgd3.finetuning.memories import (

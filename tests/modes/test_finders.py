@@ -9,7 +9,7 @@ from support import composed
 
 from mgd3.backbones.codecs import PixelCodec
 from mgd3.config.build import build
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.modes.alternatives import DBSCANModes, PooledKMeansModes, RandomRealModes, _means
 from mgd3.modes.discovery import cluster, discover_modes
 from mgd3.modes.finders import KMeansModes

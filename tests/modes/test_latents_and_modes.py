@@ -8,7 +8,7 @@ from safetensors import safe_open
 from sklearn.cluster import KMeans
 
 from mgd3.backbones.codecs import PixelCodec
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.data.pixels import from_pil, to_pixels, to_unit
 from mgd3.modes.discovery import ModeFile, discover_modes

@@ -19,7 +19,7 @@ from eval.protocols.training import StudentTraining
 from eval.students.registry import find_student, make_student
 from mgd3.config.build import build_protocol
 from mgd3.config.schema import plain
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.data.pixels import to_pil
 from mgd3.runtime.errors import UserError
 

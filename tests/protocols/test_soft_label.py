@@ -15,7 +15,7 @@ from eval.results.rows import read_results
 from eval.students.registry import make_student
 from mgd3.config.build import build_protocol
 from mgd3.config.schema import plain
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import read_json
 from mgd3.storage.tensors import save_tensors

@@ -14,7 +14,7 @@ from eval.results.rows import read_results
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.dit import DiT
 from mgd3.config.command import errors_for_people
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.batching import Batches, free_bytes, largest_batch, peak_bytes

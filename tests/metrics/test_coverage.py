@@ -1,0 +1,93 @@
+"""Hidden modes: counted by a network that knows them, against sets whose digits are known."""
+
+import pytest
+import torch
+from PIL import Image
+from support import composed
+
+from eval.metrics.coverage import (
+    SetCoverage,
+    coverage_layout,
+    expected_covered,
+)
+from mgd3.config.build import build, build_space
+from mgd3.data.digits import Digits, DigitsParity
+from mgd3.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory):
+    cfg = composed(
+        "dataset=digits_parity", "metrics=coverage", "metrics.student=convnet3_w16",
+        "metrics.epochs=80", f"cache={tmp_path_factory.mktemp('cache')}", "compute.device=cpu",
+        "compute.workers=1", name="measure",
+    )  # fmt: skip
+    return build_space(cfg, "metrics").of(build(cfg, "dataset"))
+
+
+class Made:
+    """A set of real digits whose modes are known."""
+
+    def __init__(self, digits, seed=0):
+        self.digits, self.manifest = digits, {"seed": seed}
+
+    def images(self):
+        for label, digit, k in self.digits:
+            yield Digits(8).images("val", digit)[k].decode(), label
+
+
+def test_modes_of_real_digits_are_recognised(measure):
+    one_each = [(digit % 2, digit, k) for digit in range(10) for k in range(8)]
+    found = measure(Made(one_each))
+    assert (found.covered, found.modes) == (10, 10)
+    assert found.foreign < 0.1 and found.evenness > 0.97
+    assert sum(found.counts) == round(80 * (1 - found.foreign))
+    one_digit = measure(Made([(label, label, k) for label in (0, 1) for k in range(8)]))
+    assert 2 <= one_digit.covered <= 3 and one_digit.evenness < 0.3
+    assert one_digit.counts[0] >= 7
+
+
+def test_a_mode_in_the_other_class_is_foreign(measure):
+    swapped = measure(Made([(1 - digit % 2, digit, k) for digit in range(10) for k in range(3)]))
+    assert swapped.foreign > 0.9 and swapped.covered <= 2
+
+
+def test_real_images_are_at_their_modes_and_noise_is_not(measure):
+    real = measure(Made([(digit % 2, digit, 0) for digit in range(10)]))
+
+    class Noise(Made):
+        def images(self):
+            for label, _, k in self.digits:
+                draw = torch.Generator().manual_seed(k)
+                pixels = torch.randint(256, (8, 8), generator=draw, dtype=torch.uint8).numpy()
+                yield Image.fromarray(pixels).convert("RGB"), label
+
+    noise = measure(Noise([(k % 2, 0, k) for k in range(20)]))
+    assert noise.distance > 1.5 * real.distance
+
+
+def test_independent_draws_miss_what_counting_says():
+    assert 5 - expected_covered(5, 5) == pytest.approx(1.6384)
+    assert expected_covered(1, 10) == pytest.approx(1)
+
+
+def covered(count, seed):
+    return SetCoverage(
+        covered=count, modes=10, evenness=0.5, foreign=0.1, distance=1.0, counts=[1] * 10, seed=seed
+    )
+
+
+def test_differences_are_paired_by_seed():
+    ours = [covered(c, s) for s, c in enumerate((7, 8, 9))]
+    theirs = [covered(c, s) for s, c in enumerate((6, 7, 8))]
+    table = coverage_layout({"mgd3": ours, "unguided": theirs}, "t")
+    lines = dict(zip(table.headers, table.texts()[0], strict=True))
+    assert lines["modes covered of 10"].startswith("8.00 [")
+    assert lines["minus unguided"] == "+1.00 [+1.00, +1.00]"
+
+
+def test_a_dataset_that_does_not_know_its_modes_is_refused():
+    cfg = composed("dataset=digits", "metrics=coverage", "compute.device=cpu", name="measure")
+    with pytest.raises(UserError, match="dataset=digits does not say which hidden modes"):
+        build_space(cfg, "metrics").of(build(cfg, "dataset"))
+    assert DigitsParity(8).parts.name == "digits"
