@@ -18,8 +18,8 @@ from mgd3.runtime.errors import UserError
 @pytest.fixture(scope="module")
 def measure(tmp_path_factory):
     cfg = composed(
-        "dataset=digits_parity", "metrics=coverage", "metrics.student=convnet3_w16",
-        "metrics.epochs=80", f"cache={tmp_path_factory.mktemp('cache')}", "compute.device=cpu",
+        "dataset=digits_parity", "metrics=coverage", "metrics.student=convnet3_w64",
+        "metrics.epochs=30", f"cache={tmp_path_factory.mktemp('cache')}", "compute.device=cpu",
         "compute.workers=1", name="measure",
     )  # fmt: skip
     return build_space(cfg, "metrics").of(build(cfg, "dataset"))
