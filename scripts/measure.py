@@ -21,7 +21,7 @@ from rich.console import Console
 
 from eval.hub import local_images
 from eval.images import TestImages
-from eval.metrics.coverage import Coverage, HiddenModes, SetCoverage, coverage_layout
+from eval.metrics.coverage import Coverage, HiddenModes, coverage_layout, measure_coverage
 from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
@@ -43,7 +43,6 @@ from mgd3.runtime import checks
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import commit
-from mgd3.runtime.progress import track
 from mgd3.storage.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -93,13 +92,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def _cover(
-    out: Path, title: str, methods: Mapping[str, list[DistilledDataset]], measure: Coverage
+    out: Path, title: str, methods: Mapping[str, list[DistilledDataset]], coverage: Coverage
 ) -> None:
     """Which hidden modes the sets of one IPC hold."""
-    pairs = [(name, distilled) for name, found in methods.items() for distilled in found]
-    measured: dict[str, list[SetCoverage]] = defaultdict(list)
-    for name, distilled in track(pairs, f"looking for hidden modes, {title}", len(pairs)):
-        measured[name].append(measure(distilled))
+    measured = measure_coverage(methods, coverage, title)
     table = coverage_layout(measured, f"hidden modes, {title}")
     sets = {name: [asdict(s) for s in found] for name, found in measured.items()}
     write_json(out / "coverage.json", {"commit": commit(), "sets": sets})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,14 +21,17 @@ from omegaconf import DictConfig
 from pydantic import BaseModel
 from rich.console import Console
 
+from eval.metrics.coverage import HiddenModes, coverage_layout, measure_coverage
 from eval.reports.curves import sweep_picture
+from eval.reports.findings import sentences
 from eval.reports.run_report import distilled_sets, named, write_report, write_summary
 from eval.reports.samples import overview_picture
 from eval.results.costs import cost_layout
-from eval.results.rows import read_results
+from eval.results.layout import Layout
+from eval.results.rows import EvalResult, read_results
 from eval.results.sweeps import rows_by
 from eval.results.tables import markdown, terminal
-from mgd3.config.build import build
+from mgd3.config.build import build, build_space
 from mgd3.config.command import command
 from mgd3.config.identity import overrides_of, spelt
 from mgd3.config.schema import CONFIGS, composed
@@ -36,6 +40,7 @@ from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
 from mgd3.storage.documents import read_document
 from mgd3.storage.files import remove_leftovers, write_atomic
+from scripts.measure import names_of
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +65,39 @@ def main(cfg: DictConfig) -> None:
         if cfg.plot:
             write_atomic(Path(cfg.plot), sweep_picture(rows, values, cfg.by))
     write_summary(folder / SUMMARY, rows)
-    write_report(folder / "report.html", rows, sets, dataset, f"{name}: {folder.resolve().name}")
+    hidden = _hidden_modes(sets, rows, dataset) if hasattr(dataset, "parts") else []
+    title = f"{name}: {folder.resolve().name}"
+    write_report(folder / "report.html", rows, sets, dataset, title, hidden)
     costs = cost_layout(*named(sets, rows)).markdown()
-    write_atomic(folder / "table.md", f"{markdown(rows)}\n{costs}".encode())
+    said = ["\n".join([table.markdown(), *found, ""]) for table, found in hidden]
+    write_atomic(folder / "table.md", "\n".join([markdown(rows), *said, costs]).encode())
     if cfg.picture:
         picture = overview_picture(sets, list(cfg.methods), cfg.real_images)
         write_atomic(Path(cfg.picture), picture)
     Console().print(terminal(rows))
+    for table, found in hidden:
+        Console(markup=False).print("", table.for_terminal(), *found, sep="\n", highlight=False)
     Console(markup=False).print(f"summary: {folder / SUMMARY}\nreport:  {folder / 'report.html'}")
+
+
+def _hidden_modes(
+    sets: Sequence[DistilledDataset], rows: Sequence[EvalResult], dataset: RealDataset | None
+) -> list[tuple[Layout, list[str]]]:
+    """Which hidden modes the sets of each IPC show, and what that allows to say."""
+    assert dataset is not None
+    cfg = composed(f"dataset={dataset.name}", "metrics=coverage", name="measure")
+    coverage = cast("HiddenModes", build_space(cfg, "metrics")).of(dataset)
+    found, names = [], names_of(sets, [])
+    for ipc in sorted({d.ipc for d in sets}):
+        methods: dict[str, list[DistilledDataset]] = defaultdict(list)
+        for distilled in sets:
+            if distilled.ipc == ipc:
+                methods[names[distilled.folder]].append(distilled)
+        measured = measure_coverage(methods, coverage, f"ipc {ipc}")
+        own = [row for row in rows if row.ipc == ipc]
+        table = coverage_layout(measured, f"Hidden modes, {ipc} images per class")
+        found.append((table, sentences(own, measured, "mgd3", ipc)))
+    return found
 
 
 def _refuse_foreign_files(folder: Path) -> None:

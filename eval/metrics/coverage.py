@@ -19,6 +19,7 @@ from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.progress import track
 
 
 class DatasetOfParts(Protocol):
@@ -39,6 +40,7 @@ class SetCoverage:
     modes: int  # how many there are
     evenness: float  # entropy of a class's recognised modes over the largest possible; mean
     foreign: float  # share of images recognised as a mode of another class
+    images: int
     distance: float  # mean Euclidean distance of features to the nearest real one of the mode
     counts: list[int]  # images by hidden mode, in their own class
     seed: int | None  # distillation seed
@@ -89,10 +91,22 @@ class Coverage:
             modes=len(modes),
             evenness=fmean(_evenness(counts[parts]) for parts in own),
             foreign=foreign / len(labels),
+            images=len(labels),
             distance=fmean(far),
             counts=counts.tolist(),
             seed=distilled.manifest.get("seed"),
         )
+
+
+def measure_coverage(
+    methods: Mapping[str, Sequence[DistilledDataset]], coverage: Coverage, what: str
+) -> dict[str, list[SetCoverage]]:
+    """Every set of each method, by its name."""
+    pairs = [(name, distilled) for name, found in methods.items() for distilled in found]
+    measured: dict[str, list[SetCoverage]] = {name: [] for name in methods}
+    for name, distilled in track(pairs, f"looking for hidden modes, {what}", len(pairs)):
+        measured[name].append(coverage(distilled))
+    return measured
 
 
 def expected_covered(images: int, modes: int) -> float:
@@ -108,9 +122,9 @@ def coverage_layout(
     columns: dict[str, list[str]] = {"method": list(measured), "sets": []}
     names = (f"modes covered of {first.modes}", "minus reference", "evenness", "foreign, %")
     columns |= {name: [] for name in (*names, "distance to the mode")}
-    theirs = _scores(measured.get(reference, ()))
+    theirs = covered_scores(measured.get(reference, ()))
     for method, sets in measured.items():
-        mine = _scores(sets)
+        mine = covered_scores(sets)
         difference = compare(mine, theirs) if theirs and method != reference else None
         columns["sets"].append(str(len(sets)))
         columns[names[0]].append(_with_interval(units(mine)))
@@ -132,7 +146,8 @@ def _evenness(counts: Tensor) -> float:
     return -sum(s * math.log(s) for s in shares) / most if most else 1.0
 
 
-def _scores(sets: Sequence[SetCoverage]) -> Scores:
+def covered_scores(sets: Sequence[SetCoverage]) -> Scores:
+    """Modes covered by distillation seed."""
     found: dict[int | None, list[float]] = {}
     for made in sets:
         found.setdefault(made.seed, []).append(float(made.covered))

@@ -21,7 +21,7 @@ from eval.reports.samples import (
 )
 from eval.results.cells import cells
 from eval.results.costs import cost_layout
-from eval.results.layout import spans
+from eval.results.layout import Layout, spans
 from eval.results.rows import UNGUIDED, EvalResult, order_of
 from eval.results.tables import explanation, layout, minus_unguided
 from mgd3.data.datasets import RealDataset
@@ -84,16 +84,19 @@ def write_report(
     sets: Sequence[DistilledDataset],
     dataset: RealDataset | None,
     title: str,
+    hidden: Sequence[tuple[Layout, Sequence[str]]] = (),
 ) -> None:
     """Table, images beside their modes, a 2-D picture, times and configuration, in one file.
 
-    Without the real dataset there is no 2-D picture.
+    Without the real dataset there is no 2-D picture. `hidden`: tables of hidden modes, and what
+    they allow to say.
     """
     first = first_of_each_method(sets)
     html = template("report.html").render(
         title=title,
         table=layout(rows),
         explanation=explanation(rows),
+        hidden=hidden,
         classes=class_sheets(first),
         embedding=embedding_picture(dataset, first) if dataset and first else "",
         costs=cost_layout(*named(sets, rows)),

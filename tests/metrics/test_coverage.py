@@ -3,13 +3,14 @@
 import pytest
 import torch
 from PIL import Image
-from support import composed
+from support import composed, row
 
 from eval.metrics.coverage import (
     SetCoverage,
     coverage_layout,
     expected_covered,
 )
+from eval.reports.findings import sentences
 from mgd3.config.build import build, build_space
 from mgd3.data.digits import Digits, DigitsParity
 from mgd3.runtime.errors import UserError
@@ -73,7 +74,14 @@ def test_independent_draws_miss_what_counting_says():
 
 def covered(count, seed):
     return SetCoverage(
-        covered=count, modes=10, evenness=0.5, foreign=0.1, distance=1.0, counts=[1] * 10, seed=seed
+        covered=count,
+        modes=10,
+        evenness=0.5,
+        foreign=0.1,
+        images=10,
+        distance=1.0,
+        counts=[1] * 10,
+        seed=seed,
     )
 
 
@@ -84,6 +92,22 @@ def test_differences_are_paired_by_seed():
     lines = dict(zip(table.headers, table.texts()[0], strict=True))
     assert lines["modes covered of 10"].startswith("8.00 [")
     assert lines["minus unguided"] == "+1.00 [+1.00, +1.00]"
+
+
+def test_sentences_say_what_the_numbers_allow():
+    plain = [covered(c, s) for s, c in enumerate((6, 7, 8))]
+    better = [covered(c, s) for s, c in enumerate((7, 8, 9))]
+    rows = [row(m, s, last=last) for m, scores in (("unguided", (70, 80, 75)),
+            ("mgd3", (71, 79, 76))) for s, last in enumerate(scores)]  # fmt: skip
+    first, modes, accuracy = sentences(rows, {"unguided": plain, "mgd3": better}, "mgd3", 5)
+    assert (
+        "unguided 7.0, mgd3 8.0; independent draws that hit all modes alike would show 6.7" in first
+    )
+    assert modes.endswith("Yes: +1.00 [+1.00, +1.00] modes, paired over 3 sets.")
+    assert "3 sets cannot tell: +0.33 [" in accuracy
+    _, fewer, _ = sentences(rows, {"unguided": better, "mgd3": plain}, "mgd3", 5)
+    assert "No, fewer: -1.00" in fewer
+    assert sentences(rows, {"mgd3": better}, "mgd3", 5) == []
 
 
 def test_a_dataset_that_does_not_know_its_modes_is_refused():

@@ -1,0 +1,65 @@
+"""What numbers allow to be said, in sentences: whether guidance shows, in accuracy and in modes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from eval.metrics.coverage import SetCoverage, covered_scores, expected_covered
+from eval.results.cells import cells
+from eval.results.rows import UNGUIDED, EvalResult
+from eval.results.statistics import Difference, compare, paired, scores_by_set, units
+
+
+def sentences(
+    rows: Sequence[EvalResult],
+    measured: Mapping[str, Sequence[SetCoverage]],
+    guided: str,
+    images_per_class: int,
+) -> list[str]:
+    """Question, hidden modes and accuracy of `guided` against unguided samples; [] without both.
+
+    Rows are of one dataset, IPC, protocol and student.
+    """
+    if not (measured.get(guided) and measured.get(UNGUIDED)):
+        return []
+    first = measured[guided][0]
+    classes = first.images // images_per_class
+    by_chance = classes * expected_covered(images_per_class, first.modes // classes)
+    shown = ", ".join(
+        f"{name} {fmean(units(covered_scores(sets))):.1f}" for name, sets in measured.items()
+    )
+    more = compare(covered_scores(measured[guided]), covered_scores(measured[UNGUIDED]))
+    found = [
+        f"Hidden modes shown, of {first.modes}: {shown}; independent draws that hit all modes "
+        f"alike would show {by_chance:.1f}.",
+    ]
+    if more:
+        found.append(f"Does {guided} cover more than {UNGUIDED} samples? {verdict(more, 'modes')}")
+    difference = _accuracy(rows, guided)
+    if difference:
+        found.append(
+            f"Are students better on {guided} than on {UNGUIDED} samples? "
+            f"{verdict(difference, 'points')}"
+        )
+    return found
+
+
+def verdict(difference: Difference, unit: str) -> str:
+    """Yes, no, or that so many sets cannot tell; with the numbers that say so."""
+    numbers = (
+        f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] {unit}, "
+        f"{'paired over ' if difference.paired else ''}{difference.n} sets"
+    )
+    if difference.low > 0:
+        return f"Yes: {numbers}."
+    if difference.high < 0:
+        return f"No, fewer: {numbers}." if unit == "modes" else f"No, worse: {numbers}."
+    return f"{difference.n} sets cannot tell: {numbers}."
+
+
+def _accuracy(rows: Sequence[EvalResult], guided: str) -> Difference | None:
+    by_method = {c.method: scores_by_set(c.rows(rows)) for c in cells(rows)}
+    if guided not in by_method or UNGUIDED not in by_method:
+        return None
+    return paired(by_method[guided], by_method[UNGUIDED])
