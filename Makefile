@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	fi
 	@touch $@
 
-demo: $(STAMP) ## distil real digits by three methods, train students, write runs/demo/report.html
+demo: $(STAMP) ## even and odd digits by three methods: hidden modes, students, a sentence, runs/demo/report.html
 	@$(BIN)/python run.py experiment=demo
 	@$(BIN)/python scripts/report.py folder=runs/demo
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything on digits that results/ shows, again: about four hours on 2 CPU cores; a second call goes on where it stopped.
+# Everything on digits that results/ shows, again: about six hours on 2 CPU cores; a second call goes on where it stopped.
 #   PYTHON=.venv/bin/python sh scripts/digits.sh        (make results)
 set -e
 PYTHON=${PYTHON:-python}
@@ -8,7 +8,17 @@ run() { "$PYTHON" "$HERE/../run.py" "$@"; }
 script() { name=$1; shift; "$PYTHON" "$HERE/$name.py" "$@"; }
 
 run experiment=demo
-script report folder=runs/demo picture=runs/demo/overview.png
+script report folder=runs/demo
+
+run experiment=digits_guidance
+script report folder=runs/digits_guidance picture=runs/digits_guidance/overview.png
+
+PARITY=runs/parity
+run experiment=parity ipc=2,5,10,20
+run experiment=parity ipc=2,5,10,20 method=mgd3 modes=true_digits
+run experiment=parity ipc=2,5,10,20 method=closest_real,herding seed=0 student_seeds=20
+script measure images=$PARITY dataset=digits_parity metrics=coverage by=modes
+script compare "folders=[$PARITY]" markdown=$PARITY/compare.md
 
 METHODS=runs/digits_methods
 run experiment=digits_methods
