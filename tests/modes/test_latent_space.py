@@ -10,7 +10,7 @@ from support import composed
 
 from mgd3.backbones.codecs import VAECodec
 from mgd3.config.build import build_space
-from mgd3.data.datasets import Digits
+from mgd3.data.digits import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.modes.latent_space import LatentFeatures
 from mgd3.runtime.errors import UserError

@@ -17,7 +17,7 @@ from eval.protocols.observers import PUBLISHED, _rows, origin, refuse_other_orde
 from eval.results.tables import notes
 from mgd3.config.build import build_protocol
 from mgd3.data.class_lists import ClassInfo, read_class_list
-from mgd3.data.datasets import ArrayImage
+from mgd3.data.digits import ArrayImage
 from mgd3.runtime.errors import UserError
 from mgd3.storage.tensors import save_tensors
 
