@@ -238,4 +238,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main, resumes=False)
+    command(main, resumes=False, of_paper=True)

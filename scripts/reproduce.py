@@ -197,4 +197,4 @@ def main(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, of_paper=True)

@@ -121,6 +121,8 @@ def test_images_that_are_not_there_are_named_once(tmp_path):
     assert refused.stderr.count("dataset.root is not set") == 2, "once for each dataset"
     assert len(refused.stderr.splitlines()) == 1
     assert not list(tmp_path.rglob("*.yaml")) and not (tmp_path / "runs").exists()
+    named = reproduce(tmp_path, "table=1", "only.ipc=10", "only.row=DiT", "dataset.root=elsewhere")
+    assert named.stderr.strip() == "error: dataset.root=elsewhere does not exist or is no folder"
 
 
 def test_a_failed_cell_leaves_the_others(tmp_path):

@@ -55,6 +55,7 @@ _MOVED: dict[str, str | None] = {  # keys of earlier versions, and what stands f
 
 
 _STAYED = ""
+OF_DATASET = "dataset."  # keys of whichever dataset it is
 
 
 # Options that scripts had before they spoke Hydra's dialect.
@@ -64,17 +65,30 @@ _OLD_OPTIONS = (
 )  # fmt: skip
 
 
-def command(main: Callable[[], None], positional: str | None = None, resumes: bool = True) -> None:
+def command(
+    main: Callable[[], None],
+    positional: str | None = None,
+    resumes: bool = True,
+    of_paper: bool = False,
+) -> None:
     """Run a script's Hydra main; `positional` is the key that a bare word most likely means.
 
-    `resumes` says whether the same command goes on where a signal has stopped it.
+    `resumes` says whether the same command goes on where a signal has stopped it; `of_paper`,
+    whether datasets are those of a paper's table rather than the one that Hydra composes with.
     """
     register()
     logging.raiseExceptions = False  # a full disk loses a line of the log, not the screen
     with errors_for_people(resumes):
         refuse_old_words(sys.argv[1:], positional)
         _spare_multirun(sys.argv[1:])
+        if of_paper:
+            sys.argv[1:] = [_unchecked(argument) for argument in sys.argv[1:]]
         main()
+
+
+def _unchecked(argument: str) -> str:
+    """A key of the dataset as one that Hydra adds: the table's dataset has it, digits may not."""
+    return f"++{argument}" if argument.startswith(OF_DATASET) else argument
 
 
 def _spare_multirun(arguments: Sequence[str]) -> None:

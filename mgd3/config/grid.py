@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mgd3.config import identity
-from mgd3.config.command import explained
+from mgd3.config.command import OF_DATASET, explained
 from mgd3.config.families import evaluator_family, refuse_mixed_families
 from mgd3.config.paper import PLACES, read_table
 from mgd3.config.schema import CONFIGS, choices, composed, plain, student_names, student_seeds
@@ -107,7 +107,7 @@ def _number(name: str) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Filters `only.KEY=VALUE,…` by key, and what goes to run.py."""
+    """Filters `only.KEY=VALUE,…` by key, and what goes to run.py: keys of the dataset as typed."""
     parser = OverridesParser.create()
     only: dict[str, list[str]] = {}
     rest = []
@@ -122,7 +122,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
                 for v in (values if isinstance(values, list) else [values])
             ]
         elif key not in _OWN:
-            rest.append(text)
+            rest.append(text.removeprefix("++") if key.startswith(OF_DATASET) else text)
     return only, rest
 
 

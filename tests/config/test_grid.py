@@ -58,6 +58,15 @@ def test_a_sweep_may_have_several_keys():
     assert len(places) == 21 and len({p.folder for p in places}) == 18  # the defaults are one run
 
 
+def test_keys_of_a_tables_dataset_may_be_typed_though_digits_lack_them():
+    """Hydra composes before the table is known: what is added for it stands as it was typed."""
+    typed = ["table=1", "++dataset.root=x", "+dataset.mine=1", "++compute.batch_size=8"]
+    cfg = composed("table=1", "++dataset.root=x", name="reproduce")
+    assert read_request(cfg, typed).overrides == (
+        "dataset.root=x", "+dataset.mine=1", "++compute.batch_size=8",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def built():
     """Rows whose runs in rehearsal were built already."""
