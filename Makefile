@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## even and odd digits by three methods: hidden modes, students, a sentence, runs/demo/report.html
 	@$(BIN)/python run.py experiment=demo
-	@$(BIN)/python scripts/report.py folder=runs/demo
+	@$(BIN)/python run.py experiment=demo method=mgd3 guidance.stop_t=0
+	@$(BIN)/python scripts/report.py folder=runs/demo by=guidance.stop_t
 
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

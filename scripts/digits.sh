@@ -8,7 +8,8 @@ run() { "$PYTHON" "$HERE/../run.py" "$@"; }
 script() { name=$1; shift; "$PYTHON" "$HERE/$name.py" "$@"; }
 
 run experiment=demo
-script report folder=runs/demo
+run experiment=demo method=mgd3 guidance.stop_t=0
+script report folder=runs/demo by=guidance.stop_t
 
 run experiment=digits_guidance
 script report folder=runs/digits_guidance picture=runs/digits_guidance/overview.png

@@ -65,7 +65,8 @@ def main(cfg: DictConfig) -> None:
         if cfg.plot:
             write_atomic(Path(cfg.plot), sweep_picture(rows, values, cfg.by))
     write_summary(folder / SUMMARY, rows)
-    hidden = _hidden_modes(sets, rows, dataset) if hasattr(dataset, "parts") else []
+    keys = [cfg.by] if cfg.by else []
+    hidden = _hidden_modes(sets, keys, rows, dataset) if hasattr(dataset, "parts") else []
     title = f"{name}: {folder.resolve().name}"
     write_report(folder / "report.html", rows, sets, dataset, title, hidden)
     costs = cost_layout(*named(sets, rows)).markdown()
@@ -81,13 +82,16 @@ def main(cfg: DictConfig) -> None:
 
 
 def _hidden_modes(
-    sets: Sequence[DistilledDataset], rows: Sequence[EvalResult], dataset: RealDataset | None
+    sets: Sequence[DistilledDataset],
+    keys: Sequence[str],
+    rows: Sequence[EvalResult],
+    dataset: RealDataset | None,
 ) -> list[tuple[Layout, list[str]]]:
     """Which hidden modes the sets of each IPC show, and what that allows to say."""
     assert dataset is not None
     cfg = composed(f"dataset={dataset.name}", "metrics=coverage", name="measure")
     coverage = cast("HiddenModes", build_space(cfg, "metrics")).of(dataset)
-    found, names = [], names_of(sets, [])
+    found, names = [], names_of(sets, keys)
     for ipc in sorted({d.ipc for d in sets}):
         methods: dict[str, list[DistilledDataset]] = defaultdict(list)
         for distilled in sets:

@@ -17,31 +17,32 @@ def sentences(
     guided: str,
     images_per_class: int,
 ) -> list[str]:
-    """Question, hidden modes and accuracy of `guided` against unguided samples; [] without both.
+    """Hidden modes and accuracy of each method called `guided` against unguided samples.
 
-    Rows are of one dataset, IPC, protocol and student.
+    [] where there is nothing to compare. Rows are of one dataset, IPC, protocol and student, under
+    the names of `measured`.
     """
-    if not (measured.get(guided) and measured.get(UNGUIDED)):
+    names = [name for name in measured if name.split()[0] == guided]
+    if not names or not measured.get(UNGUIDED):
         return []
-    first = measured[guided][0]
+    first = measured[UNGUIDED][0]
     classes = first.images // images_per_class
     by_chance = classes * expected_covered(images_per_class, first.modes // classes)
     shown = ", ".join(
         f"{name} {fmean(units(covered_scores(sets))):.1f}" for name, sets in measured.items()
     )
-    more = compare(covered_scores(measured[guided]), covered_scores(measured[UNGUIDED]))
     found = [
         f"Hidden modes shown, of {first.modes}: {shown}; independent draws that hit all modes "
         f"alike would show {by_chance:.1f}.",
     ]
-    if more:
-        found.append(f"Does {guided} cover more than {UNGUIDED} samples? {verdict(more, 'modes')}")
-    difference = _accuracy(rows, guided)
-    if difference:
-        found.append(
-            f"Are students better on {guided} than on {UNGUIDED} samples? "
-            f"{verdict(difference, 'points')}"
-        )
+    for name in names:
+        more = compare(covered_scores(measured[name]), covered_scores(measured[UNGUIDED]))
+        better = _accuracy(rows, name)
+        asked = [
+            f"More modes? {verdict(more, 'modes')}" if more else "",
+            f"Better students? {verdict(better, 'points')}" if better else "",
+        ]
+        found.append(" ".join([f"{name} against {UNGUIDED} samples:", *filter(None, asked)]))
     return found
 
 
