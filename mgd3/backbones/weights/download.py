@@ -120,7 +120,7 @@ def _has_weights(folder: Path) -> bool:
     return any(f.suffix in (".safetensors", ".bin") for f in folder.iterdir())
 
 
-def sources_of(backbone: Mapping[str, Any], finetuned: bool = True) -> dict[str, list[str]]:
+def sources_of(backbone: Mapping[str, Any], finetuned: bool = False) -> dict[str, list[str]]:
     """What a backbone's options name as weights, with the parts that are read of a pipeline.
 
     `finetuned`: with what fine-tuning it takes.
