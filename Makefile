@@ -25,8 +25,10 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## even and odd digits by three methods: hidden modes, students, a sentence, runs/demo/report.html
-	@$(BIN)/python run.py experiment=demo
-	@$(BIN)/python run.py experiment=demo method=mgd3 guidance.stop_t=0
+	@export OMP_NUM_THREADS=1; \
+	$(BIN)/python run.py experiment=demo method=random,unguided & one=$$!; \
+	$(BIN)/python run.py experiment=demo method=mgd3 guidance.stop_t=25,0; two=$$?; \
+	wait $$one && exit $$two
 	@$(BIN)/python scripts/report.py folder=runs/demo by=guidance.stop_t
 
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
