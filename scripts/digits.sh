@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything on digits that results/ shows, again: about six hours on 2 CPU cores; a second call goes on where it stopped.
+# Everything on digits that results/ shows, again: hours on 2 CPU cores; a second call goes on where it stopped.
 #   PYTHON=.venv/bin/python sh scripts/digits.sh        (make results)
 set -e
 PYTHON=${PYTHON:-python}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,8 @@ from mgd3.data.layouts.archives import ARCHIVES, data_folder, fetch_archive, fin
 from mgd3.storage.repositories import hub_reachable
 
 log = logging.getLogger(__name__)
+
+_KEYS = ("weights", "vae", "finetuning_vae")  # of a backbone that name something to be fetched
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def announce(cfg: DictConfig) -> list[Need]:
     needs = [*_archive(cfg), *_weights(cfg)]
     if needs:
         log.info(
-            "to be fetched first, %s in all, %s free at home: %s",
-            *(_amount(sum(n.size for n in needs)), _free_at_home()),
+            "to be fetched first, %s in all: %s",
+            _amount(sum(n.size for n in needs)),
             "; ".join(f"{n.name} ({n.key}), {_amount(n.size)}" for n in needs),
         )
     return needs
@@ -87,16 +88,11 @@ def _weights(cfg: DictConfig) -> list[Need]:
             continue
         if hub_reachable():
             size = float(sum(file.size for file in wanted_files(source, parts)))
-            key = "backbone.vae" if parts == ["vae"] else "backbone.weights"
-            needs.append(Need(source, key, size, partial(fetch_repository, source, parts)))
+            key = next(k for k in _KEYS if str(cfg.backbone.get(k)) == source)
+            needs.append(
+                Need(source, f"backbone.{key}", size, partial(fetch_repository, source, parts))
+            )
     return needs
-
-
-def _free_at_home() -> str:
-    try:
-        return _amount(shutil.disk_usage(Path.home()).free)
-    except (OSError, RuntimeError):  # as in a container, whose user has none
-        return "nothing"
 
 
 def _amount(size: float) -> str:

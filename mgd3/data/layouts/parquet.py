@@ -23,7 +23,8 @@ from mgd3.data.class_lists import ClassInfo, read_class_list
 from mgd3.data.decoding import suffixes
 from mgd3.data.layouts.archives import require_space
 from mgd3.data.layouts.listing import is_of_machines, is_picture
-from mgd3.data.layouts.shards import TRAIN, VAL, Tables, name_of, of_folder, of_hub, source_of
+from mgd3.data.layouts.shards import Tables, name_of, of_folder, of_hub, source_of
+from mgd3.data.layouts.trees import TRAIN, VAL
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.progress import progress

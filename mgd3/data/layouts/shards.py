@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgd3.data.layouts.trees import TRAIN, VAL
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.storage.documents import remembered
@@ -22,7 +23,6 @@ from mgd3.storage.repositories import (
     talking,
 )
 
-TRAIN, VAL = "train", "val"
 _SPLITS = {"train": TRAIN, "validation": VAL, "valid": VAL, "val": VAL, "test": VAL}
 _SHARD = re.compile(r"(?:^|/)(train|validation|valid|val|test)(?:[-_.][^/]*|/[^/]*)?\.parquet$")
 _PLACES = ("*.parquet", "data/*.parquet", *(f"{split}/*.parquet" for split in _SPLITS))
