@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Hydra finds our sweeper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mgd3.runtime.stopping import listen

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +16,6 @@ from mgd3.config.command import refuse_old_words
 from mgd3.config.grid import Experiment, paper_files, read_request
 from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS, plain
-
-sys.path.insert(0, str(ROOT / "scripts"))  # where Hydra finds our sweeper
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "results/README.md"]
 MOST_LINES = 120  # of the README

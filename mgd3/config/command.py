@@ -80,32 +80,38 @@ def command(
     logging.raiseExceptions = False  # a full disk loses a line of the log, not the screen
     with errors_for_people(resumes):
         refuse_old_words(sys.argv[1:], positional)
-        _spare_multirun(sys.argv[1:])
+        if _sweeps(sys.argv[1:]):
+            sys.argv[1:] = [_for_each_run(argument) for argument in sys.argv[1:]]
         if of_paper:
             sys.argv[1:] = [_unchecked(argument) for argument in sys.argv[1:]]
         main()
 
 
+def _sweeps(arguments: Sequence[str]) -> bool:
+    """Is this a sweep, by option or by its experiment?"""
+    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        return True
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    file = Path(CONFIGS, "experiment", f"{given.get('experiment')}.yaml")
+    return file.is_file() and "MULTIRUN" in file.read_text()
+
+
+def _for_each_run(argument: str) -> str:
+    """One value of a group's key as a sweep over it alone.
+
+    Hydra then composes each run with it, but not the sweep's own configuration, whose method may
+    have no such key.
+    """
+    of_group = re.fullmatch(r"([a-z]+)\.[^=]+=(?!.*\(|.*,(?![^\[{]*[\]}]))(.+)", argument)
+    if not of_group or of_group[1] == "hydra" or not Path(CONFIGS, of_group[1]).is_dir():
+        return argument
+    key, _, value = argument.partition("=")
+    return f"{key}=choice({value})"
+
+
 def _unchecked(argument: str) -> str:
     """A key of the dataset as one that Hydra adds: the table's dataset has it, digits may not."""
     return f"++{argument}" if argument.startswith(OF_DATASET) else argument
-
-
-def _spare_multirun(arguments: Sequence[str]) -> None:
-    """`UserError` where Hydra's record of a sweep would take the place of a user's file."""
-    if not {"-m", "--multirun"} & set(arguments):
-        return
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    path = Path(given.get("hydra.sweep.dir") or given.get("runs") or "runs", "multirun.yaml")
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError):
-        text = "hydra:" if not path.exists() else ""
-    if "hydra:" not in text:
-        raise UserError(
-            f"{path} is not Hydra's, and a sweep would overwrite it: move it away, or give another "
-            "folder with runs=FOLDER"
-        )
 
 
 def refuse_old_words(arguments: Sequence[str], positional: str | None = None) -> None:

@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from mgd3.config.schema import choices as choices_of
-from mgd3.config.schema import hydra_ready, plain, prepared
+from mgd3.config.schema import find_plugins, hydra_ready, plain, prepared
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.text import is_printable
@@ -48,6 +48,7 @@ _ONLY_DATA = (
     "what is read from a file is data, never code and no place; name it yourself on the command "
     "line, where there is such a key with with=[KEY=VALUE]"
 )
+_USUAL_STEPS = 50  # of both papers and of every backbone's `sampling`
 _SKIPPED = ("reads", "version", "role", "name", "family")
 # What a group holds for others, whose own values show it where they take it.
 _FOR_OTHERS = {
@@ -67,10 +68,12 @@ _FOR_OTHERS = {
 
 
 def register() -> None:
-    """Make our resolvers known; call before Hydra composes anything."""
+    """Make our resolvers and sweepers known; call before Hydra composes anything."""
+    find_plugins()
     OmegaConf.register_new_resolver("prepared", prepared, replace=True)
     OmegaConf.register_new_resolver("name", checks.name, replace=True)
     OmegaConf.register_new_resolver("version", _version, replace=True)
+    OmegaConf.register_new_resolver("of_steps", _of_steps, replace=True)
     OmegaConf.register_new_resolver(
         "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True
     )
@@ -85,6 +88,11 @@ def _version(own: int, image_size: int) -> int:
     Those of 65 to 128 px are one later: ResNets have had another max pool there since.
     """
     return own + (64 < image_size <= 128)
+
+
+def _of_steps(step: int, steps: int) -> int:
+    """A step that is given for the usual 50 sampling steps, in proportion to `steps`."""
+    return step * steps // _USUAL_STEPS if isinstance(steps, int) else step
 
 
 def reads(cfg: DictConfig) -> list[str]:
@@ -240,6 +248,16 @@ def _defaults(group: str, choice: str) -> dict[str, Any]:
             cfg = compose("config", [f"{group}={choice}"])
     node = OmegaConf.select(cfg, group, throw_on_missing=False)
     return dict(_leaves(OmegaConf.to_container(node, resolve=False))) if node is not None else {}
+
+
+def known_elsewhere(key: str) -> bool:
+    """Has any choice of its group this dotted key, such as guidance=mode `guidance.stop_t`?"""
+    group, _, rest = key.partition(".")
+    if group not in _GROUPS:
+        return False
+    with hydra_ready():
+        known = GlobalHydra.instance().config_loader().get_group_options(group)
+    return any(f"{own}.".startswith(f"{rest}.") for c in known for own in _defaults(group, c))
 
 
 def set_files(cfg: DictConfig) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -42,9 +43,17 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
+def find_plugins() -> None:
+    """Let Hydra see our sweepers; it looks once, when it is first used."""
+    folder = str(Path(__file__).parent / "plugins")
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Hydra's state, made where there is none yet."""
+    find_plugins()
     if GlobalHydra.instance().is_initialized():
         yield
         return

@@ -35,6 +35,11 @@ CHANGES = [  # base command, then the change
     ("", "guidance.scale=0.2", SET),
     ("", "guidance.stop_t=24", SET),
     ("", "backbone.sampling.stop_t=24", SET),
+    ("", "guidance.stop_t=25", SAME),  # half of the steps, unless told otherwise
+    ("sampler.steps=20", "guidance.stop_t=10", SAME),
+    ("sampler.steps=20", "guidance.stop_t=11", SET),
+    ("backbone=sd15", "guidance.stop_t=24", SAME),
+    ("backbone=sd15 sampler.steps=25", "guidance.stop_t=12", SAME),
     ("", "modes=bisecting", SET),
     ("", "modes.n_init=2", SET),
     ("", "compute.precision=bfloat16", SET),

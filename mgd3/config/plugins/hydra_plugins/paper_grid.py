@@ -1,6 +1,6 @@
 """A grid of runs as a Hydra sweep: the jobs come from a paper's table, not from commas.
 
-Hydra takes plugins from a package of this name alone, and finds it beside the scripts.
+Hydra takes plugins from a package of this name alone; `schema.find_plugins` says where it lies.
 """
 
 from __future__ import annotations

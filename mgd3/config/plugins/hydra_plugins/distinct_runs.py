@@ -1,0 +1,162 @@
+"""Sweeps: every combination of the comma-separated values, each different run once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mgd3.config import identity
+from mgd3.config.schema import choices, plain
+from mgd3.runtime.errors import UserError
+from mgd3.storage.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+_RECORD = "multirun.yaml"  # Hydra's name for it
+_STUDENTS = ("students", "student_seeds", "first_student_seed")
+
+
+class DistinctRuns(Sweeper):
+    """Hydra's own sweep, but for combinations that some methods do not read.
+
+    A key that the groups of a combination do not have, though another choice of the same group
+    has it, is left out there; what is then the same run as another combination is made once.
+    Both are said. `params` are an experiment's own values.
+    """
+
+    hydra_context: HydraContext
+    launcher: Launcher
+    config: DictConfig
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._params = params
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra before `sweep`."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[Any]]:
+        """Called by Hydra once. Raises `UserError`, and what the first failed run raised."""
+        given = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs = self._distinct(self._readable(_combinations(parser.parse_overrides(given))))
+        record = Path(self.config.hydra.sweep.dir, _RECORD)
+        _refuse_foreign(record)
+        write_atomic(record, OmegaConf.to_yaml(self.config).encode())
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        for result in results:
+            _ = result.return_value  # raises where the job failed
+        return [results]
+
+    def _readable(self, combinations: list[list[str]]) -> list[list[str]]:
+        """Each combination without the keys that its groups do not have, but others have."""
+        loader = self.hydra_context.config_loader
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        absent: dict[str, set[str]] = {}
+        kept: set[str] = set()
+        readable = []
+        for combination in combinations:
+            chosen = tuple(o for o in combination if "." not in o.partition("=")[0])
+            if chosen not in composed:
+                composed[chosen] = loader.load_sweep_config(self.config, list(chosen))
+            job = []
+            for override in combination:
+                key, group = override.partition("=")[0], override.partition(".")[0]
+                if _has(composed[chosen], key) or not identity.known_elsewhere(key):
+                    job.append(override)
+                    kept.add(key)
+                else:
+                    absent.setdefault(key, set()).add(f"{group}={choices(composed[chosen])[group]}")
+            readable.append(job)
+        for key, without in absent.items():
+            those = " and ".join(sorted(without))
+            if key not in kept:
+                raise UserError(
+                    f"{key}: no run of this sweep has such a key ({those}); leave it out"
+                )
+            log.info("%s is left out of runs with %s, which have no such key", key, those)
+        return readable
+
+    def _distinct(self, jobs: list[list[str]]) -> list[list[str]]:
+        """The jobs without those that are the same run as an earlier one."""
+        loader = self.hydra_context.config_loader
+        first: dict[tuple[str, ...], list[str]] = {}
+        same: dict[tuple[str, str], int] = {}
+        for job in jobs:
+            cfg = loader.load_sweep_config(self.config, list(job))
+            run = _run(cfg) or tuple(job)
+            if run in first:
+                differing = sorted({o.partition("=")[0] for o in set(job) ^ set(first[run])})
+                what = (f"method={choices(cfg).get('method')}", ", ".join(differing))
+                same[what] = same.get(what, 0) + 1
+            first.setdefault(run, job)
+        for (method, keys), count in same.items():
+            log.info(
+                "%s does not read %s: runs that differ in nothing else are made once (%d of %d "
+                "combinations left out)",
+                *(method, keys, count, len(jobs)),
+            )
+        return list(first.values())
+
+
+def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
+    """Lists of KEY=VALUE; of a key that is given twice the later values count."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise UserError(f"{override.input_line}: a sweep takes values or range(...) here")
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+    return [list(combination) for combination in product(*values.values())]
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Is there such a dotted key, missing values counted?"""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in list(node):
+            return False
+        node = None if OmegaConf.is_missing(node, part) else node[part]
+    return True
+
+
+def _run(cfg: DictConfig) -> tuple[str, ...] | None:
+    """What tells a run from others: its folder and its students; None where that is unknown."""
+    try:
+        folder = str(Path(cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir))
+        return (folder, *(str(plain(cfg.get(key))) for key in _STUDENTS))
+    except (OmegaConfBaseException, UserError):
+        return None  # the run itself will say what is wrong
+
+
+def _refuse_foreign(record: Path) -> None:
+    """`UserError` where the record of this sweep would take the place of a user's file."""
+    try:
+        text = record.read_text()
+    except (OSError, UnicodeDecodeError):
+        text = "hydra:" if not record.exists() else ""
+    if "hydra:" not in text:
+        raise UserError(
+            f"{record} is not Hydra's, and a sweep would overwrite it: move it away, or give "
+            "another folder with runs=FOLDER"
+        )

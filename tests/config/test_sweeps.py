@@ -1,0 +1,52 @@
+"""Sweeps: what a method does not read is carried past it, and one run is made once."""
+
+import pytest
+from conftest import QUICK, run
+
+SETS = (*QUICK[:3], "students=[]", "ipc=1")
+
+
+def sets(folder):
+    return sorted(str(f.parent.relative_to(folder)) for f in folder.rglob("manifest.json"))
+
+
+def test_a_key_is_carried_past_methods_that_have_none(tmp_path):
+    done = run(
+        tmp_path, "-m", *SETS, "method=mgd3,unguided,random", "guidance.stop_t=4", "sampler.steps=9"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [s.split("/")[2] for s in sets(tmp_path)] == ["mgd3", "random", "unguided"]
+    assert "guidance.stop_t is left out of runs with guidance=none" in done.stdout
+
+
+def test_a_key_of_no_default_group_is_carried_too(tmp_path):
+    done = run(
+        tmp_path,
+        *("-m", *SETS, "method=random,d4m", "start.strength=0.5", "dataset.root=hf://a/b"),
+    )
+    assert done.returncode == 1 and "dataset.root: no run of this sweep" in done.stderr
+    done = run(tmp_path, "-m", *SETS, "method=random,d4m", "start.strength=0.5", "sampler.steps=9")
+    assert done.returncode == 0, done.stderr
+    assert len(sets(tmp_path)) == 2 and "left out of runs with start=noise" in done.stdout
+
+
+def test_combinations_that_are_one_run_are_made_once_and_said(tmp_path):
+    done = run(tmp_path, "-m", *SETS, "method=random,mgd3", "guidance.scale=0.1,0.2", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert [s.split("/")[2] for s in sets(tmp_path)] == ["mgd3"] * 4 + ["random"] * 2
+    assert "method=random does not read guidance.scale" in done.stdout
+    assert "(2 of 8 combinations left out)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("method=unguided,d4m", "guidance.scale=0.1,0.2"), "no run of this sweep has such a key"),
+        (("method=unguided,mgd3", "guidance.scal=0.1"), "guidance.scal is not a key"),
+        (("method=unguided,mgd3", "guidance.scale=interval(0,1)"), "takes values or range"),
+    ],
+)
+def test_what_no_run_reads_is_refused_before_any(tmp_path, given, said):
+    done = run(tmp_path, "-m", *SETS, *given)
+    assert done.returncode == 1 and said in done.stderr and not sets(tmp_path)
+    assert not list(tmp_path.rglob("*.yaml")), "no record of a sweep that was not begun"
