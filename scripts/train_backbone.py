@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,20 @@ from omegaconf import DictConfig
 from safetensors import safe_open
 from torch import Tensor
 
+from eval.metrics.teaching import lesson
 from eval.reports.pictures import sheet
+from eval.students.registry import find_student
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Codec
 from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.weights.dit_weights import build_network, constructor_arguments, to_original
-from mgd3.config.build import build
+from mgd3.config.build import build, build_protocol
 from mgd3.config.command import command
 from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.data.datasets import RealDataset
-from mgd3.data.inventory import take_inventory
+from mgd3.data.inventory import ClassImages, take_inventory
+from mgd3.data.pixels import to_pixels
 from mgd3.finetuning.from_scratch import Trainer, TrainSettings
 from mgd3.finetuning.loss_curves import loss_curve
 from mgd3.modes.latents import LatentCache
@@ -42,21 +46,21 @@ from mgd3.sampling.guidance import NoGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
-from mgd3.storage.files import exclusive, remove_leftovers, write_atomic
+from mgd3.storage.files import exclusive, remove_leftovers, write_atomic, write_json
 from mgd3.storage.tensors import tensor_bytes, tensors_digest
 
 log = logging.getLogger(__name__)
 
 _NETWORK = ("patch_size", "hidden_size", "depth")
+_SHOWN, _PER_CLASS = 10, 8  # classes on the sheet of samples, and images of each
 
 
 def encode(
-    dataset: RealDataset, codec: Codec, cfg: DictConfig, flips: list[str]
+    dataset: RealDataset, inventory: Sequence[ClassImages], codec: Codec, cfg: DictConfig
 ) -> tuple[Tensor, Tensor]:
-    """All training latents (N, C, h, w) and their labels (N,)."""
-    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
+    """All training latents (N, C, h, w) and their labels (N,), mirror images after the others."""
     latents, labels = [], []
-    for flip in flips:
+    for flip in ["none", "all"] if cfg.train.mirror else ["none"]:
         cache = LatentCache(Path(cfg.cache) / "latents", codec, flip)
         for label, images in enumerate(inventory):
             latents.append(cache.latents(dataset.classes[label], images))
@@ -65,8 +69,8 @@ def encode(
 
 
 def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) -> Tensor:
-    """Eight images per class at the paper's settings, (8 * classes, 3, H, W)."""
-    images = [(wnid, index) for wnid in wnids[:10] for index in range(8)]
+    """Eight images of the first ten classes at the paper's settings, (N, 3, H, W) in [-1, 1]."""
+    images = [(wnid, index) for wnid in wnids[:_SHOWN] for index in range(_PER_CLASS)]
     labels = torch.tensor([wnids.index(wnid) for wnid, _ in images], device=compute.torch_device)
     backbone = BareDiT(trainer.network, compute)
     latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
@@ -81,8 +85,8 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) 
     return codec.decode(latents)
 
 
-def _options(cfg: DictConfig) -> tuple[TrainSettings, dict[str, Any], list[str]]:
-    """How to train, what network, and which mirrorings of the images."""
+def _options(cfg: DictConfig) -> tuple[TrainSettings, dict[str, Any]]:
+    """How to train, and what network."""
     options = plain(cfg.train)
     of_training = [f.name for f in fields(TrainSettings) if f.name != "precision"]
     for option in options:
@@ -90,9 +94,10 @@ def _options(cfg: DictConfig) -> tuple[TrainSettings, dict[str, Any], list[str]]
         checks.choice("an option of train", option, known)
     architecture = {k: options.pop(k) for k in _NETWORK}
     mirror, stored_as = options.pop("mirror"), options.pop("stored_as")
+    checks.flag("train.mirror", mirror)
     checks.choice("train.stored_as", stored_as, ["float32", "float16"])
     settings = TrainSettings(**options, precision=cfg.compute.training_precision)
-    return settings, architecture, ["none", "all"] if mirror else ["none"]
+    return settings, architecture
 
 
 def _refuse_another_file(out: Path, training: dict[str, Any], wnids: list[str]) -> None:
@@ -111,15 +116,66 @@ def _refuse_another_file(out: Path, training: dict[str, Any], wnids: list[str]) 
         )
 
 
+class _Exports:
+    """What a training leaves beside its checkpoint: weights, pictures, a judgement of samples."""
+
+    def __init__(
+        self, cfg: DictConfig, out: Path, codec: Codec, wnids: list[str], training: dict[str, Any]
+    ) -> None:
+        self.cfg, self.out, self.codec, self.wnids, self.training = cfg, out, codec, wnids, training
+        self.aside = out.with_suffix(".training")
+        self.compute = Compute(device=cfg.compute.device)
+
+    def weights(self, trainer: Trainer) -> None:
+        """The averaged weights, as `backbone.weights` takes them."""
+        metadata = {
+            "config": constructor_arguments(trainer.network),
+            "classes": json.dumps(self.wnids),
+            "training": json.dumps({**self.training, "step": trainer.step}),
+        }
+        kind = getattr(torch, self.cfg.train.stored_as)
+        tensors = {k: v.to(kind) for k, v in to_original(trainer.network).items()}
+        write_atomic(self.out, tensor_bytes(tensors, metadata))
+
+    def pictures(self, trainer: Trainer) -> Tensor:
+        """Samples as a sheet and the course of the loss; the samples' pixels (N, 3, H, W) uint8."""
+        images = samples(trainer, self.codec, self.wnids, self.compute)
+        write_atomic(self.aside / "samples.png", sheet(images, columns=_PER_CLASS))
+        write_atomic(self.aside / "loss.png", loss_curve(trainer.losses))
+        log.info("samples after step %d: %s", trainer.step, self.aside / "samples.png")
+        return to_pixels(images)
+
+    def judgement(self, trainer: Trainer, inventory: Sequence[ClassImages]) -> None:
+        """At the end: do samples teach what random real images do?"""
+        path = self.aside / f"judgement-{trainer.step}.json"
+        if self.cfg.judge is None or path.is_file():
+            return
+        with trainer.state.averaged():
+            pixels = self.pictures(trainer)
+        images = [found.images for found in inventory[:_SHOWN]]
+        protocol, device = build_protocol(self.cfg), self.compute.torch_device
+        by_class = pixels.unflatten(0, (len(images), _PER_CLASS))
+        found = lesson(by_class, images, protocol, self.cfg.judge, device)
+        if found is None:
+            log.info("too few real images to compare samples with")
+            return
+        write_json(path, asdict(found))
+        longer = f", train.steps={2 * trainer.step} with another backbone.weights"
+        said = found.sentence() + (longer if found.worse else "")
+        log.info("after %d steps %s", trainer.step, said)
+
+
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train_backbone")
 def main(cfg: DictConfig) -> None:
     """Encode the images, train, and write the averaged weights where `backbone.weights` says."""
     with begun(cfg) as folder:
         out = Path(str(cfg.backbone.weights)).expanduser()
         checks.choice("the suffix of backbone.weights", out.suffix, [".safetensors"])
-        settings, architecture, flips = _options(cfg)
-        compute = Compute(device=cfg.compute.device)
+        settings, architecture = _options(cfg)
+        if cfg.judge is not None:
+            find_student(cfg.judge, cfg.protocol.image_size)
         dataset = build(cfg, "dataset")
+        compute = Compute(device=cfg.compute.device)
         codec = make_codec(
             cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
         )
@@ -127,12 +183,12 @@ def main(cfg: DictConfig) -> None:
         training = {**plain(cfg.train), "dataset": dataset.name}
         _refuse_another_file(out, training, wnids)
     record(folder, cfg)
+    exports = _Exports(cfg, out, codec, wnids, training)
     remove_leftovers(out.parent, deep=False)
-    remove_leftovers(out.with_suffix(".training"))
-    device = compute.torch_device
-    latents, labels = encode(dataset, codec, cfg, flips)
-    latents, labels = latents.to(device), labels.to(device)
-
+    remove_leftovers(exports.aside)
+    inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
+    latents, labels = encode(dataset, inventory, codec, cfg)
+    latents, labels = latents.to(compute.torch_device), labels.to(compute.torch_device)
     torch.manual_seed(settings.seed)
     network = build_network(
         input_size=latents.shape[-1],
@@ -140,27 +196,13 @@ def main(cfg: DictConfig) -> None:
         num_heads=cfg.backbone.num_heads,
         num_classes=len(dataset.classes),
         **architecture,
-    ).to(device)
-    aside = out.with_suffix(".training")
-
-    def on_checkpoint(trainer: Trainer) -> None:
-        metadata = {
-            "config": constructor_arguments(network),
-            "classes": json.dumps(wnids),
-            "training": json.dumps({**training, "step": trainer.step}),
-        }
-        kind = getattr(torch, cfg.train.stored_as)
-        tensors = {k: v.to(kind) for k, v in to_original(network).items()}
-        write_atomic(out, tensor_bytes(tensors, metadata))
-        images = samples(trainer, codec, wnids, compute)
-        write_atomic(aside / "samples.png", sheet(images, columns=8))
-        write_atomic(aside / "loss.png", loss_curve(trainer.losses))
-
+    ).to(compute.torch_device)
     data = tensors_digest({"latents": latents, "labels": labels})
-    with exclusive(aside):
-        trainer = Trainer(network, settings, aside / "checkpoint.safetensors", data)
-        trainer.train(latents, labels, on_checkpoint)
-    log.info("weights: %s; samples and loss curve: %s", out, aside)
+    with exclusive(exports.aside):
+        trainer = Trainer(network, settings, exports.aside / "checkpoint.safetensors", data)
+        trainer.train(latents, labels, exports.weights, exports.pictures)
+        exports.judgement(trainer, inventory)
+    log.info("weights: %s; samples and loss curve: %s", out, exports.aside)
 
 
 if __name__ == "__main__":

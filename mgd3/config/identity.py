@@ -74,6 +74,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("name", checks.name, replace=True)
     OmegaConf.register_new_resolver("version", _version, replace=True)
     OmegaConf.register_new_resolver("of_steps", _of_steps, replace=True)
+    OmegaConf.register_new_resolver("at_most", lambda *values: min(values), replace=True)
     OmegaConf.register_new_resolver(
         "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True
     )

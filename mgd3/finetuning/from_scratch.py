@@ -94,21 +94,46 @@ class Trainer:
         return self.state.losses
 
     def train(
-        self, latents: Tensor, class_ids: Tensor, on_checkpoint: Callable[[Trainer], None]
+        self,
+        latents: Tensor,
+        class_ids: Tensor,
+        export: Callable[[Trainer], None],
+        show: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
-        """Train on latents (N, C, h, w) of class_ids (N,) up to `settings.steps`."""
+        """Train on latents (N, C, h, w) of class_ids (N,) up to `settings.steps`.
+
+        At each checkpoint `export` sees the averaged weights before it is written, `show` after
+        it: a signal waits for a step and for the checkpoint, not for what `show` draws.
+        """
         settings = self.settings
-        with progress("training the backbone", settings.steps) as advance, held() as asked:
+        with progress("training the backbone", settings.steps) as advance:
             advance(self.step)
-            while self.step < settings.steps and not asked():
-                self.state.learn(self._loss(latents, class_ids), settings.lr_factor(self.step))
-                advance(1, note=f"loss {self.state.recent_loss:.4f}")
-                if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
-                    with self.state.averaged():
-                        on_checkpoint(self)  # first: a checkpoint says that its export is done
-                    self.state.save()
-                elif asked():
-                    self.state.save()
+            while self.step < settings.steps:
+                with held() as asked:
+                    self._to_checkpoint(latents, class_ids, advance, asked, export)
+                with self.state.averaged():
+                    show(self)
+
+    def _to_checkpoint(
+        self,
+        latents: Tensor,
+        class_ids: Tensor,
+        advance: Callable[..., None],
+        asked: Callable[[], bool],
+        export: Callable[[Trainer], None],
+    ) -> None:
+        """Train up to the next checkpoint and write it, earlier where that is asked for."""
+        settings = self.settings
+        while True:
+            self.state.learn(self._loss(latents, class_ids), settings.lr_factor(self.step))
+            advance(1, note=f"loss {self.state.recent_loss:.4f}")
+            due = self.step % settings.checkpoint_steps == 0 or self.step == settings.steps
+            if due or asked():
+                break
+        if due:
+            with self.state.averaged():
+                export(self)  # first: a checkpoint says that its export is done
+        self.state.save()
 
     def _loss(self, latents: Tensor, class_ids: Tensor) -> Tensor:
         settings, device = self.settings, latents.device

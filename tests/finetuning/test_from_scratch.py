@@ -1,7 +1,12 @@
 """Training a backbone: the loss's closed forms, and resumption that changes nothing."""
 
 import dataclasses
+import json
 import math
+import os
+import signal
+import sys
+import threading
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from mgd3.backbones.weights.dit_weights import build_network
 from mgd3.finetuning.from_scratch import Trainer, TrainSettings
 from mgd3.finetuning.losses import add_noise, diffusion_loss, variational_bound
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stopping import Stopped, listen
 from mgd3.storage.tensors import load_tensors
 
 SETTINGS = TrainSettings(
@@ -106,6 +112,39 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
+@pytest.fixture
+def listening():
+    """As a script listens to signals, whatever pytest does before and after."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.excepthook
+    listen()
+    yield
+    listen()  # forgets what came
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    sys.excepthook = hook
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_step_loses_none(tmp_path, listening, number):
+    endless = dataclasses.replace(SETTINGS, steps=10**6, checkpoint_steps=10**6)
+    stopped = trainer(tmp_path / "x", endless)
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(Stopped):
+        stopped.train(*latents(), lambda t: None)
+    assert trainer(tmp_path / "x", endless).step == stopped.step > 0
+
+
+def test_a_signal_does_not_wait_for_pictures(tmp_path, listening):
+    def pictures(t):
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the signal has waited")
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "x").train(*latents(), lambda t: None, pictures)
+    assert trainer(tmp_path / "x").step == 3  # what they show was written before
+
+
 def test_the_average_is_in_the_network_only_while_asked(tmp_path):
     trained = trainer(tmp_path / "x")
     trained.train(*latents(), lambda t: None)
@@ -138,22 +177,26 @@ def test_wrong_settings_are_named():
 
 def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):
     """The documented way for one's own images, in seconds: train, then run with the same keys."""
-    own = (
-        "dataset=folder", f"dataset.root={tree}", "dataset.student_size=16", "backbone=dit_digits",
-        f"backbone.weights={tmp_path / 'own.safetensors'}", "backbone.image_size=16",
-        "compute.device=cpu",
-    )  # fmt: skip
+    of_folder = ("dataset=folder", f"dataset.root={tree}", "compute.device=cpu")
+    own = (*of_folder, "backbone.vae=null", "backbone.image_size=16", "backbone.num_heads=2")
     small = ("train.hidden_size=32", "train.depth=1", "train.steps=4", "train.checkpoint_steps=2")
-    trained = run(tmp_path, *own, *small, script="scripts/train_backbone.py")
+    check = ("judge=convnet2_w8", "protocol.epochs_by_ipc=[[null,2]]", "train.mirror=true")
+    train = (*own, *small, *check)
+    trained = run(tmp_path, *train, script="scripts/train_backbone.py")
     assert trained.returncode == 0, trained.stderr
-    assert {f.name for f in (tmp_path / "own.training").glob("*.png")} == {
-        "samples.png",
-        "loss.png",
-    }
+    assert "samples teach " in trained.stdout and "random real images" in trained.stdout
+    aside = tmp_path / "weights/folder.training"
+    assert {"samples.png", "loss.png", "judgement-4.json"} <= {f.name for f in aside.iterdir()}
+    judgement = json.loads((aside / "judgement-4.json").read_text())
+    assert judgement["per_class"] == 2 and judgement["chance"] == 50
+    again = run(tmp_path, *train, script="scripts/train_backbone.py")
+    assert again.returncode == 0 and "samples teach" not in again.stdout  # all was there
     done = run(
-        tmp_path, *own, "ipc=2", "sampler.steps=4", "guidance.stop_t=2", "students=convnet2_w8",
+        tmp_path, *own, "backbone=dit_latent", "ipc=2", "sampler.steps=4", "students=convnet2_w8",
         "protocol.epochs_by_ipc=[[null,2]]", "tracker=none",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.rglob("images/dog/*.png"))) == 2
-    assert list(tmp_path.rglob("report.html"))
+    (manifest,) = tmp_path.rglob("manifest.json")
+    assert json.loads(manifest.read_text())["config"]["guidance"]["stop_t"] == 2  # half of 4
+    assert "16 px" in done.stdout or list(tmp_path.rglob("report.html"))
