@@ -76,17 +76,18 @@ def write_tables(experiment: Experiment) -> Path:
     real_images = bool(cfg.tracker.get("real_images"))
     pictures = write_paper_report(report, comparison, sections, sets, rows, real_images)
     config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
-    with tracker.start(f"tables-{experiment.variant}", experiment.name, config, folder) as run:
+    named, records = f"tables-{experiment.variant}", Path(cfg.runs)
+    with tracker.start(named, experiment.name, config, records) as run:
         if comparison.cells:
-            records = comparison.records()
-            run.log_table(experiment.name, list(records[0]), [list(r.values()) for r in records])
+            cells = comparison.records()
+            run.log_table(experiment.name, list(cells[0]), [list(r.values()) for r in cells])
         for table in extra:
             run.log_table(table.title, table.headers, table.texts())
         run.log_images("report", pictures)
         files = {path.name: path for path in sorted(folder.glob("table.*"))}  # no pictures
         names = [artifact_name(distilled.label) for _, distilled in sets]
         made_of = {"sets": names, "runs": order_of(row.run_id for _, row in rows)}
-        keep(run, f"tables-{experiment.variant}", "table", files, config | made_of)
+        keep(run, named, "table", files, config | made_of)
     return folder
 
 
