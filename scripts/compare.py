@@ -30,13 +30,14 @@ from mgd3.storage.files import write_atomic
 COMPONENTS = (
     "Top-1 in percent on the real test images over n students. std (n) is the papers' np.std, "
     "std (n-1) the sample's. Distillation and student std are variance components (one-way random "
-    "effects, ANOVA estimators); * an estimate below zero, set to 0; empty: not estimable from so "
-    "few sets or students. The 95 % t-interval is of the sets' means."
+    "effects, ANOVA estimators); * an estimate below zero, set to 0; –: not estimable from so few "
+    "sets or students. The 95 % t-interval is of the sets' means."
 )
 DIFFERENCES = (
     "The first method minus the second, each set's students averaged first, with a 95 % interval: "
     "paired by distillation seed over n seeds, or Welch's over the n sets of both where fewer "
-    "than two seeds are shared. Of many such intervals one in twenty misses by chance alone."
+    "than two seeds are shared. One pair of sets, or the means of sets without any spread, have a "
+    "difference and no interval [–]. Of many such intervals one in twenty misses by chance alone."
 )
 FAIRNESS = (
     "DD-Ranking's scores in fractions (w = g = 0.5): HLR, below the full set under hard labels; "

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval.reports.paper_cell import TableCell
-from eval.results.layout import Entry, Layout, Span, csv_text, spoken
+from eval.results.layout import Entry, Layout, Span, csv_text, mean_and_std, spoken
 from eval.results.rows import order_of
-from eval.results.statistics import Difference, compare
+from eval.results.statistics import Difference, Metric, compare
 from eval.results.tables import notes
 from mgd3.runtime.text import markdown_text, one_line
 
 PLACES = ("dataset", "ipc", "student")
+METRICS: tuple[Metric, ...] = ("top1_best", "top1_last")
 KEY = (
     "Top-1 accuracy in percent on real test images. Bold: our runs, mean ± population std of the "
     "best test of n students, (n). Italics: the paper's printed mean ± std, which we have not "
@@ -83,8 +84,8 @@ class PaperComparison:
                 continue
             n = str(len(c.ours)) + (f" of {c.asked}" if len(c.ours) < c.asked else "")
             difference = "" if c.difference is None else f"{c.difference:+.1f}"
-            scores = [_number(c.score("top1_best")), _number(c.score("top1_last"))]
-            lines.append([c.row, *c.place, *scores, n, _number(c.paper), difference, c.verdict])
+            scores = [mean_and_std(*s) for m in METRICS if (s := c.score(m))]
+            lines.append([c.row, *c.place, *scores, n, _printed(c.paper), difference, c.verdict])
         headers = ["method", *PLACES, "best", "last", "n", "paper", "best - paper", "band"]
         table = Layout(title="Every cell that has been run", headers=headers, lines=lines)
         return table.kept(
@@ -105,7 +106,7 @@ class PaperComparison:
                     found = compare(here[more].by_set, here[than].by_set)
                     alike = here[more].comparable and here[than].comparable
                     verdict = _verdict(found, by) if alike else "of another family"
-                    lines.append([text, *place, str(found or ""), verdict])
+                    lines.append([text, *place, str(found), verdict])
         if not lines:
             return None
         headers = ["claim", *PLACES, "difference of best, 95 %", "our runs"]
@@ -196,9 +197,9 @@ class PaperComparison:
         return [f"Our runs' protocol: {protocols}."] if protocols else []
 
 
-def _verdict(found: Difference | None, by: float) -> str:
+def _verdict(found: Difference, by: float) -> str:
     """Does a difference bear out a claim of more than `by`?"""
-    if found is None:
+    if found.low is None or found.high is None:
         return "needs more seeds"
     if found.low > by:
         return "holds"
@@ -206,12 +207,12 @@ def _verdict(found: Difference | None, by: float) -> str:
 
 
 def _record(c: TableCell) -> dict[str, Any]:
-    best, last = c.score("top1_best"), c.score("top1_last")
-    ours = {
-        f"ours_{name}_{what}": None if score is None else round(score[k], 2)
-        for name, score in (("best", best), ("last", last))
-        for k, what in enumerate(("mean", "std"))
-    }
+    ours = {}
+    for metric in METRICS:
+        values = c.score(metric) or (None, None)
+        for what, value in zip(("mean", "std"), values, strict=True):
+            name = f"ours_{metric.removeprefix('top1_')}_{what}"
+            ours[name] = None if value is None else round(value, 2)
     return {
         "method": c.row,
         "dataset": c.dataset,
@@ -236,14 +237,15 @@ def _entry(cell: TableCell | None) -> Entry:
     if cell is None:
         return ""
     best = cell.score("top1_best")
-    ours = (Span(_number(best), "ours"), Span(f" ({len(cell.ours)})")) if best else ()
-    paper = (Span(_number(cell.paper), "paper"),) if cell.paper else ()
+    ours = (Span(mean_and_std(*best), "ours"), Span(f" ({len(cell.ours)})")) if best else ()
+    paper = (Span(_printed(cell.paper), "paper"),) if cell.paper else ()
     between = (Span(" / "),) if ours and paper else ()
     return (*ours, *between, *paper)
 
 
-def _number(score: tuple[float, float | None] | None) -> str:
+def _printed(score: tuple[float, float | None] | None) -> str:
+    """The paper's number; some have no spread beside them."""
     if score is None:
         return ""
     mean, std = score
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    return f"{mean:.1f}" if std is None else mean_and_std(mean, std)

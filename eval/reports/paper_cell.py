@@ -33,10 +33,12 @@ class TableCell:
         """The column."""
         return self.dataset, self.ipc, self.student
 
-    def score(self, metric: Metric) -> tuple[float, float] | None:
-        """Our mean and population std, or None."""
+    def score(self, metric: Metric) -> tuple[float, float | None] | None:
+        """Our mean and population std (None: of one student), or None."""
         values = [getattr(r, metric) for r in self.ours]
-        return (statistics.fmean(values), statistics.pstdev(values)) if values else None
+        if not values:
+            return None
+        return statistics.fmean(values), statistics.pstdev(values) if len(values) > 1 else None
 
     @property
     def comparable(self) -> bool:
