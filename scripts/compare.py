@@ -20,6 +20,7 @@ from rich.console import Console
 from eval.results.robustness import fairness_layout
 from eval.results.rows import CIRCUMSTANCES, EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
+from eval.results.sweeps import keys_of, rows_by
 from eval.results.tables import notes
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
@@ -51,8 +52,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.markdown and Path(cfg.markdown).is_dir():
         raise UserError(f"markdown={cfg.markdown} is a folder; name a file")
     metric: Metric = "top1_best" if cfg.best else "top1_last"
-    folders = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
-    rows = read_runs([Path(folder) for folder in folders])
+    given = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
+    folders, keys = [Path(folder) for folder in given], keys_of(cfg.by)
+    rows = read_runs(folders)
+    if keys:
+        rows, _ = rows_by(rows, folders, keys)
     sections = [
         (components_layout(rows, metric), " ".join([COMPONENTS, *notes(rows)])),
         (differences_layout(rows, metric), DIFFERENCES),

@@ -53,6 +53,13 @@ def cells(rows: Sequence[EvalResult]) -> list[Cell]:
     return [_cell(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
+def names_by_cell(rows: Sequence[EvalResult]) -> dict[tuple[Hashable, ...], str]:
+    """What a table of these rows calls each `row.cell`."""
+    return {
+        (c.cell_id, c.variant, c.student, c.train_data, c.test_data): c.method for c in cells(rows)
+    }
+
+
 def in_order(found: Sequence[Cell]) -> list[Cell]:
     """By dataset, IPC, protocol, then students and methods as they appeared."""
     students = order_of(c.student for c in found)
