@@ -6,9 +6,9 @@ the other: where we have run nothing, ours is empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from eval.reports.paper_cell import TableCell
 from eval.results.layout import Entry, Layout, Span, csv_text, mean_and_std, spoken
@@ -18,6 +18,7 @@ from eval.results.tables import notes
 from mgd3.runtime.text import markdown_text, one_line
 
 PLACES = ("dataset", "ipc", "student")
+Column: TypeAlias = tuple[str, str, str]  # one of each
 METRICS: tuple[Metric, ...] = ("top1_best", "top1_last")
 KEY = (
     "Top-1 accuracy in percent on real test images. Bold: our runs, mean ± population std of the "
@@ -38,9 +39,10 @@ class PaperComparison:
     claims: Sequence[Mapping[str, Any]] = ()
     swept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by key, by row
     families: Mapping[str, str] = field(default_factory=dict)  # evaluators, in words
+    advice: str = ""  # what to do where nothing has been run
 
     @property
-    def columns(self) -> list[tuple[str, str, str]]:
+    def columns(self) -> list[Column]:
         """Places: datasets and students as they appear, IPC by size, the full set last."""
         places = order_of(c.place for c in self.cells)
         datasets, students = (order_of(p[i] for p in places) for i in (0, 2))
@@ -52,9 +54,27 @@ class PaperComparison:
 
         return sorted(places, key=rank)
 
-    def matrix(self) -> Layout:
-        """The paper's own shape: ours with (n), then the paper's."""
-        columns = self.columns
+    def matrices(self, fits: Callable[[Layout], bool]) -> list[Layout]:
+        """The matrix, in parts that fit: datasets below one another, then as many columns as do."""
+        return self._parts(self.columns, fits)
+
+    def _parts(self, columns: list[Column], fits: Callable[[Layout], bool]) -> list[Layout]:
+        whole = self.matrix(columns)
+        if len(columns) < 2 or fits(whole):
+            return [whole]
+        datasets = order_of(dataset for dataset, _, _ in columns)
+        if len(datasets) > 1:
+            parts = [[c for c in columns if c[0] == dataset] for dataset in datasets]
+        else:
+            most = len(columns) - 1
+            while most > 1 and not fits(self.matrix(columns[:most])):
+                most -= 1
+            parts = [columns[:most], columns[most:]]
+        return [layout for part in parts for layout in self._parts(part, fits)]
+
+    def matrix(self, columns: Sequence[Column] | None = None) -> Layout:
+        """The paper's own shape: ours with (n), then the paper's; of some columns, or of all."""
+        whole, columns = self.columns, columns or self.columns
         marks = {row: f" [{k}]" for k, row in enumerate(self._footnotes, 1)}
         by_place = {(c.row, c.place): c for c in self.cells}
         of_row = self._families
@@ -66,6 +86,7 @@ class PaperComparison:
                 *(_entry(by_place.get((row, place))) for place in columns),
             ]
             for row in order_of(c.row for c in self.cells)
+            if columns == whole or any((row, place) in by_place for place in columns)
         ]
         varying = [i for i in range(3) if len({place[i] for place in columns}) > 1]
         fixed = [spoken(PLACES[i], columns[0][i]) for i in range(3) if i not in varying]
@@ -115,7 +136,7 @@ class PaperComparison:
     def remarks_and_notes(self) -> list[str]:
         """What a reader must know of these numbers."""
         ours = [r for c in self.cells for r in c.ours]
-        found = list(self.remarks)
+        found = [*filter(None, [self.advice]), *self.remarks]
         found += [f"[{k}] {text}" for k, text in enumerate(self._footnotes.values(), 1)]
         if self.errata and "table" in self.errata:
             found.append(self.errata["table"])
@@ -229,6 +250,8 @@ def _record(c: TableCell) -> dict[str, Any]:
         "our_family": c.our_family if c.ours else None,
         "protocol": ", ".join(order_of(r.protocol for r in c.ours)) or None,
         "commit": ", ".join(order_of(r.commit for r in c.ours)) or None,
+        "command": c.command,
+        "folder": "; ".join(c.folders) or None,
     }
 
 

@@ -27,6 +27,8 @@ class TableCell:
     our_family: str | None = None  # and ours
     ours: tuple[EvalResult, ...] = ()
     asked: int = 0  # students that the experiment asks for; 0: it has no such run
+    command: str | None = None  # that makes it; None: nothing here does
+    folders: tuple[str, ...] = ()  # of its sets, seen from the table's folder
 
     @property
     def place(self) -> tuple[str, str, str]:
