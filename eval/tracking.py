@@ -6,6 +6,7 @@ import logging
 import netrc
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -115,7 +116,11 @@ class WandbTracker:
             _require_account()
 
     def start(self, run_id: str, group: str, config: Mapping[str, Any], folder: Path) -> Run:
-        """Begin or resume the record of `run_id`, kept in `folder`/wandb."""
+        """Begin or resume the record of `run_id`, kept in `folder`/wandb.
+
+        `folder` is the one that all runs lie below, apart from every set: what reads a set's folder
+        for its images finds no pictures of a record there.
+        """
         if self.mode != "online":
             # or its service would send errors and the time of the start to its makers
             os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -136,7 +141,7 @@ class WandbTracker:
         if self.mode != "online":
             _say(folder)
             mode: Any = self.mode
-            return _WandbRun(wandb.init(mode=mode, **options), self.real_images)
+            return _WandbRun(wandb.init(mode=mode, **options), self.real_images, folder)
         try:
             run = wandb.init(mode="online", resume="allow", **options)
         except Exception as error:  # of the client, its service or its transport
@@ -144,12 +149,12 @@ class WandbTracker:
                 "Weights & Biases: %s; recording offline in %s/wandb", first_line(error), folder
             )
             wandb.teardown()  # or the run's id stays taken by the attempt
-            return _WandbRun(wandb.init(mode="offline", **options), self.real_images)
+            return _WandbRun(wandb.init(mode="offline", **options), self.real_images, folder)
         real = "real images too" if self.real_images else "no real images"
         log.info(
             "Weights & Biases: uploading scores, settings and pictures (%s) to %s", *(real, run.url)
         )
-        return _WandbRun(run, self.real_images)
+        return _WandbRun(run, self.real_images, folder)
 
 
 def _say(folder: Path) -> None:
@@ -158,6 +163,17 @@ def _say(folder: Path) -> None:
         "uploads)",
         folder,
     )
+
+
+def _say_how_to_upload(folder: Path, run_id: str) -> None:
+    """Where a run's record is, and the command that uploads it; one that went on has several."""
+    records = sorted((folder / "wandb").glob(f"offline-run-*-{run_id}"))
+    joined = "WANDB_RESUME=allow " if len(records) > 1 else ""
+    if records:  # none where WANDB_MODE=disabled
+        log.info(
+            "Weights & Biases: the record is %s; to upload it: %swandb sync %s (docs/tracking.md)",
+            *(records[-1], joined, " ".join(shlex.quote(str(path)) for path in records)),
+        )
 
 
 def _without_places(value: Any) -> Any:
@@ -176,14 +192,17 @@ def _without_places(value: Any) -> Any:
 
 
 class _WandbRun:
-    def __init__(self, run: Any, real_images: bool) -> None:
-        self._run, self.real_images = run, real_images
+    def __init__(self, run: Any, real_images: bool, folder: Path) -> None:
+        self._run, self.real_images, self._folder = run, real_images, folder
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *error: object) -> None:
+        offline, run_id = self._run.offline, self._run.id
         self._run.finish(exit_code=0 if error[0] is None else 1)
+        if offline:
+            _say_how_to_upload(self._folder, run_id)
 
     def log(self, values: Mapping[str, Any]) -> None:
         self._run.log(dict(values))

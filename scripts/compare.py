@@ -20,6 +20,7 @@ from rich.console import Console
 from eval.results.robustness import fairness_layout
 from eval.results.rows import CIRCUMSTANCES, EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
+from eval.results.sweeps import keys_of, rows_by
 from eval.results.tables import notes
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
@@ -30,13 +31,14 @@ from mgd3.storage.files import write_atomic
 COMPONENTS = (
     "Top-1 in percent on the real test images over n students. std (n) is the papers' np.std, "
     "std (n-1) the sample's. Distillation and student std are variance components (one-way random "
-    "effects, ANOVA estimators); * an estimate below zero, set to 0; empty: not estimable from so "
-    "few sets or students. The 95 % t-interval is of the sets' means."
+    "effects, ANOVA estimators); * an estimate below zero, set to 0; –: not estimable from so few "
+    "sets or students. The 95 % t-interval is of the sets' means."
 )
 DIFFERENCES = (
     "The first method minus the second, each set's students averaged first, with a 95 % interval: "
     "paired by distillation seed over n seeds, or Welch's over the n sets of both where fewer "
-    "than two seeds are shared. Of many such intervals one in twenty misses by chance alone."
+    "than two seeds are shared. One pair of sets, or the means of sets without any spread, have a "
+    "difference and no interval [–]. Of many such intervals one in twenty misses by chance alone."
 )
 FAIRNESS = (
     "DD-Ranking's scores in fractions (w = g = 0.5): HLR, below the full set under hard labels; "
@@ -50,8 +52,11 @@ def main(cfg: DictConfig) -> None:
     if cfg.markdown and Path(cfg.markdown).is_dir():
         raise UserError(f"markdown={cfg.markdown} is a folder; name a file")
     metric: Metric = "top1_best" if cfg.best else "top1_last"
-    folders = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
-    rows = read_runs([Path(folder) for folder in folders])
+    given = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
+    folders, keys = [Path(folder) for folder in given], keys_of(cfg.by)
+    rows = read_runs(folders)
+    if keys:
+        rows, _ = rows_by(rows, folders, keys)
     sections = [
         (components_layout(rows, metric), " ".join([COMPONENTS, *notes(rows)])),
         (differences_layout(rows, metric), DIFFERENCES),

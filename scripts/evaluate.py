@@ -138,7 +138,8 @@ def _scored(
             claim(path, scored_by, contents, cache, _REMEDY, files=files)
         ranks.wait()
         group = f"{test.dataset.name}-ipc{distilled.ipc}"
-        start = partial(tracker.start, ranks.named(run_id), group, plain(cfg), folder)
+        named, records = ranks.named(run_id), Path(cfg.runs)
+        start = partial(tracker.start, named, group, plain(cfg), records)
         wanted = list(product(students, student_seeds(cfg)))
         rows = score(distilled, test, protocol, wanted, folder, ids, start, execution)
     log.info("results: %s", folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,16 +21,19 @@ listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, t
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.measure import Measurement
 
 from eval.reports.comparison import PaperComparison
 from eval.reports.paper_cell import MEAN, TableCell, averaged
 from eval.reports.paper_report import write_paper_report
+from eval.results.layout import Layout
 from eval.results.rows import EvalResult, ResultStore, order_of
 from eval.tracking import artifact_name, keep
 from mgd3.config import identity
 from mgd3.config.build import build
+from mgd3.config.cell_command import cell_command
 from mgd3.config.command import command
-from mgd3.config.grid import Experiment, Located, read_request
+from mgd3.config.grid import Experiment, Located, paper_argument, read_request
 from mgd3.config.paper import FAMILIES
 from mgd3.config.schema import CONFIGS, choices
 from mgd3.data.claims import read_claim
@@ -46,13 +51,26 @@ def tables(cfg: DictConfig, arguments: list[str], launch: Any) -> None:
     """Print the cells that were asked for, write the files of all; launches nothing."""
     request = read_request(cfg, arguments)
     console = Console(markup=False)
+    if cfg.explain is not None:
+        raise UserError(
+            f"explain is of scripts/reproduce.py: the same {paper_argument(request.name)}"
+        )
     experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
     shown = compared(experiment)
     if shown.cells:
-        console.print(shown.matrix().for_terminal())
+        for part in shown.matrices(lambda table: _width(console, table) <= console.width):
+            console.print(part.for_terminal())
     for note in shown.remarks_and_notes():
         console.print(note)
     console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
+
+
+def _width(console: Console, table: Layout) -> int:
+    """Characters of its widest line, if no cell is folded."""
+    shown = table.for_terminal()
+    shown.title = None
+    wide = console.options.update(max_width=sys.maxsize)
+    return Measurement.get(console, wide, shown).maximum
 
 
 def write_tables(experiment: Experiment) -> Path:
@@ -76,17 +94,18 @@ def write_tables(experiment: Experiment) -> Path:
     real_images = bool(cfg.tracker.get("real_images"))
     pictures = write_paper_report(report, comparison, sections, sets, rows, real_images)
     config = {"experiment": experiment.name, "overrides": list(experiment.overrides)}
-    with tracker.start(f"tables-{experiment.variant}", experiment.name, config, folder) as run:
+    named, records = f"tables-{experiment.variant}", Path(cfg.runs)
+    with tracker.start(named, experiment.name, config, records) as run:
         if comparison.cells:
-            records = comparison.records()
-            run.log_table(experiment.name, list(records[0]), [list(r.values()) for r in records])
+            cells = comparison.records()
+            run.log_table(experiment.name, list(cells[0]), [list(r.values()) for r in cells])
         for table in extra:
             run.log_table(table.title, table.headers, table.texts())
         run.log_images("report", pictures)
         files = {path.name: path for path in sorted(folder.glob("table.*"))}  # no pictures
         names = [artifact_name(distilled.label) for _, distilled in sets]
         made_of = {"sets": names, "runs": order_of(row.run_id for _, row in rows)}
-        keep(run, f"tables-{experiment.variant}", "table", files, config | made_of)
+        keep(run, named, "table", files, config | made_of)
     return folder
 
 
@@ -97,11 +116,13 @@ def compared(experiment: Experiment) -> PaperComparison:
     if table.mean_over_students:
         ours, asked = _means(ours, experiment.students), _asked_of_means(asked)
     published = {} if experiment.rehearsal else _flat(table.published)
+    published = {key: value for key, value in published.items() if experiment.keeps(*key)}
     bands = {} if experiment.rehearsal else _flat(table.bands)
     keys = order_of([*asked, *published])
     apart = set(table.published) - set(table.rows)  # then the paper's order has to be kept
     rows = order_of([*(table.published if apart else ()), *table.rows])
-    families = experiment.families()
+    families, folders = experiment.families(), _folders(experiment)
+    overrides = experiment.shown_overrides
     keys.sort(key=lambda k: rows.index(k[0]))
     cells = [
         TableCell(
@@ -115,6 +136,8 @@ def compared(experiment: Experiment) -> PaperComparison:
             our_family=families.get(key[0]),
             ours=tuple(ours.get(key, ())),
             asked=asked.get(key, 0),
+            command=cell_command(experiment, *key[:3], overrides),
+            folders=tuple(folders.get(key[:3], ())),
         )
         for key in keys
     ]
@@ -126,6 +149,32 @@ def compared(experiment: Experiment) -> PaperComparison:
         claims=table.claims,
         swept=table.swept,
         families=FAMILIES,
+        advice="" if ours or _manifests(experiment) else _advice(experiment),
+    )
+
+
+def _folders(experiment: Experiment) -> dict[tuple[str, str, str], list[str]]:
+    """Of each cell its sets' folders, made or not, seen from the table's."""
+    found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for place in experiment.located:
+        job, here = place.job, Path(place.cfg.runs) / "tables" / experiment.variant
+        found[job.row, job.dataset, job.ipc].append(os.path.relpath(place.distilled, here))
+    return found
+
+
+def _advice(experiment: Experiment) -> str:
+    words = ["python scripts/reproduce.py", paper_argument(experiment.file)]
+    own = [*map(shlex.quote, experiment.shown_overrides)]
+    if experiment.rehearsal:
+        return (
+            f"Nothing of it has been rehearsed yet: «{' '.join([*words, 'rehearsal=true', *own])}» "
+            "does, on digits, in minutes."
+        )
+    return (
+        "Nothing of it has been run yet, and all numbers are the paper's: "
+        f"«{' '.join([*words, *own, 'plan=true'])}» says what it would take, without plan=true it "
+        f"is run, and «{' '.join([*words, 'rehearsal=true'])}» runs the same grid on digits, in "
+        "minutes."
     )
 
 

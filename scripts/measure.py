@@ -29,7 +29,7 @@ from eval.reports.maps import maps_picture
 from eval.reports.run_report import distilled_sets, parted
 from eval.reports.samples import MOST_CLASSES
 from eval.results.layout import Layout
-from eval.results.sweeps import value_of
+from eval.results.sweeps import keys_of, value_of, variants
 from eval.students.registry import expand_students
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
@@ -61,8 +61,7 @@ def main(cfg: DictConfig) -> None:
         checks.flag("class_maps", cfg.class_maps)
         if cfg.most_real is not None:
             checks.integer("most_real", cfg.most_real, minimum=1)
-        keys = [cfg.by] if isinstance(cfg.by, str) else plain(cfg.by)
-        names = names_of(sets, keys)
+        names = names_of(sets, keys_of(cfg.by))
     record(folder, cfg)
     by_ipc: dict[int, dict[str, list[DistilledDataset]]] = defaultdict(lambda: defaultdict(list))
     for distilled in sets:
@@ -144,27 +143,20 @@ def _write(
 def names_of(sets: Sequence[DistilledDataset], keys: Sequence[str]) -> dict[Path, str]:
     """A name for each set's line: its method, the values of `keys`, and what else tells it apart.
 
-    Sets that differ in their seed alone share a name. Raises `UserError` for an unknown key.
+    Sets that differ in their seed alone share a name. Raises `UserError` as `variants` does.
     """
     names: dict[Path, str] = {}
     configurations: dict[str, list[str]] = defaultdict(list)
-    found: set[str] = set()
-    for distilled in sets:
-        manifest = distilled.manifest
-        values = {key: value_of(manifest, key) for key in keys}
-        found |= {key for key, value in values.items() if value is not None}
-        named = [f"{k.split('.')[-1]}={v}" for k, v in values.items() if v is not None]
-        name = " ".join([manifest["method"], *named])
+    methods = [distilled.manifest["method"] for distilled in sets]
+    values = [tuple(value_of(distilled.manifest, key) for key in keys) for distilled in sets]
+    told_apart = variants(methods, values, keys)
+    for distilled, method, variant in zip(sets, methods, told_apart, strict=True):
+        name = " ".join(filter(None, [method, variant]))
         apart = {k: v for k, v in distilled.identity.items() if k not in ("seed", "ipc")}
         digest = identity.digest(apart)
         if digest not in configurations[name]:
             configurations[name].append(digest)
         names[distilled.folder] = f"{name} #{digest}"
-    if unknown := set(keys) - found:
-        raise UserError(
-            f"by={','.join(sorted(unknown))}: no set below has such a key; give a group such as "
-            "modes, or an option such as guidance.scale"
-        )
     alone = {name for name, digests in configurations.items() if len(digests) == 1}
     return {f: n.split(" #")[0] if n.split(" #")[0] in alone else n for f, n in names.items()}
 

@@ -85,7 +85,7 @@ def _run_of(place: Located) -> tuple[Path, frozenset[tuple[str, int]]]:
     return place.folder, frozenset(place.wanted)
 
 
-def _real_images(cfg: DictConfig, notes: set[str]) -> list[int] | None:
+def real_images(cfg: DictConfig, notes: set[str]) -> list[int] | None:
     """How many of each class; a guess where they are not here, None where there is none."""
     if "download" in cfg.dataset:
         cfg.dataset.download = False  # a plan fetches nothing
@@ -110,7 +110,7 @@ def _add(
     cfg = place.cfg
     backbone, unknown = plain(cfg.backbone), False
     name, ipc = cfg.dataset.name, cfg.ipc
-    real = _real_images(cfg, notes)
+    real = real_images(cfg, notes)
     if real is None:
         return True
     num_classes = len(real)

@@ -24,12 +24,18 @@ from rich.console import Console
 from eval.metrics.coverage import HiddenModes, coverage_layout, measure_coverage
 from eval.reports.curves import sweep_picture
 from eval.reports.findings import sentences
-from eval.reports.run_report import distilled_sets, named, write_report, write_summary
+from eval.reports.run_report import (
+    distilled_sets,
+    named,
+    row_names,
+    write_report,
+    write_summary,
+)
 from eval.reports.samples import overview_picture
 from eval.results.costs import cost_layout
 from eval.results.layout import Layout
 from eval.results.rows import EvalResult, read_results
-from eval.results.sweeps import rows_by
+from eval.results.sweeps import keys_of, rows_by
 from eval.results.tables import markdown, terminal
 from mgd3.config.build import build, build_space
 from mgd3.config.command import command
@@ -40,7 +46,6 @@ from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
 from mgd3.storage.documents import read_document
 from mgd3.storage.files import remove_leftovers, write_atomic
-from scripts.measure import names_of
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +56,23 @@ SUMMARY = "summary.json"
 def main(cfg: DictConfig) -> None:
     """Read every run below the folder and write its summary, table and report."""
     folder = Path(cfg.folder)
-    if cfg.plot and not cfg.by:
-        raise UserError("plot needs by=KEY, the horizontal axis")
+    keys = keys_of(cfg.by)
+    if cfg.plot and len(keys) != 1:
+        raise UserError(f"plot needs by=KEY, one key for the horizontal axis; got {len(keys)}")
     remove_leftovers(folder, deep=False)
-    if not any(folder.rglob("results.jsonl")):
-        raise UserError(f"{folder} holds no finished run (no results.jsonl below it)")
+    rows = read_results(folder)
+    if not rows:
+        raise UserError(f"{folder} holds no finished run (no results.jsonl with rows below it)")
     _refuse_foreign_files(folder)
     sets = [d for d in distilled_sets(folder) if _can_be_shown(d)]
     dataset, name = _real_images(folder, sets, cfg.dataset.root)
-    rows = read_results(folder)
-    if cfg.by:
-        rows, values = rows_by(folder, cfg.by)
+    if keys:
+        rows, values = rows_by(rows, [folder], keys)
         if cfg.plot:
-            write_atomic(Path(cfg.plot), sweep_picture(rows, values, cfg.by))
+            first = {variant: value for variant, (value,) in values.items() if value is not None}
+            write_atomic(Path(cfg.plot), sweep_picture(rows, first, keys[0]))
     write_summary(folder / SUMMARY, rows)
-    keys = [cfg.by] if cfg.by else []
-    hidden = _hidden_modes(sets, keys, rows, dataset) if hasattr(dataset, "parts") else []
+    hidden = _hidden_modes(sets, rows, dataset) if hasattr(dataset, "parts") else []
     title = f"{name}: {folder.resolve().name}"
     write_report(folder / "report.html", rows, sets, dataset, title, hidden)
     costs = cost_layout(*named(sets, rows)).markdown()
@@ -83,7 +89,6 @@ def main(cfg: DictConfig) -> None:
 
 def _hidden_modes(
     sets: Sequence[DistilledDataset],
-    keys: Sequence[str],
     rows: Sequence[EvalResult],
     dataset: RealDataset | None,
 ) -> list[tuple[Layout, list[str]]]:
@@ -91,7 +96,7 @@ def _hidden_modes(
     assert dataset is not None
     cfg = composed(f"dataset={dataset.name}", "metrics=coverage", name="measure")
     coverage = cast("HiddenModes", build_space(cfg, "metrics")).of(dataset)
-    found, names = [], names_of(sets, keys)
+    found, names = [], row_names(sets, rows)
     for ipc in sorted({d.ipc for d in sets}):
         methods: dict[str, list[DistilledDataset]] = defaultdict(list)
         for distilled in sets:

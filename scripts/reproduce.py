@@ -42,16 +42,21 @@ def reproduce(cfg: DictConfig, arguments: list[str], launch: Launch) -> None:
     from rich.console import Console
 
     from mgd3.config.grid import Experiment, read_request
+    from scripts.explain import explain
     from scripts.plan import plan
 
     _refuse_folders(cfg)
     request = read_request(cfg, arguments)
+    console = Console(markup=False)
+    if cfg.explain is not None:
+        for line in explain(cfg, request):
+            console.print(line, soft_wrap=True, highlight=False)
+        return
     experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
     for row, why in experiment.unfit.items():
         raise UserError(f"row «{row}» cannot be run so: {why}; leave it out with only.row=…")
     ranks, missing = _agreed(experiment)
     pending = [place for place, miss in zip(experiment.located, missing, strict=True) if miss]
-    console = Console(markup=False)
     if cfg.plan:
         layout, notes = plan(experiment.located, pending)
         console.print(layout.for_terminal(), *notes, sep="\n")

@@ -246,7 +246,8 @@ def _score(
     ids = RunIds(run=cell.run_id, cell=identity.cell_id(cell.identity, data), **data)
     experiment = HydraConfig.get().runtime.choices.get("experiment")
     group = experiment or f"{cell.dataset.name}-ipc{cfg.ipc}"
-    start = partial(cell.tracker.start, cell.ranks.named(cell.run_id), group, plain(cfg), run_dir)
+    named, records = cell.ranks.named(cell.run_id), Path(cfg.runs)
+    start = partial(cell.tracker.start, named, group, plain(cfg), records)
     rows = score(distilled, test, cell.protocol, wanted, run_dir, ids, start, cell.execution)
     if not cell.ranks.first:
         return

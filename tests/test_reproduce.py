@@ -69,7 +69,7 @@ def test_finished_cells_never_run_again(rehearsed):
     )
     assert again.returncode == 0 and "0 to do" in again.stdout
     assert {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")} == rows
-    (record,) = (rehearsed / "runs/rehearsal/tables/table5").rglob("offline-run-*/*.wandb")
+    (record,) = (rehearsed / "runs/rehearsal/wandb").glob("offline-run-*/*.wandb")
     content = record.read_bytes()
     assert b"table5" in content and b"diversity, imagenette, ipc 10" in content
     assert b"tables-table5" in content and b"runs/rehearsal/tables/table5/table.csv" in content

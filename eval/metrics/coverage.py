@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from eval.metrics.features import StudentFeatures, TrainedStudent
-from eval.results.layout import Layout
-from eval.results.statistics import Difference, Scores, compare, interval, units
+from eval.results.layout import NONE, Layout
+from eval.results.statistics import Scores, compare, interval, units
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
@@ -128,7 +128,7 @@ def coverage_layout(
         difference = compare(mine, theirs) if theirs and method != reference else None
         columns["sets"].append(str(len(sets)))
         columns[names[0]].append(_with_interval(units(mine)))
-        columns[names[1]].append(_shown(difference))
+        columns[names[1]].append(difference.text(2) if difference else "")
         columns[names[2]].append(f"{fmean(s.evenness for s in sets):.2f}")
         columns[names[3]].append(f"{100 * fmean(s.foreign for s in sets):.1f}")
         columns["distance to the mode"].append(f"{fmean(s.distance for s in sets):.2f}")
@@ -156,10 +156,5 @@ def covered_scores(sets: Sequence[SetCoverage]) -> Scores:
 
 def _with_interval(values: Sequence[float]) -> str:
     mean, low, high = interval(values)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if len(values) > 1 else f"{mean:.2f}"
-
-
-def _shown(difference: Difference | None) -> str:
-    if difference is None:
-        return ""
-    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+    ends = f"{low:.2f}, {high:.2f}" if len(values) > 1 else NONE
+    return f"{mean:.2f} [{ends}]"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eval.metrics.distances import checked, distances_to_real, nearest_distances
 from eval.metrics.planes import TsneScores
-from eval.results.layout import Layout
+from eval.results.layout import NONE, Layout
 from mgd3.runtime import checks
 
 _ROWS = 1024  # of a matrix of distances or kernel values held at once
@@ -116,7 +116,7 @@ def metrics_layout(
     if tsne is not None:
         for what in ("diversity", "representativeness"):
             scores = [getattr(tsne.get(method), f"{what}_mean", None) for method in measured]
-            columns[f"t-SNE {what} ↑"] = [_cell([score]) for score in scores]
+            columns[f"t-SNE {what} ↑"] = ["" if s is None else f"{s:.4g}" for s in scores]
     return Layout.of_columns(f"sets in the feature space of {space}", columns)
 
 
@@ -124,8 +124,8 @@ def _cell(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return ""
-    spread = f" ± {statistics.pstdev(known):.2g}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.4g}{spread}"
+    spread = f"{statistics.pstdev(known):.2g}" if len(known) > 1 else NONE
+    return f"{statistics.fmean(known):.4g} ± {spread}"
 
 
 def _mean(values: Tensor) -> float | None:

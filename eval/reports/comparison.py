@@ -6,18 +6,20 @@ the other: where we have run nothing, ours is empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from eval.reports.paper_cell import TableCell
-from eval.results.layout import Entry, Layout, Span, csv_text, spoken
+from eval.results.layout import Entry, Layout, Span, csv_text, mean_and_std, spoken
 from eval.results.rows import order_of
-from eval.results.statistics import Difference, compare
+from eval.results.statistics import Difference, Metric, compare
 from eval.results.tables import notes
 from mgd3.runtime.text import markdown_text, one_line
 
 PLACES = ("dataset", "ipc", "student")
+Column: TypeAlias = tuple[str, str, str]  # one of each
+METRICS: tuple[Metric, ...] = ("top1_best", "top1_last")
 KEY = (
     "Top-1 accuracy in percent on real test images. Bold: our runs, mean ± population std of the "
     "best test of n students, (n). Italics: the paper's printed mean ± std, which we have not "
@@ -37,9 +39,10 @@ class PaperComparison:
     claims: Sequence[Mapping[str, Any]] = ()
     swept: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by key, by row
     families: Mapping[str, str] = field(default_factory=dict)  # evaluators, in words
+    advice: str = ""  # what to do where nothing has been run
 
     @property
-    def columns(self) -> list[tuple[str, str, str]]:
+    def columns(self) -> list[Column]:
         """Places: datasets and students as they appear, IPC by size, the full set last."""
         places = order_of(c.place for c in self.cells)
         datasets, students = (order_of(p[i] for p in places) for i in (0, 2))
@@ -51,9 +54,27 @@ class PaperComparison:
 
         return sorted(places, key=rank)
 
-    def matrix(self) -> Layout:
-        """The paper's own shape: ours with (n), then the paper's."""
-        columns = self.columns
+    def matrices(self, fits: Callable[[Layout], bool]) -> list[Layout]:
+        """The matrix, in parts that fit: datasets below one another, then as many columns as do."""
+        return self._parts(self.columns, fits)
+
+    def _parts(self, columns: list[Column], fits: Callable[[Layout], bool]) -> list[Layout]:
+        whole = self.matrix(columns)
+        if len(columns) < 2 or fits(whole):
+            return [whole]
+        datasets = order_of(dataset for dataset, _, _ in columns)
+        if len(datasets) > 1:
+            parts = [[c for c in columns if c[0] == dataset] for dataset in datasets]
+        else:
+            most = len(columns) - 1
+            while most > 1 and not fits(self.matrix(columns[:most])):
+                most -= 1
+            parts = [columns[:most], columns[most:]]
+        return [layout for part in parts for layout in self._parts(part, fits)]
+
+    def matrix(self, columns: Sequence[Column] | None = None) -> Layout:
+        """The paper's own shape: ours with (n), then the paper's; of some columns, or of all."""
+        whole, columns = self.columns, columns or self.columns
         marks = {row: f" [{k}]" for k, row in enumerate(self._footnotes, 1)}
         by_place = {(c.row, c.place): c for c in self.cells}
         of_row = self._families
@@ -65,6 +86,7 @@ class PaperComparison:
                 *(_entry(by_place.get((row, place))) for place in columns),
             ]
             for row in order_of(c.row for c in self.cells)
+            if columns == whole or any((row, place) in by_place for place in columns)
         ]
         varying = [i for i in range(3) if len({place[i] for place in columns}) > 1]
         fixed = [spoken(PLACES[i], columns[0][i]) for i in range(3) if i not in varying]
@@ -83,8 +105,8 @@ class PaperComparison:
                 continue
             n = str(len(c.ours)) + (f" of {c.asked}" if len(c.ours) < c.asked else "")
             difference = "" if c.difference is None else f"{c.difference:+.1f}"
-            scores = [_number(c.score("top1_best")), _number(c.score("top1_last"))]
-            lines.append([c.row, *c.place, *scores, n, _number(c.paper), difference, c.verdict])
+            scores = [mean_and_std(*s) for m in METRICS if (s := c.score(m))]
+            lines.append([c.row, *c.place, *scores, n, _printed(c.paper), difference, c.verdict])
         headers = ["method", *PLACES, "best", "last", "n", "paper", "best - paper", "band"]
         table = Layout(title="Every cell that has been run", headers=headers, lines=lines)
         return table.kept(
@@ -105,7 +127,7 @@ class PaperComparison:
                     found = compare(here[more].by_set, here[than].by_set)
                     alike = here[more].comparable and here[than].comparable
                     verdict = _verdict(found, by) if alike else "of another family"
-                    lines.append([text, *place, str(found or ""), verdict])
+                    lines.append([text, *place, str(found), verdict])
         if not lines:
             return None
         headers = ["claim", *PLACES, "difference of best, 95 %", "our runs"]
@@ -114,7 +136,7 @@ class PaperComparison:
     def remarks_and_notes(self) -> list[str]:
         """What a reader must know of these numbers."""
         ours = [r for c in self.cells for r in c.ours]
-        found = list(self.remarks)
+        found = [*filter(None, [self.advice]), *self.remarks]
         found += [f"[{k}] {text}" for k, text in enumerate(self._footnotes.values(), 1)]
         if self.errata and "table" in self.errata:
             found.append(self.errata["table"])
@@ -196,9 +218,9 @@ class PaperComparison:
         return [f"Our runs' protocol: {protocols}."] if protocols else []
 
 
-def _verdict(found: Difference | None, by: float) -> str:
+def _verdict(found: Difference, by: float) -> str:
     """Does a difference bear out a claim of more than `by`?"""
-    if found is None:
+    if found.low is None or found.high is None:
         return "needs more seeds"
     if found.low > by:
         return "holds"
@@ -206,12 +228,12 @@ def _verdict(found: Difference | None, by: float) -> str:
 
 
 def _record(c: TableCell) -> dict[str, Any]:
-    best, last = c.score("top1_best"), c.score("top1_last")
-    ours = {
-        f"ours_{name}_{what}": None if score is None else round(score[k], 2)
-        for name, score in (("best", best), ("last", last))
-        for k, what in enumerate(("mean", "std"))
-    }
+    ours = {}
+    for metric in METRICS:
+        values = c.score(metric) or (None, None)
+        for what, value in zip(("mean", "std"), values, strict=True):
+            name = f"ours_{metric.removeprefix('top1_')}_{what}"
+            ours[name] = None if value is None else round(value, 2)
     return {
         "method": c.row,
         "dataset": c.dataset,
@@ -228,6 +250,8 @@ def _record(c: TableCell) -> dict[str, Any]:
         "our_family": c.our_family if c.ours else None,
         "protocol": ", ".join(order_of(r.protocol for r in c.ours)) or None,
         "commit": ", ".join(order_of(r.commit for r in c.ours)) or None,
+        "command": c.command,
+        "folder": "; ".join(c.folders) or None,
     }
 
 
@@ -236,14 +260,15 @@ def _entry(cell: TableCell | None) -> Entry:
     if cell is None:
         return ""
     best = cell.score("top1_best")
-    ours = (Span(_number(best), "ours"), Span(f" ({len(cell.ours)})")) if best else ()
-    paper = (Span(_number(cell.paper), "paper"),) if cell.paper else ()
+    ours = (Span(mean_and_std(*best), "ours"), Span(f" ({len(cell.ours)})")) if best else ()
+    paper = (Span(_printed(cell.paper), "paper"),) if cell.paper else ()
     between = (Span(" / "),) if ours and paper else ()
     return (*ours, *between, *paper)
 
 
-def _number(score: tuple[float, float | None] | None) -> str:
+def _printed(score: tuple[float, float | None] | None) -> str:
+    """The paper's number; some have no spread beside them."""
     if score is None:
         return ""
     mean, std = score
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    return f"{mean:.1f}" if std is None else mean_and_std(mean, std)

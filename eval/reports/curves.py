@@ -154,7 +154,9 @@ def _against_ipc(axis: Axes, cells: Sequence[TableCell], ipcs: Sequence[int]) ->
         paper = [(int(c.ipc) * (1 + shift), *c.paper) for c in mine if c.paper and c.comparable]
         if ours:
             x, y, half = zip(*ours, strict=True)
-            axis.errorbar(x, y, yerr=half, fmt="o-", color=colour, capsize=3, label=row)
+            axis.errorbar(
+                x, y, yerr=[s or 0 for s in half], fmt="o-", color=colour, capsize=3, label=row
+            )
         if paper:
             x, y, std = zip(*paper, strict=True)
             name = None if ours else f"{row} (paper alone)"
@@ -201,7 +203,11 @@ def _ours_and_papers(
     cells: Collection[TableCell], line: str
 ) -> list[tuple[str, str, list[tuple[int, float, float]], dict[str, Any]]]:
     """Label, colour, (position, mean, std) and style of what there is of both."""
-    ours = [(k, *score) for k, c in enumerate(cells) if (score := c.score("top1_best"))]
+    ours = [
+        (k, score[0], score[1] or 0.0)
+        for k, c in enumerate(cells)
+        if (score := c.score("top1_best"))
+    ]
     paper = [
         (k, c.paper[0], c.paper[1] or 0.0) for k, c in enumerate(cells) if c.paper and c.comparable
     ]

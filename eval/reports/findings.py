@@ -39,7 +39,7 @@ def sentences(
         more = compare(covered_scores(measured[name]), covered_scores(measured[UNGUIDED]))
         better = _accuracy(rows, name)
         asked = [
-            f"More modes? {verdict(more, 'modes')}" if more else "",
+            f"More modes? {verdict(more, 'modes')}",
             f"Better students? {verdict(better, 'points')}" if better else "",
         ]
         found.append(" ".join([f"{name} against {UNGUIDED} samples:", *filter(None, asked)]))
@@ -48,15 +48,14 @@ def sentences(
 
 def verdict(difference: Difference, unit: str) -> str:
     """Yes, no, or that so many sets cannot tell; with the numbers that say so."""
-    numbers = (
-        f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] {unit}, "
-        f"{'paired over ' if difference.paired else ''}{difference.n} sets"
-    )
-    if difference.low > 0:
+    sets = "1 pair of sets" if difference.n == 1 else f"{difference.n} sets"
+    over = f"paired over {sets}" if difference.paired else sets
+    numbers = f"{difference.text(2)} {unit}, {over}"
+    if difference.low is not None and difference.low > 0:
         return f"Yes: {numbers}."
-    if difference.high < 0:
+    if difference.high is not None and difference.high < 0:
         return f"No, fewer: {numbers}." if unit == "modes" else f"No, worse: {numbers}."
-    return f"{difference.n} sets cannot tell: {numbers}."
+    return f"{sets} cannot tell: {numbers}."
 
 
 def _accuracy(rows: Sequence[EvalResult], guided: str) -> Difference | None:

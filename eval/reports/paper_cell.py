@@ -27,16 +27,20 @@ class TableCell:
     our_family: str | None = None  # and ours
     ours: tuple[EvalResult, ...] = ()
     asked: int = 0  # students that the experiment asks for; 0: it has no such run
+    command: str | None = None  # that makes it; None: nothing here does
+    folders: tuple[str, ...] = ()  # of its sets, seen from the table's folder
 
     @property
     def place(self) -> tuple[str, str, str]:
         """The column."""
         return self.dataset, self.ipc, self.student
 
-    def score(self, metric: Metric) -> tuple[float, float] | None:
-        """Our mean and population std, or None."""
+    def score(self, metric: Metric) -> tuple[float, float | None] | None:
+        """Our mean and population std (None: of one student), or None."""
         values = [getattr(r, metric) for r in self.ours]
-        return (statistics.fmean(values), statistics.pstdev(values)) if values else None
+        if not values:
+            return None
+        return statistics.fmean(values), statistics.pstdev(values) if len(values) > 1 else None
 
     @property
     def comparable(self) -> bool:

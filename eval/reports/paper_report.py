@@ -96,6 +96,7 @@ def write_paper_report(
         details=comparison.details() if comparison.cells else None,
         orderings=comparison.orderings(),
         key=KEY,
+        origins=[c for c in comparison.cells if c.command],
         notes=comparison.remarks_and_notes(),
         curves=[svg for svg, _, _ in curves],
         sections=pages,

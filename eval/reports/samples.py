@@ -18,13 +18,21 @@ from mgd3.runtime import checks
 MOST_CLASSES, MOST_IMAGES, MOST_PIXELS = 10, 10, 64
 
 
-def first_of_each_method(sets: Sequence[DistilledDataset]) -> dict[str, DistilledDataset]:
-    """The lowest seed's set of each method; first the one whose modes are shown beside it."""
+def first_of_each(
+    sets: Sequence[DistilledDataset], names: Sequence[str]
+) -> dict[str, DistilledDataset]:
+    """The lowest seed's set of each name; first the one whose modes are shown beside it."""
     found: dict[str, DistilledDataset] = {}
-    for distilled in sorted(sets, key=lambda d: seed_order(d.manifest.get("seed"))):
-        found.setdefault(distilled.manifest["method"], distilled)
+    for name, distilled in zip(names, sets, strict=True):
+        old = found.get(name)
+        if old is None or _seed(distilled) < _seed(old):
+            found[name] = distilled
     shown = with_previews(found)
     return dict(sorted(found.items(), key=lambda item: item[0] != shown))
+
+
+def _seed(distilled: DistilledDataset) -> int:
+    return seed_order(distilled.manifest.get("seed"))
 
 
 def with_previews(sets: Mapping[str, DistilledDataset]) -> str | None:
@@ -63,7 +71,7 @@ def overview_panels(
     `real` False leaves the modes out, for pictures that may not show real images: the centroid of
     a cluster of one is a real image too.
     """
-    first = first_of_each_method(sets)
+    first = first_of_each(sets, [d.manifest["method"] for d in sets])
     found: dict[str, Tensor] = {}
     for method in methods:
         distilled = first[checks.choice("methods", method, list(first))]

@@ -26,9 +26,9 @@ class Cell:
     train_data: str | None  # digests of the real images
     test_data: str | None
     top1_last_mean: float
-    top1_last_std: float  # population deviation, as the papers' np.std
+    top1_last_std: float | None  # population deviation, as the papers' np.std; None: of one student
     top1_best_mean: float
-    top1_best_std: float
+    top1_best_std: float | None
     n: int
     distill_seeds: int  # sets; 1 for a method without seeds
     student_seeds: int
@@ -53,6 +53,13 @@ def cells(rows: Sequence[EvalResult]) -> list[Cell]:
     return [_cell(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
+def names_by_cell(rows: Sequence[EvalResult]) -> dict[tuple[Hashable, ...], str]:
+    """What a table of these rows calls each `row.cell`."""
+    return {
+        (c.cell_id, c.variant, c.student, c.train_data, c.test_data): c.method for c in cells(rows)
+    }
+
+
 def in_order(found: Sequence[Cell]) -> list[Cell]:
     """By dataset, IPC, protocol, then students and methods as they appeared."""
     students = order_of(c.student for c in found)
@@ -66,6 +73,7 @@ def places(found: Sequence[Cell]) -> dict[str, list[str]]:
 
 def _cell(name: str, group: Sequence[EvalResult]) -> Cell:
     first = group[0]
+    spread = statistics.pstdev if len(group) > 1 else lambda _: None
     return Cell(
         cell_id=first.cell_id,
         variant=first.variant,
@@ -78,9 +86,9 @@ def _cell(name: str, group: Sequence[EvalResult]) -> Cell:
         train_data=first.train_data,
         test_data=first.test_data,
         top1_last_mean=statistics.fmean(r.top1_last for r in group),
-        top1_last_std=statistics.pstdev(r.top1_last for r in group),
+        top1_last_std=spread([r.top1_last for r in group]),
         top1_best_mean=statistics.fmean(r.top1_best for r in group),
-        top1_best_std=statistics.pstdev(r.top1_best for r in group),
+        top1_best_std=spread([r.top1_best for r in group]),
         n=len(group),
         distill_seeds=len({r.distill_seed for r in group}),
         student_seeds=len({r.student_seed for r in group}),

@@ -20,6 +20,7 @@ from mgd3.runtime.text import markdown_text, one_line
 
 Style = Literal["plain", "ours", "paper"]
 
+NONE = "–"  # a spread that one value has not, or that cannot be estimated
 PLACE = ("dataset", "ipc", "protocol", "student")  # where accuracies compare
 _MARKDOWN = {"plain": "{}", "ours": "**{}**", "paper": "*{}*"}
 _TERMINAL = {"plain": "", "ours": "bold", "paper": "italic"}
@@ -138,6 +139,11 @@ def folded(title: str, columns: Mapping[str, Sequence[Entry]]) -> Layout:
     parts = [title, *(spoken(k, plain(columns[k][0])) for k in shared)]
     kept = {k: entries for k, entries in columns.items() if k not in shared}
     return Layout.of_columns(", ".join(filter(None, parts)), kept)
+
+
+def mean_and_std(mean: float, std: float | None) -> str:
+    """Percents as the papers print them; one value has no spread."""
+    return f"{mean:.1f} ± {NONE if std is None else format(std, '.1f')}"
 
 
 def spoken(place: str, value: str) -> str:

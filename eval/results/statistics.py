@@ -10,7 +10,7 @@ from statistics import fmean, pstdev, stdev, variance
 from typing import Literal
 
 from eval.results.cells import cells, in_order, places
-from eval.results.layout import Layout, folded
+from eval.results.layout import NONE, Layout, folded
 from eval.results.rows import EvalResult
 
 Metric = Literal["top1_last", "top1_best"]
@@ -26,7 +26,7 @@ class Components:
     """
 
     mean: float  # of all students, as the papers print
-    std_population: float  # of all students, as the papers' np.std
+    std_population: float | None  # of all students, as the papers' np.std; None: of one
     std_sample: float | None  # the same with n - 1
     distillation_std: float | None  # of d_i; needs two sets, and two students of one
     student_std: float | None  # of s_ij; needs two students of one set
@@ -39,16 +39,21 @@ class Components:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One cell minus another, with a 95 % t-interval."""
+    """One cell minus another, with a 95 % t-interval; None: too few values for one."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int  # pairs; unpaired, the units of both sides
     paired: bool  # on shared distillation seeds; else Welch's interval of two samples
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        return self.text()
+
+    def text(self, places: int = 1) -> str:
+        """The difference and its interval, or a dash where there is none."""
+        ends = [f"{end:+.{places}f}" for end in (self.low, self.high) if end is not None]
+        return f"{self.mean:+.{places}f} [{', '.join(ends) or NONE}]"
 
 
 def scores_by_set(
@@ -96,7 +101,7 @@ def components(scores: Scores) -> Components:
     low, high = interval(means)[1:] if len(means) > 1 else (None, None)
     return Components(
         mean=fmean(values),
-        std_population=pstdev(values),
+        std_population=pstdev(values) if len(values) > 1 else None,
         std_sample=stdev(values) if len(values) > 1 else None,
         distillation_std=None if between is None else max(between, 0.0) ** 0.5,
         student_std=None if within is None else within**0.5,
@@ -111,45 +116,48 @@ def components(scores: Scores) -> Components:
 def paired(ours: Scores, theirs: Scores) -> Difference | None:
     """Ours minus theirs on the distillation seeds that both have, each set's students averaged.
 
-    None under two of them.
+    None without such a seed; without an interval for a single one.
     """
     shared = sorted(s for s in ours.keys() & theirs.keys() if s is not None)
-    if len(shared) < 2:
+    if not shared:
         return None
-    mean, low, high = interval([fmean(ours[seed]) - fmean(theirs[seed]) for seed in shared])
+    mean, *ends = interval([fmean(ours[seed]) - fmean(theirs[seed]) for seed in shared])
+    low, high = ends if len(shared) > 1 else (None, None)
     return Difference(mean=mean, low=low, high=high, n=len(shared), paired=True)
 
 
-def compare(ours: Scores, theirs: Scores) -> Difference | None:
+def compare(ours: Scores, theirs: Scores) -> Difference:
     """Ours minus theirs: `paired`, or else Welch's interval of all units (Biometrika 34, 1947).
 
-    None where a side has one unit, or no unit differs from another.
+    Without an interval where a side has one unit, or no unit differs from another.
     """
-    if found := paired(ours, theirs):
-        return found
+    pairs = paired(ours, theirs)
+    if pairs and pairs.low is not None:
+        return pairs
     sides = [units(side) for side in (ours, theirs)]
+    mean, n = fmean(sides[0]) - fmean(sides[1]), sum(map(len, sides))
+    alone = pairs or Difference(mean=mean, low=None, high=None, n=n, paired=False)
     if min(map(len, sides)) < 2:
-        return None
+        return alone
     errors = [variance(side) / len(side) for side in sides]  # squared, of each side's mean
     if not sum(errors):
-        return None
+        return alone
     freedom = sum(errors) ** 2 / sum(
         error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True)
     )
     half = _t(freedom) * sum(errors) ** 0.5
-    mean, n = fmean(sides[0]) - fmean(sides[1]), sum(map(len, sides))
     return Difference(mean=mean, low=mean - half, high=mean + half, n=n, paired=False)
 
 
 def components_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last") -> Layout:
-    """A line per cell: mean, deviations, variance components, in percent; empty: not estimable."""
+    """A line per cell: mean, deviations, variance components, in percent; –: not estimable."""
     found = in_order(cells(rows))
     parts = [components(scores_by_set(cell.rows(rows), metric)) for cell in found]
     columns = places(found) | {
         "method": [c.method for c in found],
         "mean": [_number(p.mean) for p in parts],
         "95 % interval": [
-            "" if p.low is None else f"[{p.low:.1f}, {_number(p.high)}]" for p in parts
+            NONE if p.low is None else f"[{p.low:.1f}, {_number(p.high)}]" for p in parts
         ],
         "std (n)": [_number(p.std_population) for p in parts],
         "std (n-1)": [_number(p.std_sample) for p in parts],
@@ -168,11 +176,17 @@ def differences_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last")
     columns = places([a for a, _ in pairs]) | {
         "method": [a.method for a, _ in pairs],
         "minus": [b.method for _, b in pairs],
-        "difference": [str(d) if d else "" for d in found],
-        "n": [str(d.n) if d else "" for d in found],
-        "kind": [("paired" if d.paired else "Welch") if d else "not computable" for d in found],
+        "difference": [str(d) for d in found],
+        "n": [str(d.n) for d in found],
+        "kind": [_kind(d) for d in found],
     }
     return folded(f"differences of {metric}", columns)
+
+
+def _kind(difference: Difference) -> str:
+    if difference.low is None:
+        return "one pair" if difference.paired else "means"
+    return "paired" if difference.paired else "Welch"
 
 
 def _variances(scores: Scores) -> tuple[float | None, float | None]:
@@ -195,10 +209,10 @@ def _variances(scores: Scores) -> tuple[float | None, float | None]:
 
 def _t(freedom: float) -> float:
     """The 97.5 % quantile of Student's t."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes a second to load
 
-    return float(t.ppf(0.975, freedom))
+    return float(stdtrit(freedom, 0.975))
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    return NONE if value is None else f"{value:.1f}"

@@ -1,9 +1,9 @@
-"""One key's values side by side: the rows of a sweep, told apart by it."""
+"""Rows of a sweep side by side: told apart by the values of keys that the sweep varied."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,37 +13,85 @@ from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.errors import UserError
 
 Value = str | float
+Values = tuple[Value | None, ...]  # of some keys, in their order; None: the method has no such key
+
+PROTOCOL = "protocol"  # the one key that is the scores', not the set's
 
 
-def rows_by(folder: Path, key: str) -> tuple[list[EvalResult], dict[str, Value]]:
-    """All rows below `folder`, and the value of `key` by variant.
+def keys_of(by: str | Sequence[str] | None) -> list[str]:
+    """`by=KEY` or `by=[KEY,…]` as a list; `UserError` for what is neither, or a key twice."""
+    keys = [by] if isinstance(by, str) else list(by or ())
+    if not all(isinstance(key, str) and key for key in keys) or len(set(keys)) < len(keys):
+        raise UserError(f"by={by!r}: give a key or a list of them, such as by=[modes,guidance]")
+    return keys
 
-    Rows of a method that ran with several values get the variant «key=value», those of one with a
-    single value stay as they are. `key` is a group (its choice is the value) or a dotted option of
-    one. Raises `UserError` if no method has several values.
+
+def rows_by(
+    rows: Sequence[EvalResult], folders: Sequence[Path], keys: Sequence[str]
+) -> tuple[list[EvalResult], dict[str, Values]]:
+    """The rows below `folders` as variants «key=value …», and the values of `keys` by variant.
+
+    A variant names the keys of which a method ran with several values; a method that ran with one
+    value of each stays as it is. A key is a group (its choice is the value), a dotted option of
+    one, or `protocol`. Raises `UserError` as `variants` does.
     """
-    found: dict[str, set[Value]] = defaultdict(set)
-    pairs: list[tuple[EvalResult, Value | None]] = []
-    for row, manifest in _with_manifests(folder):
-        value = row.protocol if key == "protocol" else value_of(manifest, key)
-        pairs.append((row, value))
-        if value is not None:
-            found[row.method].add(value)
-    several = {method for method, values in found.items() if len(values) > 1}
-    if not several:
+    manifests: dict[tuple, Mapping[str, Any]] = {}
+    for folder in folders:
+        manifests |= _manifests(folder)
+    values = [
+        tuple(r.protocol if k == PROTOCOL else value_of(manifests[r.key], k) for k in keys)
+        for r in rows
+    ]
+    names = variants([r.method for r in rows], values, keys)
+    found = [replace(r, variant=name) for r, name in zip(rows, names, strict=True)]
+    by_variant = {n: v for n, v in zip(names, values, strict=True) if n is not None}
+    orders = [
+        in_order_of_size([v for v in of_key if v is not None])
+        for of_key in zip(*values, strict=True)
+    ]
+
+    def place(row: EvalResult) -> list[int]:
+        if row.variant is None:
+            return []
+        mine = zip(orders, by_variant[row.variant], strict=True)
+        return [-1 if v is None else order.index(v) for order, v in mine]
+
+    return sorted(found, key=place), by_variant
+
+
+def variants(
+    methods: Sequence[str], values: Sequence[Values], keys: Sequence[str]
+) -> list[str | None]:
+    """What tells each of some runs from others of its method: «key=value …», or None.
+
+    `values` are those of `keys`, a tuple for each run. Raises `UserError` for a key that no run
+    has, and where no method has several values of any.
+    """
+    seen: dict[str, list[set[Value]]] = defaultdict(lambda: [set() for _ in keys])
+    for method, mine in zip(methods, values, strict=True):
+        for k, value in enumerate(mine):
+            seen[method][k] |= set() if value is None else {value}
+    for k, key in enumerate(keys):
+        if not any(sets[k] for sets in seen.values()):
+            raise UserError(f"by={key}: no run has such a key; {_HINT}")
+    if keys and all(len(of_key) < 2 for sets in seen.values() for of_key in sets):
         raise UserError(
-            f"by={key}: no method below {folder} ran with more than one value; give a group such "
-            "as modes, or an option such as guidance.scale"
+            f"by={','.join(keys)}: no method ran with more than one value of it; {_HINT}"
         )
-    rows, values = [], {}
-    for row, value in pairs:
-        if row.method in several and value is not None:
-            variant = f"{key.split('.')[-1]}={value}"
-            row, values[variant] = replace(row, variant=variant), value
-        rows.append(row)
-    order = {value: k for k, value in enumerate(in_order_of_size(values.values()))}
-    rows.sort(key=lambda r: order[values[r.variant]] if r.variant else -1)
-    return rows, values
+    short = [key.rpartition(".")[2] for key in keys]
+    shown = [s if short.count(s) == 1 else key for s, key in zip(short, keys, strict=True)]
+    found = []
+    for method, mine in zip(methods, values, strict=True):
+        parts = [
+            f"{name}={value}"
+            for name, value, of_key in zip(shown, mine, seen[method], strict=True)
+            if value is not None and len(of_key) > 1
+        ]
+        found.append(" ".join(parts) or None)
+    return found
+
+
+_HINT = "give a group such as modes, or an option such as guidance.scale"
 
 
 def value_of(manifest: Mapping[str, Any], key: str) -> Value | None:
@@ -69,13 +117,13 @@ def in_order_of_size(values: Collection[Value]) -> list[Value]:
     return sorted(set(values), key=lambda v: (isinstance(v, str), v))
 
 
-def _with_manifests(folder: Path) -> list[tuple[EvalResult, dict[str, Any]]]:
-    """Each row with the manifest of the set that it was trained on."""
-    manifests: dict[tuple, dict[str, Any]] = {}
+def _manifests(folder: Path) -> dict[tuple, Mapping[str, Any]]:
+    """By each row's key the manifest of the set that its student was trained on."""
+    manifests: dict[tuple, Mapping[str, Any]] = {}
     for path in sorted(folder.rglob("results.jsonl")):
         nearest = next((p for p in path.parents if (p / MANIFEST).is_file()), None)
         if nearest is None:
             raise UserError(f"{path} belongs to no distilled dataset: no {MANIFEST} above it")
         manifest = DistilledDataset(nearest).manifest
         manifests |= {row.key: manifest for row in read_results(path.parent)}
-    return [(row, manifests[row.key]) for row in read_results(folder)]
+    return manifests

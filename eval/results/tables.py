@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.text import Text
 
 from eval.results.cells import Cell, cells, in_order, places
-from eval.results.layout import Layout, folded
+from eval.results.layout import NONE, Layout, folded, mean_and_std
 from eval.results.rows import UNGUIDED, EvalResult, order_of
 from eval.results.statistics import Difference, paired, scores_by_set
 from mgd3.runtime.text import markdown_text
@@ -20,8 +20,8 @@ def layout(rows: Sequence[EvalResult]) -> Layout:
     differences = minus_unguided(rows, found)
     columns = places(found) | {
         "method": [c.method for c in found],
-        "top1_last": [f"{c.top1_last_mean:.1f} ± {c.top1_last_std:.1f}" for c in found],
-        "top1_best": [f"{c.top1_best_mean:.1f} ± {c.top1_best_std:.1f}" for c in found],
+        "top1_last": [mean_and_std(c.top1_last_mean, c.top1_last_std) for c in found],
+        "top1_best": [mean_and_std(c.top1_best_mean, c.top1_best_std) for c in found],
         "n": [str(c.n) for c in found],
     }
     if any(differences):
@@ -32,8 +32,8 @@ def layout(rows: Sequence[EvalResult]) -> Layout:
 def minus_unguided(rows: Sequence[EvalResult], found: Sequence[Cell]) -> list[Difference | None]:
     """Each cell's `top1_last` minus that of its place's unguided method, by distillation seed.
 
-    None under two pairs, or where there is not one such method, as far as known of the same
-    real images.
+    None without a pair, or where there is not one such method, as far as known of the same real
+    images.
     """
     differences: list[Difference | None] = []
     for cell in found:
@@ -64,7 +64,7 @@ def explanation(rows: Sequence[EvalResult]) -> str:
         "Top-1 accuracy in percent on the real test images, mean ± population std over n trained "
         "students (distillation seeds x student seeds); top1_last after the last epoch, top1_best "
         f"the best of all tests. «minus {UNGUIDED}» is the difference of top1_last, paired by "
-        "distillation seed, with a 95 % t-interval."
+        f"distillation seed, with a 95 % t-interval. {NONE}: one value, or one pair, has no spread."
     )
     return " ".join([text, *notes(rows)])
 

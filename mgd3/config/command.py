@@ -17,7 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mgd3.config.identity import register
+from mgd3.config.identity import register, spelt
 from mgd3.config.schema import CONFIGS, ROOT
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.stopping import Stopped, received
@@ -83,7 +83,7 @@ def command(
         if _sweeps(sys.argv[1:]):
             sys.argv[1:] = [_for_each_run(argument) for argument in sys.argv[1:]]
         if of_paper:
-            sys.argv[1:] = [_unchecked(argument) for argument in sys.argv[1:]]
+            sys.argv[1:] = [_as_text(_unchecked(argument)) for argument in sys.argv[1:]]
         main()
 
 
@@ -112,6 +112,13 @@ def _for_each_run(argument: str) -> str:
 def _unchecked(argument: str) -> str:
     """A key of the dataset as one that Hydra adds: the table's dataset has it, digits may not."""
     return f"++{argument}" if argument.startswith(OF_DATASET) else argument
+
+
+def _as_text(argument: str) -> str:
+    """The name of a cell in quotes, for its commas, pluses and brackets mean nothing to Hydra."""
+    key, is_pair, value = argument.partition("=")
+    text = key == "explain" and is_pair and value != "null" and not value.startswith(('"', "'"))
+    return f"{key}={spelt(value)}" if text else argument
 
 
 def refuse_old_words(arguments: Sequence[str], positional: str | None = None) -> None:

@@ -35,7 +35,7 @@ _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in eve
 _NEUTRAL = ("tracker", "dataset.root", "runs", "cache", "data", "report")
 _ROUNDING = ("compute.precision", "compute.training_precision")  # of compute: these do
 _FILTERS = ("row", *PLACES, "student")
-_OWN = ("table", "figure", "grid", "plan", "rehearsal")  # scripts/reproduce.py's
+_OWN = ("table", "figure", "grid", "plan", "rehearsal", "explain")  # scripts/reproduce.py's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,12 @@ def _number(name: str) -> str:
     folder, _, file = name.rpartition("/")
     number = re.sub(r"^(table|figure)", "", file)
     return number if folder == _FIRST_PAPER else f"{folder}/{number}"
+
+
+def paper_argument(name: str) -> str:
+    """What scripts/reproduce.py is given for a file: `table=1` for mgd3/table1."""
+    kind = re.match(r"table|figure", name.rpartition("/")[2])
+    return f"{kind[0]}={_number(name)}" if kind else f"grid={name}"
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -186,6 +192,11 @@ class Experiment:
         """Overrides that make other numbers."""
         return [o for o in self.overrides if not _is_neutral(o.lstrip("+").split("=")[0])]
 
+    @property
+    def shown_overrides(self) -> list[str]:
+        """Overrides that make other numbers, without folders of this machine."""
+        return [_without_folder(override) for override in self._own]
+
     def _refuse_overrides(self) -> None:
         """An override of what the table varies would put runs into cells that are not theirs."""
         rows = self.table.rows.values()
@@ -253,7 +264,7 @@ class Experiment:
                 "for the paper's (configs/rehearsal.yaml). Nothing here compares with the paper."
             )
         if self._own:
-            found.append(f"Run with {' '.join(map(_without_folder, self._own))}.")
+            found.append(f"Run with {' '.join(self.shown_overrides)}.")
         found += [f"Row {row} cannot be run so: {why}." for row, why in self.unfit.items()]
         return found
 
@@ -295,6 +306,11 @@ class Experiment:
     def _students(self) -> list[str]:
         wanted = self._only.get("student")
         return [s for s in self.students if wanted is None or s in wanted]
+
+    def keeps(self, row: str, dataset: str, ipc: str, student: str) -> bool:
+        """Do the filters leave this cell, be it one that is only printed?"""
+        cell = {"row": row, "dataset": dataset, "ipc": ipc, "student": student}
+        return all(cell[k] in values for k, values in self._only.items() if k in cell)
 
     def _kept(self, job: Job) -> bool:
         if self.rehearsal and job.seed not in (0, 1):

@@ -122,7 +122,7 @@ def refuse_links(folder: Path) -> None:
     """`UserError` for a link below a folder that may be anybody's: it could lead out of it."""
     for place, folders, files in os.walk(folder):
         if "wandb" in folders:
-            folders.remove("wandb")  # its own, and nothing of ours is read or written there
+            folders.remove("wandb")  # a record's of an earlier version: nothing of ours is there
         for name in (*folders, *files):
             path = Path(place, name)
             if path.is_symlink():

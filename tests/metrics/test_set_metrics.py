@@ -334,7 +334,7 @@ def test_the_table_holds_means_and_leaves_unknown_cells_empty(features, plane):
     lines = {line[0]: dict(zip(table.headers, line, strict=True)) for line in table.lines}
     assert lines["wide"]["coverage ↑"] == "0.3 ± 0.1"
     assert (lines["wide"]["n"], lines["wide"]["images"], lines["one"]["images"]) == ("2", "10", "2")
-    assert lines["narrow"]["Fréchet ↓"] == f"{sets['narrow'][0].frechet:.4g}"
+    assert lines["narrow"]["Fréchet ↓"] == f"{sets['narrow'][0].frechet:.4g} ± –"
     assert lines["one"]["diversity ↑"] == lines["one"]["t-SNE diversity ↑"] == ""
     assert lines["wide"]["t-SNE diversity ↑"] == f"{tsne_scores(plane)['wide'].diversity_mean:.4g}"
     assert metrics_layout(sets, "convnet3").headers[-1] == "MMD² ↓"

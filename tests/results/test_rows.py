@@ -71,7 +71,7 @@ def test_tables_say_what_they_hold(tmp_path):
     rows = [row(dataset_note=note), row("unguided", dataset_note=note)]
     text = markdown(rows)
     assert "**digits, ipc 10, p, convnet3**" in text
-    assert "| mgd3 | 50.0 ± 0.0 | 60.0 ± 0.0 | 1 |" in text
+    assert "| mgd3 | 50.0 ± – | 60.0 ± – | 1 | +0.0 [–] |" in text
     assert note in text
     write_summary(tmp_path / "summary.json", rows)
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -100,7 +100,7 @@ def test_what_cannot_be_estimated_is_none():
     assert (one_set.distillation_std, one_set.low, one_set.high) == (None, None, None)
     assert one_set.student_std == pytest.approx(2**0.5)
     one_score = components({0: [50.0]})
-    assert (one_score.mean, one_score.std_population, one_score.std_sample) == (50, 0, None)
+    assert (one_score.mean, one_score.std_population, one_score.std_sample) == (50, None, None)
     assert (one_score.student_std, one_score.clipped) == (None, False)
 
 
@@ -129,12 +129,29 @@ def test_unshared_seeds_give_welchs_interval(first):
     assert (found.n, found.paired) == (7, False)
 
 
-def test_too_few_sets_compare_with_nothing():
+def test_too_few_sets_have_a_difference_without_an_interval():
     many, one = {0: [50.0], 1: [52.0]}, {1: [51.0, 53.0, 55.0]}
-    assert compare(many, one) is None
-    assert compare(one, many) is None
-    assert compare(one, one) is None
-    assert compare({0: [50.0], 1: [50.0]}, {2: [40.0], 3: [40.0]}) is None  # no spread to go by
+    for ours, theirs, mean, n, paired in (
+        (many, one, -1, 1, True),  # on the seed that both have
+        (one, many, 1, 1, True),
+        (one, {7: [50.0]}, 3, 2, False),
+        ({0: [50.0], 1: [50.0]}, {2: [40.0], 3: [40.0]}, 10, 4, False),  # no spread to go by
+    ):
+        found = compare(ours, theirs)
+        assert (found.mean, found.low, found.high) == (mean, None, None)
+        assert (found.n, found.paired) == (n, paired)
+        assert str(found) == f"{mean:+.1f} [–]"
+
+
+def test_one_run_each_has_no_spread_and_yet_a_difference():
+    rows = [row(last=52.0), row("unguided", last=50.0)]
+    table = components_layout(rows)
+    shown = dict(zip(table.headers, table.lines[0], strict=True))
+    assert (shown["mean"], shown["n"]) == ("52.0", "1")
+    spreads = ("95 % interval", "std (n)", "std (n-1)", "distillation std", "student std")
+    assert {shown[name] for name in spreads} == {"–"}
+    (line,) = differences_layout(rows).lines
+    assert line[-3:] == ["+2.0 [–]", "1", "one pair"]
 
 
 def test_scores_are_one_cells_and_of_the_metric_asked_for():
@@ -161,7 +178,8 @@ def test_students_are_the_units_of_a_method_without_seeds():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert (found.n, found.paired) == (5, False)
     assert compare(alone, {None: [41.0, 44.0, 45.0]}).paired is False
-    assert compare(ours, {None: [40.0]}) is None
+    alone = compare(ours, {None: [40.0]})
+    assert (alone.mean, alone.low, alone.paired) == (14.0, None, False)
     rows = [row("herding", None, t, last=40.0 + t) for t in range(3)]
     rows += [row(seed=s, last=50.0 + s) for s in range(2)]
     table = components_layout(rows)
@@ -188,14 +206,14 @@ def test_tables_hold_every_cell_and_every_pair_of_one_place():
         "n": "6", "sets": "3",
     }  # fmt: skip
     assert [line[0] for line in table.lines] == ["10", "10", "10", "10", "20"]
-    assert table.lines[3][3:] == ["", "0.0", "", "", "", "1", "1"]
+    assert table.lines[3][3:] == ["–", "–", "–", "–", "–", "1", "1"]
     pairs = [line[:2] + line[3:] for line in differences_layout(rows).lines]
     assert pairs == [
         ["mgd3", "unguided", "3", "paired"],
         ["mgd3", "random", "5", "Welch"],
-        ["mgd3", "closest_real", "", "not computable"],
+        ["mgd3", "closest_real", "1", "one pair"],
         ["unguided", "random", "5", "Welch"],
-        ["unguided", "closest_real", "", "not computable"],
-        ["random", "closest_real", "", "not computable"],
+        ["unguided", "closest_real", "1", "one pair"],
+        ["random", "closest_real", "3", "means"],
     ]
     assert differences_layout(rows).lines[0][2] == "+3.0 [-2.0, +8.0]"

@@ -7,11 +7,11 @@ from PIL import Image
 from support import manifest, row
 
 from eval.reports.curves import sweep_picture
-from eval.reports.run_report import distilled_sets, named
+from eval.reports.run_report import distilled_sets, first_of_each_row, named, row_names
 from eval.results.cells import cells
 from eval.results.costs import cost_layout
-from eval.results.rows import ResultStore
-from eval.results.sweeps import rows_by, value_of
+from eval.results.rows import ResultStore, read_results
+from eval.results.sweeps import keys_of, rows_by, value_of
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import write_json
 
@@ -36,30 +36,55 @@ def sweep(tmp_path):
 
 
 def test_rows_are_named_by_the_value_and_stand_in_its_order(sweep):
-    rows, values = rows_by(sweep, "guidance.scale")
+    rows, values = rows_by(read_results(sweep), [sweep], ["guidance.scale"])
     variants = ["scale=0.02", "scale=0.1", "scale=0.1", "scale=1"]
     assert [(r.method, r.variant) for r in rows] == [
         ("unguided", None),
         *(("mgd3", v) for v in variants),
     ]
-    assert values == {"scale=0.02": 0.02, "scale=0.1": 0.1, "scale=1": 1}
+    assert values == {"scale=0.02": (0.02,), "scale=0.1": (0.1,), "scale=1": (1,)}
     assert [c.method for c in cells(rows)][1:] == [f"mgd3 {v}" for v in sorted(set(variants))]
-    picture = Image.open(io.BytesIO(sweep_picture(rows, values, "guidance.scale")))
+    picture = Image.open(
+        io.BytesIO(sweep_picture(rows, {k: v for k, (v,) in values.items()}, "guidance.scale"))
+    )
     assert picture.size[0] > picture.size[1] > 300
     assert len(picture.convert("L").getcolors()) > 20  # something is drawn
 
 
 def test_a_key_without_two_values_is_refused(sweep):
-    for key in ("modes", "guidance.nothing"):
-        with pytest.raises(UserError, match=f"by={key}: no method .* more than one value"):
-            rows_by(sweep, key)
+    for key, why in (("modes", "no method .* more than one value"), ("no.such", "no run has such")):
+        with pytest.raises(UserError, match=f"by={key}: {why}"):
+            rows_by(read_results(sweep), [sweep], [key])
+
+
+def test_several_keys_tell_rows_apart_together(tmp_path):
+    """Of each method those keys are named of which it had several values."""
+    settings = [("kmeans", 0.1), ("gmm", 0.1), ("gmm", 2), ("gmm", 10)]
+    for modes, scale in settings:
+        folder = tmp_path / f"{modes}-{scale}"
+        made = {"identity": {"modes": {"choice": modes}}, "config": {"guidance": {"scale": scale}}}
+        write_json(folder / "manifest.json", manifest(**made))
+        ResultStore(folder / "p/results.jsonl").append(row(cell_id=folder.name))
+    write_json(tmp_path / "plain/manifest.json", manifest(method="unguided"))
+    ResultStore(tmp_path / "plain/p/results.jsonl").append(row("unguided"))
+    rows, values = rows_by(read_results(tmp_path), [tmp_path], ["modes", "guidance.scale"])
+    assert [r.name for r in rows] == [
+        "unguided", "mgd3 modes=gmm scale=0.1", "mgd3 modes=gmm scale=2", "mgd3 modes=gmm scale=10",
+        "mgd3 modes=kmeans scale=0.1",
+    ]  # fmt: skip
+    assert values["modes=gmm scale=10"] == ("gmm", 10)
+    sets = distilled_sets(tmp_path)
+    assert set(row_names(sets, rows).values()) == {r.name for r in rows}
+    assert list(first_of_each_row(sets, rows)) == [r.name for r in rows]
+    with pytest.raises(UserError, match=r"by=.*give a key or a list"):
+        keys_of(["modes", "modes"])
 
 
 def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):
     for seed in (0, 1):
         write_json(tmp_path / f"{seed}/manifest.json", manifest(identity={"seed": seed}))
         ResultStore(tmp_path / f"{seed}/p/results.jsonl").append(row(seed=seed, last=50.0 + seed))
-    rows, _ = rows_by(tmp_path, "seed")
+    rows, _ = rows_by(read_results(tmp_path), [tmp_path], ["seed"])
     assert [(c.method, c.top1_last_mean) for c in cells(rows)] == [
         ("mgd3 seed=0", 50.0),
         ("mgd3 seed=1", 51.0),
@@ -81,7 +106,7 @@ def test_values_are_those_of_a_sets_identity_and_configuration():
 
 
 def test_costs_are_means_per_stage(sweep):
-    rows, _ = rows_by(sweep, "guidance.scale")
+    rows, _ = rows_by(read_results(sweep), [sweep], ["guidance.scale"])
     table = cost_layout(*named(distilled_sets(sweep), rows))
     assert table.headers == ["method", "stage", "seconds, ipc 10"]
     assert ["mgd3", "sample, a set", "2.25"] in table.lines
