@@ -98,8 +98,10 @@ class Trainer:
     ) -> None:
         """Train on latents (N, C, h, w) of class_ids (N,) up to `settings.steps`."""
         settings = self.settings
-        with progress("training the backbone", settings.steps) as advance, held() as asked:
-            advance(self.step)
+        with (
+            progress("training the backbone", settings.steps, "steps", self.step) as advance,
+            held() as asked,
+        ):
             while self.step < settings.steps and not asked():
                 self.state.learn(self._loss(latents, class_ids), settings.lr_factor(self.step))
                 advance(1, note=f"loss {self.state.recent_loss:.4f}")
