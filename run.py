@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, refuse_unknown
+from mgd3.runtime.checks import flag
 from mgd3.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,16 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> None:
     """One dataset, method, IPC and seed; a sweep goes on where one of them fails."""
-    from scripts.run_cell import run_cell  # torch and all that it takes, once the keys are known
-
     in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
     try:
-        run_cell(cfg, show=not in_sweep)
+        if flag("plan", cfg.plan):
+            from scripts.run_plan import print_plan  # torch and all that it takes
+
+            print_plan(cfg, one=not in_sweep)
+        else:
+            from scripts.run_cell import run_cell
+
+            run_cell(cfg, show=not in_sweep)
     except Exception as error:
         if in_sweep:  # Hydra goes on, and tells of the first failure alone
             log.error("failed: %s", error, exc_info=not isinstance(error, UserError))

@@ -68,7 +68,9 @@ class TestImages:
         images = [(i, label) for label, found in enumerate(inventory) for i in found.images]
         with ThreadPoolExecutor(self.workers) as pool:
             decoded = pool.map(lambda pair: student_pixels(pair[0].decode(), size, resized), images)
-            pixels = torch.stack(list(track(decoded, "reading test images", len(images))))
+            pixels = torch.stack(
+                list(track(decoded, "reading the test images", len(images), "images"))
+            )
         return pixels.to(device), torch.tensor([label for _, label in images], device=device)
 
 
@@ -111,7 +113,7 @@ def held_or_mapped(
     `digests` identify the images.
     """
     count = torch.Size(shape).numel()
-    counted = track(images, "reading training images", shape[0])
+    counted = track(images, "reading the training images", shape[0], "images")
     if count <= (int(_SHARE * free_bytes(device)) if limit is None else limit):
         return torch.stack(list(counted)).to(device)
     name = hashlib.blake2s(f"{shape}{list(digests)}".encode(), digest_size=8).hexdigest()

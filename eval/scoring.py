@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from eval.images import TestImages, training_images
 from eval.protocols.recipe import EvalProtocol, Teacher
 from eval.protocols.training import History, StudentTraining
+from eval.protocols.trial import TrainingCost
 from eval.reports.run_report import write_summary
 from eval.reports.samples import image_strips
 from eval.results.rows import EvalResult, ResultStore
@@ -24,6 +26,7 @@ from mgd3.runtime import checks
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.machine import commit, library_versions, machine_name
 from mgd3.runtime.progress import progress
+from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -139,7 +142,9 @@ def evaluate_students(
     weights = None
     if protocol.image_weights == "mass":
         weights = torch.tensor(distilled.mass_weights(), device=device)
-    for student, seed in execution.share(students):
+    mine = execution.share(students)
+    announce(students_stage(protocol, mine, distilled.ipc, num_classes, len(labels), test, device))
+    for student, seed in mine:
         checkpoint = _checkpoint(store.path.parent, student, seed)
         recipe = protocol.recipe(distilled.ipc, num_classes, student)
         net = make_student(student, num_classes, protocol.image_size, seed).to(device)
@@ -154,8 +159,9 @@ def evaluate_students(
             execution.compile,
             ranks,
         )
-        with progress(f"training {student}, seed {seed}", recipe.epochs) as advance:
-            advance(training.epoch)
+        cost = _cost(protocol, student, distilled.ipc, num_classes, len(labels), test, device)
+        what = f"training {student}, seed {seed}"
+        with progress(what, recipe.epochs, "epochs", training.epoch, pace=cost.pace) as advance:
             on_epoch = _observer(f"{student}/seed{seed}/top1", advance, tracker)
             history = training.fit(pixels, labels, real, on_epoch)
         if not ranks.first:
@@ -180,6 +186,55 @@ def evaluate_students(
             )
         )
         checkpoint.unlink(missing_ok=True)  # only now: the row is on disk
+
+
+def students_stage(
+    protocol: EvalProtocol,
+    students: Sequence[tuple[str, int]],
+    ipc: int,
+    num_classes: int,
+    images: int,
+    test: TestImages,
+    device: torch.device,
+) -> Stage:
+    """Training these (student, seed) one after another on a set of so many images."""
+    seconds, guesses, epochs = 0.0, set(), set()
+    for student, count in Counter(student for student, _ in students).items():
+        cost = _cost(protocol, student, ipc, num_classes, images, test, device)
+        spent, guess = cost.seconds(cost.recipe.epochs)
+        seconds += count * spent
+        guesses.add(guess)
+        epochs.add(cost.recipe.epochs)
+    names = ", ".join(dict.fromkeys(student for student, _ in students))
+    many = f"{len(students)} students" if len(students) != 1 else "a student"
+    return Stage(
+        what=f"trains {many} ({names}) on {images:,} images for "
+        f"{' or '.join(f'{n:,}' for n in sorted(epochs))} epochs",
+        seconds=seconds,
+        guess="; ".join(sorted(guesses - {""})),
+        shorter="students=[…], student_seeds=… or protocol=…",
+        there=not students,
+    )
+
+
+def _cost(
+    protocol: EvalProtocol,
+    student: str,
+    ipc: int,
+    num_classes: int,
+    images: int,
+    test: TestImages,
+    device: torch.device,
+) -> TrainingCost:
+    return TrainingCost(
+        student=student,
+        protocol=protocol,
+        recipe=protocol.recipe(ipc, num_classes, student),
+        images=images,
+        num_classes=num_classes,
+        cache=test.cache,
+        device=device,
+    )
 
 
 def _checkpoint(folder: Path, student: str, seed: int) -> Path:

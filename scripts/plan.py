@@ -21,6 +21,7 @@ from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import machine_name
+from mgd3.runtime.stages import duration
 
 _OF_A_CLASS = 1300  # real images, where they cannot be counted: ImageNet's
 _UNTIMED = (
@@ -74,7 +75,7 @@ def _line(name: str, runs: int, needed: Mapping[str, float]) -> list[str]:
         name,
         str(int(runs - found["to do"])),
         *(str(int(found[key])) for key in ("to do", "images", "students")),
-        ("> " if found["unknown"] else "") + _duration(found["seconds"]),
+        ("> " if found["unknown"] else "") + duration(found["seconds"]),
         f"{found['bytes'] / 1e9:.2f}",
         f"{found['peak'] / 2**30:.2f}",
     ]
@@ -141,9 +142,3 @@ def _add(
         needed["seconds"] += spent * recipe.epochs * images
         needed["peak"] = max(needed["peak"], peak)
     return unknown
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

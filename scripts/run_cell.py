@@ -33,7 +33,7 @@ from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import choices, plain, student_names, student_seeds, validate
 from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
 from mgd3.data.datasets import RealDataset
-from mgd3.data.distilled import DistilledDataset, forget_journal
+from mgd3.data.distilled import MANIFEST, DistilledDataset, forget_journal
 from mgd3.data.inventory import SplitContent, contents_of
 from mgd3.distillers.parts import Distiller
 from mgd3.runtime.compute import pick_device
@@ -82,7 +82,7 @@ class Cell:
 def run_cell(cfg: DictConfig, show: bool) -> None:
     """Distil, evaluate; each stage skips what its folder holds. `show` prints the table."""
     with begun(cfg, claims=True) as run_dir:
-        cell = _checked(cfg, run_dir)
+        cell = checked(cfg, run_dir)
     if cell.dataset.note:
         log.warning("dataset=%s: %s", cell.dataset.name, cell.dataset.note)
     _say_what_was_chosen(cfg)
@@ -111,13 +111,16 @@ def run_cell(cfg: DictConfig, show: bool) -> None:
     log.info("results: %s", run_dir)
 
 
-def _checked(cfg: DictConfig, run_dir: Path) -> Cell:
-    """Build every part; `UserError` for a wrong value in any of them."""
+def checked(cfg: DictConfig, run_dir: Path, fetching: bool = True) -> Cell:
+    """Build every part, once what is missing is fetched; `UserError` for a wrong value in any.
+
+    Without `fetching`, weights that are missing are so later, where they are read.
+    """
     validate(cfg)
     ranks, device = join(pick_device(cfg.compute.device))  # which GPU is this process's
     protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
     distiller = build_distiller(cfg, ranks)  # a wrong value is refused before hours of fetching
-    needs = announce(cfg) if ranks.first else []
+    needs = announce(cfg) if fetching and ranks.first else []
     dataset = build(cfg, "dataset")  # fetches its own; refused, nothing else is fetched
     fetch(needs)
     ranks.wait()
@@ -238,7 +241,6 @@ def _score(
     show: bool,
 ) -> None:
     """Train what is missing; write the report and print the table where that is asked for."""
-    from eval.reports.run_report import write_report
     from eval.results.tables import terminal
 
     cfg, run_dir = cell.cfg, cell.run_dir
@@ -251,9 +253,13 @@ def _score(
     rows = score(distilled, test, cell.protocol, wanted, run_dir, ids, start, cell.execution)
     if not cell.ranks.first:
         return
-    if cfg.report:
+    report = run_dir / "report.html"
+    if (show if cfg.report is None else cfg.report) and _is_older(report, distilled, run_dir):
+        from eval.reports.run_report import write_report  # takes seconds, as does the map
+
+        log.info("writing %s", report)
         title = f"{cell.dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
-        write_report(run_dir / "report.html", rows, [distilled], cell.dataset, title)
+        write_report(report, rows, [distilled], cell.dataset, title)
     if show:
         Console().print(terminal(rows))
     for row in rows:
@@ -262,3 +268,11 @@ def _score(
             *(row.dataset, row.ipc, f"{row.method}, {row.student}"),
             *(row.distill_seed, row.student_seed, row.top1_last, row.top1_best),
         )
+
+
+def _is_older(report: Path, distilled: DistilledDataset, run_dir: Path) -> bool:
+    """Is there no report, or one of before the last row or set?"""
+    if not report.is_file():
+        return True
+    of = (run_dir / "results.jsonl", distilled.folder / MANIFEST)
+    return report.stat().st_mtime_ns < max(path.stat().st_mtime_ns for path in of)

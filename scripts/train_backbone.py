@@ -42,6 +42,7 @@ from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError, reading
+from mgd3.runtime.progress import progress
 from mgd3.sampling.guidance import NoGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
@@ -62,9 +63,11 @@ def encode(
     latents, labels = [], []
     for flip in ["none", "all"] if cfg.train.mirror else ["none"]:
         cache = LatentCache(Path(cfg.cache) / "latents", codec, flip)
-        for label, images in enumerate(inventory):
-            latents.append(cache.latents(dataset.classes[label], images))
-            labels += [label] * len(latents[-1])
+        classes = list(zip(dataset.classes, inventory, strict=True))
+        with cache.encoding(classes):
+            for label, (info, images) in enumerate(classes):
+                latents.append(cache.latents(info, images))
+                labels += [label] * len(latents[-1])
     return torch.cat(latents), torch.tensor(labels)
 
 
@@ -73,15 +76,16 @@ def samples(trainer: Trainer, codec: Codec, wnids: list[str], compute: Compute) 
     images = [(wnid, index) for wnid in wnids[:_SHOWN] for index in range(_PER_CLASS)]
     labels = torch.tensor([wnids.index(wnid) for wnid, _ in images], device=compute.torch_device)
     backbone = BareDiT(trainer.network, compute)
-    latents = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)(
-        backbone,
-        SamplingBatch(
-            class_ids=labels,
-            modes=torch.zeros(len(images), *backbone.latent_shape, device=compute.torch_device),
-        ),
-        NoGuidance(),
-        ImageNoise(0, images, backbone.latent_shape),
-    )
+    modes = torch.zeros(len(images), *backbone.latent_shape, device=compute.torch_device)
+    sampler = DDPM(steps=50, cfg_scale=4.0, cfg_channels=3)
+    with progress(f"sampling {len(images)} images", sampler.steps, "steps") as advance:
+        latents = sampler(
+            backbone,
+            SamplingBatch(class_ids=labels, modes=modes),
+            NoGuidance(),
+            ImageNoise(0, images, backbone.latent_shape),
+            on_step=lambda state: advance(),
+        )
     return codec.decode(latents)
 
 

@@ -13,7 +13,7 @@ from eval.results.rows import read_results
 FEW = ("compute.device=cpu", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]",
        "tracker=none")  # fmt: skip
 SMALLER = {  # what makes each of the page's commands a matter of seconds
-    "run.py": (*FEW, "ipc=2", "sampler.steps=4"),
+    "run.py": (*FEW, "ipc=2", "sampler.steps=4", "seed=0"),
     "scripts/train_backbone.py": (
         "compute.device=cpu", "judge=convnet2_w8", "protocol.epochs_by_ipc=[[null,2]]",
         "train.steps=4", "train.checkpoint_steps=2", "train.hidden_size=24", "train.depth=1",
@@ -51,8 +51,7 @@ def test_the_page_leads_from_a_folder_to_a_table(photographs, tmp_path):
         done = run(tmp_path, *given, *vae, *SMALLER[script], script=script)
         assert done.returncode == 0, f"{script}: {done.stderr}"
     rows = read_results(tmp_path / "runs")
-    by_method = sorted({(row.method, row.distill_seed) for row in rows})
-    assert by_method == [(m, s) for m in ("mgd3", "random", "unguided") for s in range(3)]
+    assert sorted(row.method for row in rows) == ["mgd3", "random", "unguided"]
     assert {row.test_images for row in rows} == {6}  # a fifth of each class
     assert (tmp_path / "runs/photos/report.html").is_file()
     assert (tmp_path / "weights/photos.training/samples.png").is_file()

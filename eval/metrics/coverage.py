@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from eval.metrics.features import StudentFeatures, TrainedStudent
+from eval.metrics.features import StudentExtractor, StudentFeatures
 from eval.results.layout import NONE, Layout
 from eval.results.statistics import Scores, compare, interval, units
 from mgd3.data.class_lists import ClassInfo
@@ -64,7 +64,7 @@ class HiddenModes(StudentFeatures):
 class Coverage:
     """Measures sets of one dataset."""
 
-    def __init__(self, dataset: DatasetOfParts, network: TrainedStudent) -> None:
+    def __init__(self, dataset: DatasetOfParts, network: StudentExtractor) -> None:
         self.dataset, self.network = dataset, network
         self.real = [network.real(mode) for mode in range(len(dataset.parts.classes))]  # (N, D)
 
@@ -104,7 +104,7 @@ def measure_coverage(
     """Every set of each method, by its name."""
     pairs = [(name, distilled) for name, found in methods.items() for distilled in found]
     measured: dict[str, list[SetCoverage]] = {name: [] for name in methods}
-    for name, distilled in track(pairs, f"looking for hidden modes, {what}", len(pairs)):
+    for name, distilled in track(pairs, f"looking for hidden modes, {what}", len(pairs), "sets"):
         measured[name].append(coverage(distilled))
     return measured
 

@@ -18,6 +18,7 @@ from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
+from mgd3.runtime.stages import Stage
 
 _BATCH = 64
 
@@ -49,7 +50,11 @@ class StudentFeatures:
             Place(device, cache, workers, training_precision),
         )
 
-    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> TrainedStudent:
+    def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
+        """Training the student, where the cache has it not."""
+        return [self.student.stage(dataset, inventory)]
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> StudentExtractor:
         """The student of these classes, trained on `inventory` now unless the cache has it.
 
         Raises `UserError` for weights of another network or of other classes.
@@ -59,7 +64,7 @@ class StudentFeatures:
         if own.options.weights is not None:  # whose classes are in an order of theirs
             test = TestImages(dataset, place.cache, place.workers)
             own.answers(net, *test.on(own.image_size, place.device), dataset)
-        return TrainedStudent(net, own.image_size, place.device, place.workers, inventory)
+        return StudentExtractor(net, own.image_size, place.device, place.workers, inventory)
 
 
 class PixelFeatures:
@@ -88,8 +93,8 @@ class PixelFeatures:
 
 
 @dataclass(frozen=True)
-class TrainedStudent:
-    """A student that knows its classes, and the images that it was trained on."""
+class StudentExtractor:
+    """A student's features, and the real images that they are compared with."""
 
     net: nn.Module
     image_size: int
@@ -126,13 +131,21 @@ def features_and_logits(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
 
 
 class RandomStudents:
-    """Students with fresh weights as embeddings: distribution matching looks through them."""
+    """Students with fresh weights: many as distribution matching's embeddings, one as features."""
+
+    knows_classes = False
 
     def __init__(self, student: str, image_size: int, device: torch.device, workers: int) -> None:
         self.student = student
         self.image_size = checks.integer("features.image_size", image_size, minimum=4)
         find_student(student, self.image_size)
         self.device, self.workers = device, workers
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> StudentExtractor:
+        """The student of seed 0, untrained; its logits say nothing of the classes."""
+        net = make_student(self.student, len(dataset.classes), self.image_size, seed=0)
+        net = net.to(self.device).eval()
+        return StudentExtractor(net, self.image_size, self.device, self.workers, inventory)
 
     def read(self, images: Sequence[RealImage]) -> Tensor:
         """Normalised images (N, 3, H, W) under the test transform, on the CPU."""

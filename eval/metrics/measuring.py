@@ -59,7 +59,7 @@ def measure_sets(
     real = [extract.real(label) for label in range(len(pairs[0][1].classes))]
     metrics: dict[str, list[SetMetrics]] = {name: [] for name in sets}
     first: dict[str, list[Tensor]] = {}
-    for name, distilled in track(pairs, f"measuring {what}", len(pairs)):
+    for name, distilled in track(pairs, f"measuring {what}", len(pairs), "sets"):
         features = _features_by_class(distilled, extract)
         metrics[name].append(measure(real, features))
         first.setdefault(name, features)

@@ -39,7 +39,7 @@ def redundancy(
     net = make_student(student, num_classes, size, seed=0).to(device)
     with (
         tempfile.TemporaryDirectory() as folder,
-        progress(f"redundancy of {first.manifest['method']}, epochs", recipe.epochs) as advance,
+        progress(f"redundancy of {first.manifest['method']}", recipe.epochs, "epochs") as advance,
     ):
         training = StudentTraining(
             net, recipe, protocol.objective(pixels, None), 0, Path(folder) / "checkpoint"

@@ -74,7 +74,7 @@ def lesson(
     labels = torch.arange(classes).repeat_interleave(per_class).to(device)
     scores = []
     test = _pixels(tested, size, device)
-    with progress("teaching a small student", 2) as advance:
+    with progress("teaching small students", 2, "students") as advance:
         for pixels in (
             _seen(map(to_pil, samples[:, :per_class].flatten(0, 1)), size, device),
             _pixels(learned, size, device)[0],

@@ -20,8 +20,11 @@ from eval.protocols.options import check_image_size, check_image_weights, option
 from eval.protocols.recipe import Cosine, Recipe, Teacher
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.protocols.training import top1
+from mgd3.data.datasets import RealDataset
+from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stages import Stage
 from mgd3.storage.tensors import tensors_digest
 
 log = logging.getLogger(__name__)
@@ -190,6 +193,10 @@ class SoftLabel:
             tests=self.tests.of(epochs),
             precision=self.place.training_precision,
         )
+
+    def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
+        """Training the teacher, where neither a file nor the cache has it."""
+        return [self.source.stage(dataset, inventory)]
 
     def prepare(self, test: TestImages, device: torch.device) -> Teacher:
         """The teacher, trained now unless the cache has it.

@@ -25,12 +25,14 @@ from eval.protocols.observers import (
 from eval.protocols.options import check_training_precision
 from eval.protocols.recipe import Recipe
 from eval.protocols.training import History, StudentTraining, predicted
+from eval.protocols.trial import TrainingCost
 from eval.students.registry import find_student, make_student, network_version
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.runtime import checks
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.progress import progress
+from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import TENSORS, cached
 from mgd3.storage.checkpoints import metadata_json, read_weights
 
@@ -115,7 +117,7 @@ class FullSetNetwork:
             return net.eval()
         if inventory is None:
             inventory = take_inventory(dataset, "train", 1, place.cache, place.workers)
-        self._find_or_train(net, json.dumps([c.wnid for c in classes]), dataset, inventory)
+        self._find_or_train(net, _wnids(dataset), dataset, inventory)
         return net.eval()
 
     def answers(
@@ -146,7 +148,7 @@ class FullSetNetwork:
         self, net: nn.Module, path: Path, metadata: Mapping[str, str], dataset: RealDataset
     ) -> None:
         """A file that `network` has written, for these classes and images of this size."""
-        own, classes = self.options, json.dumps([c.wnid for c in dataset.classes])
+        own, classes = self.options, _wnids(dataset)
         made_from = metadata_json(metadata, "made_from", list[Any], str(path)) or []
         if made_from[2:3] not in ([], [self.image_size]):
             raise UserError(
@@ -169,15 +171,8 @@ class FullSetNetwork:
         dataset: RealDataset,
         inventory: Sequence[ClassImages],
     ) -> None:
-        own, recipe = self.options, self._recipe(inventory)
-        how = asdict(recipe), asdict(self.protocol.augmentation)
-        version = network_version(own.student, self.image_size)
-        apart = [version] if version > 1 else []  # the first one's files keep their names
-        made_from = json.dumps([own.student, own.seed, self.image_size, *how, *apart])
-        digests = [digest for found in inventory for digest in found.digests]
-        text = "\n".join([classes, made_from, *digests])
-        name = hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
-        path = self.place.cache / "students" / f"{name}.safetensors"
+        recipe = self._recipe(inventory)
+        path, made_from = self._file(classes, inventory)
         checkpoint = path.with_suffix(".part")
 
         def trained() -> dict[str, Tensor]:
@@ -187,7 +182,44 @@ class FullSetNetwork:
         net.load_state_dict(cached(path, {"classes": classes, "made_from": made_from}, trained))
         if checkpoint.is_file():  # only now: the network is on disk
             checkpoint.unlink(missing_ok=True)
-        log.info("%s: %s", own.student, path)
+        log.info("%s: %s", self.options.student, path)
+
+    def _file(self, classes: str, inventory: Sequence[ClassImages]) -> tuple[Path, str]:
+        """Where the network of these classes and images lies in the cache; what it is made from."""
+        own = self.options
+        how = asdict(self._recipe(inventory)), asdict(self.protocol.augmentation)
+        version = network_version(own.student, self.image_size)
+        apart = [version] if version > 1 else []  # the first one's files keep their names
+        made_from = json.dumps([own.student, own.seed, self.image_size, *how, *apart])
+        digests = [digest for found in inventory for digest in found.digests]
+        text = "\n".join([classes, made_from, *digests])
+        name = hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+        return self.place.cache / "students" / f"{name}.safetensors", made_from
+
+    def stage(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> Stage:
+        """Training the network on `inventory`, where neither a file nor the cache has it."""
+        own = self.options
+        if own.weights is not None:
+            return Stage(what=f"reads {own.student} from {own.place_of_weights}", there=True)
+        path, _ = self._file(_wnids(dataset), inventory)
+        images = sum(len(found.images) for found in inventory)
+        what = f"trains {own.student} on {images:,} real images for {own.epochs:,} epochs"
+        if path.is_file():
+            return Stage(what=what, there=True)
+        seconds, guess = self._cost(inventory).seconds(own.epochs)
+        shorter = f"{own.key}.epochs=… or {own.key}.student=…"
+        return Stage(what=what, seconds=seconds, guess=guess, shorter=shorter)
+
+    def _cost(self, inventory: Sequence[ClassImages]) -> TrainingCost:
+        return TrainingCost(
+            student=self.options.student,
+            protocol=self.protocol,
+            recipe=self._recipe(inventory),
+            images=sum(len(found.images) for found in inventory),
+            num_classes=len(inventory),
+            cache=self.place.cache,
+            device=self.place.device,
+        )
 
     def _recipe(self, inventory: Sequence[ClassImages]) -> Recipe:
         epochs, images = self.options.epochs, sum(len(found.images) for found in inventory)
@@ -207,6 +239,8 @@ class FullSetNetwork:
         inventory: Sequence[ClassImages],
     ) -> None:
         own, place, size = self.options, self.place, self.image_size
+        stage, cost = self.stage(dataset, inventory), self._cost(inventory)
+        announce(stage)
         images = [(i, label) for label, found in enumerate(inventory) for i in found.images]
         pixels = held_or_mapped(
             read_pixels([i for i, _ in images], size, place.workers),
@@ -219,12 +253,15 @@ class FullSetNetwork:
         objective = self.protocol.objective(pixels)
         training = StudentTraining(net, recipe, objective, own.seed, checkpoint)
         test = TestImages(dataset, place.cache, place.workers).on(size, place.device)
-        what = f"training {own.student} on {len(labels)} real images, epochs"
-        with progress(what, recipe.epochs) as advance:
-            advance(training.epoch)
+        what = f"training {own.student} on {len(labels):,} real images"
+        with progress(what, recipe.epochs, "epochs", training.epoch, stage, cost.pace) as advance:
 
             def on_epoch(history: History) -> None:
                 note = f"top-1 {history.top1_last:.1f} %" if history.tested else ""
                 advance(1, note=note)
 
             training.fit(pixels, labels, test, on_epoch)
+
+
+def _wnids(dataset: RealDataset) -> str:
+    return json.dumps([c.wnid for c in dataset.classes])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,28 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from eval.protocols.recipe import EvalProtocol
+from eval.protocols.trial import Step, few, tried
 from eval.results.rows import ResultStore
-from eval.students.registry import make_student
 from mgd3.data.claims import OF_SCORES, read_claim
 from mgd3.data.distilled import MANIFEST, DistilledDataset
-from mgd3.runtime.batching import peak_bytes, ran_out_of_memory
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import machine_name
 from mgd3.storage.timing import StageTimes
 
 _ONCE = ("check", "encode", "finetune")  # stages that later runs find done
 _PHOTOGRAPH = 1.7  # bytes of a PNG per pixel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One training batch, forward and backward."""
-
-    seconds: float  # per image
-    bytes: int  # at its peak, for the whole batch
 
 
 @dataclass
@@ -52,9 +41,9 @@ class Rates:
 
         Tried now, it is one batch of noise, without augmentation, tests or a teacher.
         """
-        few = batch if self.device.type == "cuda" else min(batch, 8)  # a CPU's rate is the same
-        step = self._tried(student, protocol.image_size, num_classes, few)
-        peak = step.bytes * batch // few
+        some = few(batch, self.device)
+        step = self._tried(student, protocol.image_size, num_classes, some)
+        peak = step.bytes * batch // some
         recorded = self._recorded[1].get((student, protocol.name, protocol.image_size))
         if recorded:
             return statistics.median(recorded), peak, True
@@ -114,24 +103,7 @@ class Rates:
     def _tried(self, student: str, size: int, num_classes: int, batch: int) -> Step:
         key = student, size, num_classes, batch
         if key not in self._steps:
-            net = make_student(student, num_classes, size, seed=0).to(self.device)
-            images = torch.randn(batch, 3, size, size, device=self.device)
-            labels = torch.arange(batch, device=self.device) % num_classes
-
-            def step() -> None:
-                F.cross_entropy(net(images), labels).backward()
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-
-            try:
-                peak = peak_bytes(step)
-                start = time.monotonic()
-                step()
-            except (RuntimeError, MemoryError) as error:
-                if batch == 1 or not ran_out_of_memory(error):
-                    raise
-                return self._tried(student, size, num_classes, batch // 2)
-            self._steps[key] = Step(seconds=(time.monotonic() - start) / batch, bytes=peak)
+            self._steps[key] = tried(*key, self.device)
         return self._steps[key]
 
 

@@ -29,20 +29,25 @@ class Need:
     size: float  # in bytes
     fetch: Callable[[], Path]
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.key}), {_amount(self.size)}"
+
 
 def announce(cfg: DictConfig) -> list[Need]:
     """What must be fetched of the dataset's archive and the backbone's weights, said with sizes.
 
     What cannot be fetched is left to the part that reads it, whose message says what is missing.
     """
-    needs = [*_archive(cfg), *_weights(cfg)]
+    needs = needed(cfg)
     if needs:
-        log.info(
-            "to be fetched first, %s in all: %s",
-            _amount(sum(n.size for n in needs)),
-            "; ".join(f"{n.name} ({n.key}), {_amount(n.size)}" for n in needs),
-        )
+        total = _amount(sum(n.size for n in needs))
+        log.info("to be fetched first, %s in all: %s", total, "; ".join(map(str, needs)))
     return needs
+
+
+def needed(cfg: DictConfig) -> list[Need]:
+    """What must be fetched first."""
+    return [*_archive(cfg), *_weights(cfg)]
 
 
 def fetch(needs: Sequence[Need]) -> None:

@@ -73,6 +73,8 @@ def validate(cfg: DictConfig) -> None:
     for key, least in minimum.items():
         if key in cfg:
             checks.integer(key, cfg[key], minimum=least)
+    if cfg.get("report") is not None:
+        checks.flag("report", cfg.report)
 
 
 def refuse_unknown(cfg: DictConfig) -> None:

@@ -6,24 +6,28 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.decoding import why_not
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
+from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.documents import remembered
 from mgd3.storage.files import remember
+from mgd3.storage.timing import WorkPace
 
 log = logging.getLogger(__name__)
 
 _BROKEN = "broken: "  # then why
-_Memory = dict[str, tuple[tuple[int, int], str]]  # by key: size and time, digest
+_Entries = dict[str, tuple[tuple[int, int], str]]  # by key: size and time, digest
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,18 @@ def take_inventory(
     (unless `dataset.skip_broken`) or a class has fewer than `minimum` usable images.
     """
     listing = [dataset.images(split, label) for label in range(len(dataset.classes))]
+    memories = [_Memory(dataset, split, info, cache) for info in dataset.classes]
+    known = [memory.of(images) for memory, images in zip(memories, listing, strict=True)]
+    stage, pace = _stage(dataset, split, listing, known, cache), _pace(cache)
+    announce(stage)
     found: dict[str, str] = {}
-    total = sum(map(len, listing))
+    total, there = sum(map(len, listing)), sum(map(len, known))
     with (
-        progress(f"checking {total} {split} images", total) as advance,
+        progress(f"checking the real {split} images", total, "images", there, stage, pace) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for info, images in zip(dataset.classes, listing, strict=True):
-            memory = _memory(dataset, split, info, cache)
-            found |= _examine(images, memory, pool)
-            advance(len(images))
+        for images, memory, digests in zip(listing, memories, known, strict=True):
+            found |= digests | memory.examine(images, digests, pool, bar)
     broken = [key for key, digest in found.items() if digest.startswith(_BROKEN)]
     if broken:
         named = "; ".join(f"{key} ({found[key].removeprefix(_BROKEN)})" for key in broken[:5])
@@ -76,6 +82,44 @@ def take_inventory(
             )
         usable.append(ClassImages(kept, tuple(found[i.key] for i in kept)))
     return usable
+
+
+def looking(dataset: RealDataset, split: str, cache: Path) -> tuple[Stage, list[ClassImages]]:
+    """What `take_inventory` would look at, and the images; without digests where a file is new.
+
+    Reads no file.
+    """
+    listing = [dataset.images(split, label) for label in range(len(dataset.classes))]
+    if dataset.location is None:  # in memory
+        known = [{i.key: _digest(i) for i in images} for images in listing]
+    else:
+        memories = [_Memory(dataset, split, info, cache) for info in dataset.classes]
+        known = [memory.of(images) for memory, images in zip(memories, listing, strict=True)]
+    return _stage(dataset, split, listing, known, cache), [
+        ClassImages(tuple(images), tuple(digests[i.key] for i in images if i.key in digests))
+        for images, digests in zip(listing, known, strict=True)
+    ]
+
+
+def _stage(
+    dataset: RealDataset,
+    split: str,
+    listing: Sequence[Sequence[RealImage]],
+    known: Sequence[Mapping[str, str]],
+    cache: Path,
+) -> Stage:
+    new = sum(map(len, listing)) - sum(map(len, known))
+    each = _pace(cache).seconds
+    return Stage(
+        what=f"looks at the real {split} images of {dataset.name}"
+        + (f", {new:,} of them new" if new else ""),
+        seconds=None if each is None else new * each,
+        there=new == 0,
+    )
+
+
+def _pace(cache: Path) -> WorkPace:
+    return WorkPace(cache, "looking at a real image", torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -164,29 +208,41 @@ def _digest_of(text: str) -> str:
     return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
 
 
-def _memory(dataset: RealDataset, split: str, info: ClassInfo, cache: Path) -> Path | None:
-    """Where a class's digests are remembered; None for images that are in memory anyway."""
-    if dataset.location is None:
-        return None
-    place = hashlib.blake2s(str(dataset.location).encode(), digest_size=6).hexdigest()
-    return cache / "inventory" / place / split / f"{info.wnid}.json"
+class _Memory:
+    """Digests of a class's files as earlier runs found them, by the files' size and time."""
 
+    def __init__(self, dataset: RealDataset, split: str, info: ClassInfo, cache: Path) -> None:
+        self._path: Path | None = None  # of images that are in memory anyway
+        if dataset.location is not None:
+            place = hashlib.blake2s(str(dataset.location).encode(), digest_size=6).hexdigest()
+            self._path = cache / "inventory" / place / split / f"{info.wnid}.json"
+        self._stamps: dict[str, tuple[int, int] | None] = {}
 
-def _examine(
-    images: Sequence[RealImage], memory: Path | None, pool: ThreadPoolExecutor
-) -> dict[str, str]:
-    """Content digest (or `_BROKEN`) by key; only new or changed files are read."""
-    known = remembered(memory, _Memory) if memory is not None else {}
-    stamps = {i.key: _stamp(i) for i in images}
-    unchanged = {k: d for k, (stamp, d) in known.items() if stamps.get(k) == stamp}
-    fresh = [i for i in images if i.key not in unchanged]
-    found = unchanged | dict(zip((i.key for i in fresh), pool.map(_digest, fresh), strict=True))
-    whole = {
-        k: [stamps[k], d] for k, d in found.items() if not d.startswith(_BROKEN)
-    }  # broken: look again
-    if fresh and memory is not None:
-        remember(memory, whole)
-    return found
+    def of(self, images: Sequence[RealImage]) -> dict[str, str]:
+        """Digests by key of those images whose files are as they were."""
+        if self._path is None:
+            return {}
+        self._stamps = {i.key: _stamp(i) for i in images}
+        known = remembered(self._path, _Entries)
+        return {k: d for k, (stamp, d) in known.items() if self._stamps.get(k) == stamp}
+
+    def examine(
+        self,
+        images: Sequence[RealImage],
+        known: dict[str, str],
+        pool: ThreadPoolExecutor,
+        advance: Callable[[], None],
+    ) -> dict[str, str]:
+        """Content digest (or `_BROKEN`) by key of the others, which are read now."""
+        fresh = [i for i in images if i.key not in known]
+        found: dict[str, str] = {}
+        for image, digest in zip(fresh, pool.map(_digest, fresh), strict=True):
+            found[image.key] = digest
+            advance()
+        if fresh and self._path is not None:
+            whole = {k: d for k, d in (known | found).items() if not d.startswith(_BROKEN)}
+            remember(self._path, {k: [self._stamps[k], d] for k, d in whole.items()})
+        return found
 
 
 def _stamp(image: RealImage) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
-from mgd3.data.inventory import take_inventory
+from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.distillers.parts import FeatureSpace
-from mgd3.distillers.real_images import copy_images
+from mgd3.distillers.real_images import copy_images, copying
 from mgd3.runtime.compute import Work
+from mgd3.runtime.stages import Stage
 from mgd3.storage.timing import StageTimes
 
 
@@ -39,6 +40,14 @@ class _Coreset:
                 for label, (info, found) in enumerate(zip(dataset.classes, inventory, strict=True))
             }
         return copy_images(dataset, ipc, seed, out, provenance, chosen)
+
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """What the features need first, and the copying."""
+        stages: Callable[..., list[Stage]] | None = getattr(self.features, "stages", None)
+        first = stages(dataset, inventory) if stages else []
+        return [*first, copying(len(dataset.classes) * ipc, "chosen by their features")]
 
     def choose(self, features: Tensor, count: int) -> list[int]:
         """`count` different rows of features (N, D)."""

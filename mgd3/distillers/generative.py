@@ -14,13 +14,13 @@ from mgd3.backbones.contract import Backbone
 from mgd3.data.background_writer import BackgroundWriter
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
-from mgd3.data.inventory import take_inventory
+from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import center_crop, from_pil, to_pixels
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.distillers.parts import FineTune, Sampler, Selection
 from mgd3.distillers.pool import FirstCandidates
 from mgd3.finetuning.phases import NoFineTuning
-from mgd3.modes.discovery import ClassModes, discover_modes
+from mgd3.modes.discovery import ClassModes, discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime import checks
 from mgd3.runtime.batching import Batches, largest_batch
@@ -28,10 +28,11 @@ from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
+from mgd3.runtime.stages import Stage, announce
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch, Target
-from mgd3.storage.timing import StageTimes
+from mgd3.storage.timing import StageTimes, WorkPace
 
 log = logging.getLogger(__name__)
 
@@ -158,16 +159,17 @@ class GenerativeDistiller:
         size = self.ranks.agreed(size, self.backbone.device)
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         mine = [part for number, part in enumerate(parts) if self.ranks.mine(number)]
-        images = sum(map(len, mine))
-        batches = Batches(size, "sampling")
+        missing = [part for part in mine if not there.issuperset(part)]
+        images, left = (sum(map(len, found)) for found in (mine, missing))
+        total, done = images * self._steps, (images - left) * self._steps
+        batches, stage, pace = Batches(size, "sampling"), self._stage(left), self._pace
+        announce(stage)
+        what = f"sampling {images:,} images"
         with (
-            progress(f"sampling {images} images, steps", images * self._steps) as advance,
+            progress(what, total, "steps", done, stage, pace) as advance,
             BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
         ):
-            for part in mine:
-                if there.issuperset(part):
-                    advance(len(part) * self._steps)
-                    continue
+            for part in missing:
                 for keys, latents in self._sampled(part, batches, seed, rows, found, advance):
                     files.write(keys, self.pixels(keys, latents))
 
@@ -198,7 +200,7 @@ class GenerativeDistiller:
         )
         chosen: dict[str, list[int]] = {}
         for label, info in enumerate(
-            track(dataset.classes, "selecting, classes", len(dataset.classes))
+            track(dataset.classes, "selecting", len(dataset.classes), "classes")
         ):
             images = [candidates.read_image(info.wnid, c) for c in range(candidates.ipc)]
             chosen[info.wnid] = self.select(images, label, ipc)
@@ -209,6 +211,43 @@ class GenerativeDistiller:
     @property
     def _steps(self) -> int:
         return self.start.steps(self.sampler.steps)
+
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """Encoding, modes, fine-tuning, sampling and selection, as far as they are still to do."""
+        found: list[Stage] = []
+        if self.guidance.needs_modes or self.start.needs_modes:
+            pairs = list(zip(dataset.classes, inventory, strict=True))
+            codec, finder = self.backbone.codec, self.mode_finder
+            found += mode_stages(codec, finder, ipc, self.work, out, pairs)
+        tuning: Callable[..., list[Stage]] | None = getattr(self.finetune, "stages", None)
+        found += tuning(self.backbone, dataset, inventory, self.work) if tuning else []
+        where, count = (out / "pool", ipc * self.pool) if self.pool > 1 else (out, ipc)
+        there = len(list((where / "images").glob("*/*.png")))
+        found.append(self._stage(max(0, len(dataset.classes) * count - there), there))
+        if self.pool > 1:
+            found.append(Stage(what=f"keeps one of {self.pool} candidates for each image"))
+        return found
+
+    def _stage(self, images: int, there: int = 0) -> Stage:
+        """Sampling so many images."""
+        each, already = self._pace.seconds, f" ({there:,} are there)" if there else ""
+        return Stage(
+            what=f"samples {images:,} images in {self._steps} steps each{already}",
+            seconds=None if each is None else images * self._steps * each,
+            shorter="sampler.steps=… or ipc=…",
+            there=images == 0,
+        )
+
+    @property
+    def _pace(self) -> WorkPace:
+        """How long a step of one image takes here, its share of decoding included."""
+        backbone = self.backbone
+        name = Path(str(getattr(backbone, "weights", type(backbone).__name__))).name
+        kind = f"{name}, {backbone.codec.image_size} px, {backbone.precision}"
+        guided = f"{type(self.guidance).__name__}, cfg {getattr(self.sampler, 'cfg_scale', 1)}"
+        return WorkPace(self.work.cache, f"sampling by {kind}, {guided}", backbone.device)
 
     def _batch_size(self, class_id: int) -> int:
         if self.work.batch_size != "auto":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
-from mgd3.data.inventory import take_inventory
+from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import to_pil
 from mgd3.distillers.siamese_augmentation import SiameseAugmentation
 from mgd3.runtime import checks
@@ -19,9 +19,10 @@ from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
+from mgd3.runtime.stages import Stage, announce
 from mgd3.runtime.stopping import held
 from mgd3.storage.tensors import load_tensors, save_tensors
-from mgd3.storage.timing import StageTimes
+from mgd3.storage.timing import StageTimes, WorkPace
 
 _EMBED_BATCH = 256
 
@@ -90,6 +91,32 @@ class DistributionMatching:
         writer.finish(provenance, {})
         return DistilledDataset(out)
 
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """The matching, and what of it is done."""
+        try:
+            done = int(load_tensors(out / "matching.safetensors")["iteration"])
+        except (FileNotFoundError, CorruptFileError, KeyError):
+            done = 0
+        return [self._stage(len(dataset.classes), ipc, done)]
+
+    def _pace(self, num_classes: int, ipc: int) -> WorkPace:
+        name = getattr(self.features, "student", type(self.features).__name__)
+        size = getattr(self.features, "image_size", "?")
+        kind = f"matching {num_classes} x {ipc} images to {self.real_batch} by {name} at {size} px"
+        return WorkPace(self.work.cache, kind, self.features.device)
+
+    def _stage(self, num_classes: int, ipc: int, done: int) -> Stage:
+        each, left = self._pace(num_classes, ipc).seconds, self.iterations - done
+        already = f", {done:,} of them done" if done else ""
+        return Stage(
+            what=f"matches {num_classes * ipc:,} images to the real ones in {self.iterations:,} "
+            f"iterations{already}",
+            seconds=None if each is None else left * each,
+            shorter="method.iterations=…",
+        )
+
     def _match(self, real: list[Tensor], ipc: int, seed: int, checkpoint: Path) -> Tensor:
         """Synthetic network inputs (classes, ipc, 3, H, W)."""
         device, done = self.features.device, 0
@@ -103,11 +130,14 @@ class DistributionMatching:
         except (FileNotFoundError, CorruptFileError):
             pass  # from the start
         made, velocity = made.to(device).requires_grad_(), velocity.to(device)
+        stage, pace = self._stage(len(real), ipc, done), self._pace(len(real), ipc)
+        announce(stage)
         with (
-            progress("matching distributions, iterations", self.iterations) as advance,
+            progress(
+                "matching distributions", self.iterations, "iterations", done, stage, pace
+            ) as advance,
             held() as asked,
         ):
-            advance(done)
             for i in range(done, self.iterations):
                 loss = self._loss(real, made, seed, i)
                 if not loss.isfinite():

@@ -61,6 +61,14 @@ class TeacherCorrect(_Measured):
     Where it takes none, the one that it finds most probable.
     """
 
+    def __init__(self, features: FeatureSpace | None) -> None:
+        """Raises `UserError` for a feature space that knows no classes."""
+        super().__init__(features)
+        if not getattr(features, "knows_classes", True):
+            raise UserError(
+                "select=teacher_correct asks a network that knows the classes; add features=student"
+            )
+
     def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
         """By features (m ipc, D) and logits (m ipc, classes)."""
         right = (logits.argmax(dim=1) == label).view(-1, ipc)  # (m, ipc)

@@ -11,11 +11,14 @@ import torch
 from mgd3.backbones.contract import Backbone
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
-from mgd3.data.inventory import take_inventory
-from mgd3.modes.discovery import discover_modes
+from mgd3.data.inventory import ClassImages, take_inventory
+from mgd3.modes.discovery import discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime.compute import Work
 from mgd3.runtime.seeding import stream
+from mgd3.runtime.stages import Stage
+
+_COPYING = 0.02  # seconds an image
 
 
 class RandomReal:
@@ -35,6 +38,12 @@ class RandomReal:
             rows = torch.randperm(len(found.images), generator=draw)[:ipc]
             chosen[info.wnid] = [found.images[i] for i in rows]
         return copy_images(dataset, ipc, seed, out, provenance, chosen)
+
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """The copying."""
+        return [copying(len(dataset.classes) * ipc, "drawn at random")]
 
 
 class FullReal:
@@ -56,6 +65,16 @@ class FullReal:
         }
         return copy_images(dataset, max(map(len, chosen.values())), seed, out, provenance, chosen)
 
+    def per_class(self, inventory: Sequence[ClassImages]) -> list[int]:
+        """How many images of each class a set has."""
+        return [len(found.images) for found in inventory]
+
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """The copying."""
+        return [copying(sum(self.per_class(inventory)), "all there are")]
+
 
 class FirstFiles:
     """The first images of each class in the order of their names: the literature's «random»."""
@@ -74,6 +93,12 @@ class FirstFiles:
         }
         return copy_images(dataset, ipc, seed, out, provenance, chosen)
 
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """The copying."""
+        return [copying(len(dataset.classes) * ipc, "the first of each class")]
+
 
 class ClosestReal:
     """The real image nearest to each mode: mode discovery without generation (Table 5, row 1)."""
@@ -91,6 +116,20 @@ class ClosestReal:
         chosen = {wnid: modes.nearest for wnid, modes in found.items()}
         masses = {wnid: modes.modes.masses for wnid, modes in found.items()}
         return copy_images(dataset, ipc, seed, out, provenance, chosen, masses)
+
+    def stages(
+        self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
+    ) -> list[Stage]:
+        """The modes, and the copying."""
+        pairs = list(zip(dataset.classes, inventory, strict=True))
+        codec, finder = self.backbone.codec, self.mode_finder
+        found = mode_stages(codec, finder, ipc, self.work, out, pairs)
+        return [*found, copying(len(dataset.classes) * ipc, "nearest to the modes")]
+
+
+def copying(images: int, which: str) -> Stage:
+    """Copying so many images, which takes no time worth a word."""
+    return Stage(what=f"copies {images:,} real images, {which}", seconds=_COPYING * images)
 
 
 def copy_images(

@@ -106,8 +106,7 @@ class Trainer:
         it: a signal waits for a step and for the checkpoint, not for what `show` draws.
         """
         settings = self.settings
-        with progress("training the backbone", settings.steps) as advance:
-            advance(self.step)
+        with progress("training the backbone", settings.steps, "steps", self.step) as advance:
             while self.step < settings.steps:
                 with held() as asked:
                     self._to_checkpoint(latents, class_ids, advance, asked, export)

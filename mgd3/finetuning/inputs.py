@@ -56,7 +56,8 @@ def training_latents(
 
     def moments(mirror: str) -> tuple[Tensor, Tensor | None]:
         cache = LatentCache(folder, codec, mirror)
-        found = [cache.moments(info, images) for info, images in classes]
+        with cache.encoding(classes, moments=True):
+            found = [cache.moments(info, images) for info, images in classes]
         means, deviations = zip(*found, strict=True)
         return torch.cat(means), torch.cat(deviations) if sampled else None
 

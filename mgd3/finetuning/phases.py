@@ -14,7 +14,9 @@ from torch import Tensor
 from mgd3.backbones.contract import Backbone
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
+from mgd3.data.inventory import ClassImages
 from mgd3.runtime.compute import Work
+from mgd3.runtime.stages import Stage
 from mgd3.storage.tensors import load_tensors
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and not every run needs it
@@ -51,6 +53,16 @@ class NoFineTuning:
     def __call__(self, backbone: Backbone, dataset: RealDataset, work: Work) -> list[Phase]:
         """All classes at once."""
         return [Phase(dataset.classes, None)]
+
+    def stages(
+        self,
+        backbone: Backbone,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        work: Work,
+    ) -> list[Stage]:
+        """Nothing."""
+        return []
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,18 +38,37 @@ from mgd3.finetuning.memories import (
     representativeness_loss,
 )
 from mgd3.finetuning.phases import Phase, overwrite
-from mgd3.modes.latents import LatentCache
+from mgd3.modes.latents import LatentCache, Pair
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
+from mgd3.runtime.stages import Stage, announce
 from mgd3.runtime.stopping import held
 from mgd3.storage.cache import cached
 from mgd3.storage.files import write_atomic
 from mgd3.storage.tensors import tensors_digest
+from mgd3.storage.timing import WorkPace
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The classes that one training is for, and where its weights go."""
+
+    backbone: DiT
+    codec: Codec
+    pairs: list[Pair]
+    rows: list[int]  # of the conditioning table, one for each class
+    path: Path
+    made_from: dict[str, str]
+
+    @property
+    def classes(self) -> list[ClassInfo]:
+        """Without their images."""
+        return [info for info, _ in self.pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +123,39 @@ class FineTuning:
 
     def __call__(self, backbone: Backbone, dataset: RealDataset, work: Work) -> list[Phase]:
         """The phases of a dataset, each with its weights, trained now unless the cache has them."""
+        inventory = take_inventory(dataset, "train", 1, work.cache, work.workers)
+        phases = []
+        for part in self._parts(backbone, dataset, inventory, work):
+            tune = partial(self._tune, part, work)
+            cached(part.path, part.made_from, tune)
+            phases.append(Phase(part.classes, part.path))
+        return phases
+
+    def stages(
+        self,
+        backbone: Backbone,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        work: Work,
+    ) -> list[Stage]:
+        """What a call would do: encoding and training, for each phase."""
+        found = []
+        for part in self._parts(backbone, dataset, inventory, work):
+            there = part.path.is_file()
+            images = sum(len(found.images) for _, found in part.pairs)
+            cache = LatentCache(work.cache / "latents", part.codec, "none")
+            encoding = cache.stage([] if there else part.pairs, moments=True)
+            found += [encoding, replace(self._stage(part, images, work), there=there)]
+        return found
+
+    def _parts(
+        self,
+        backbone: Backbone,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        work: Work,
+    ) -> Iterator[_Part]:
+        """The classes of each phase, and the file that its weights are cached in."""
         if not isinstance(backbone, DiT):
             raise UserError(
                 f"finetune: {type(backbone).__name__} cannot be fine-tuned, only a DiT; "
@@ -111,54 +163,54 @@ class FineTuning:
             )
         if backbone.bare.learned_variance is False:
             raise UserError("finetune: this DiT predicts no variance; set finetune=none")
-        inventory = take_inventory(dataset, "train", 1, work.cache, work.workers)
-        codec, folder = backbone.finetuning_codec, work.cache / "latents"
-        cache = LatentCache(folder, codec, "none")
+        codec = backbone.finetuning_codec
+        cache = LatentCache(work.cache / "latents", codec, "none")
         network = tensors_digest(backbone.bare.network.state_dict())
         rows = backbone.class_ids(dataset.classes)
-        phases = []
         for start in range(0, len(dataset.classes), self.classes_per_phase):
             part = slice(start, start + self.classes_per_phase)
-            classes = dataset.classes[part]
-            keys = [cache.key(c, i) for c, i in zip(classes, inventory[part], strict=True)]
+            pairs = list(zip(dataset.classes[part], inventory[part], strict=True))
             made_from = {
                 "settings": json.dumps(asdict(self), sort_keys=True),
                 "network": network,
-                "latents": "\n".join(keys),
+                "latents": "\n".join(cache.key(*pair) for pair in pairs),
             }
             digest = hashlib.blake2s(json.dumps(made_from).encode(), digest_size=8).hexdigest()
             path = work.cache / "finetuned" / f"{digest}.safetensors"
-            pairs = list(zip(classes, inventory[part], strict=True))
-            tune = partial(self._tune, backbone, codec, folder, pairs, rows[part], path, made_from)
-            cached(path, made_from, tune)
-            phases.append(Phase(classes, path))
-        return phases
+            yield _Part(backbone, codec, pairs, rows[part], path, made_from)
 
-    def _tune(
-        self,
-        backbone: DiT,
-        codec: Codec,
-        folder: Path,
-        classes: Sequence[tuple[ClassInfo, ClassImages]],
-        rows: Sequence[int],
-        path: Path,
-        made_from: dict[str, str],
-    ) -> dict[str, Tensor]:
-        """Train on the latents of some classes, whose conditioning rows are `rows`."""
-        latents = training_latents(classes, codec, folder, self.latents == "sample", self.flip)
-        counts = torch.tensor([len(images.images) for _, images in classes])
-        labels = torch.tensor(rows).repeat_interleave(counts)
-        return self._train(backbone, latents, labels, path, made_from)
+    def _steps(self, images: int) -> int:
+        per_epoch = max(1, images // self.batch_size)
+        return min(self.epochs * per_epoch, self.max_steps or sys.maxsize)
+
+    def _pace(self, part: _Part, work: Work) -> WorkPace:
+        name = Path(part.backbone.weights).name
+        kind = f"a step of {self.batch_size} latents, {name}, {self.precision}"
+        return WorkPace(work.cache, f"fine-tuning by {kind}", part.backbone.device)
+
+    def _stage(self, part: _Part, images: int, work: Work, done: int = 0) -> Stage:
+        """Training on so many images' latents from step `done` on."""
+        steps, each = self._steps(images), self._pace(part, work).seconds
+        return Stage(
+            what=f"fine-tunes {Path(part.backbone.weights).name} on the latents of {images:,} real "
+            f"images for {steps:,} steps",
+            seconds=None if each is None else (steps - done) * each,
+            shorter="finetune.max_steps=… or finetune.epochs=…",
+        )
+
+    def _tune(self, part: _Part, work: Work) -> dict[str, Tensor]:
+        """Train on the latents of a part's classes, whose conditioning rows are its `rows`."""
+        folder, sampled = work.cache / "latents", self.latents == "sample"
+        latents = training_latents(part.pairs, part.codec, folder, sampled, self.flip)
+        counts = torch.tensor([len(images.images) for _, images in part.pairs])
+        labels = torch.tensor(part.rows).repeat_interleave(counts)
+        return self._train(part, latents, labels, work)
 
     def _train(
-        self,
-        backbone: DiT,
-        latents: TrainingLatents,
-        labels: Tensor,
-        path: Path,
-        made_from: dict[str, str],
+        self, part: _Part, latents: TrainingLatents, labels: Tensor, work: Work
     ) -> dict[str, Tensor]:
         """The averaged tensors that differ from the network's own, scales folded in."""
+        backbone, path = part.backbone, part.path
         network, device = backbone.bare.network, backbone.device
         before = {k: v.detach().clone() for k, v in network.state_dict().items()}
         fit = DiffFit(network)
@@ -168,7 +220,7 @@ class FineTuning:
             weight_decay=self.weight_decay,
             ema_decay=self.ema_decay,
             checkpoint=path.with_suffix(".checkpoint"),
-            made_from=made_from,
+            made_from=part.made_from,
             lr_key="finetune.lr",
             warm_average=False,
         )
@@ -179,16 +231,17 @@ class FineTuning:
         real.restore("real", state.extra, device)
         generated.restore("generated", state.extra, device)
         per_epoch = max(1, len(latents) // self.batch_size)
-        steps = min(self.epochs * per_epoch, self.max_steps or sys.maxsize)
+        steps = self._steps(len(latents))
+        stage, pace = self._stage(part, len(latents), work, state.step), self._pace(part, work)
+        announce(stage)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         try:
             with (
                 fit.training(),
-                progress("fine-tuning, steps", steps) as advance,
+                progress("fine-tuning", steps, "steps", state.step, stage, pace) as advance,
                 held() as asked,
             ):
-                advance(state.step)
                 while state.step < steps and not asked():
                     epoch, k = divmod(state.step, per_epoch)
                     order = torch.randperm(

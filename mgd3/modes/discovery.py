@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -25,11 +26,11 @@ from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import CorruptFileError, reading
+from mgd3.runtime.progress import progress
+from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached, found
 from mgd3.storage.tensors import load_tensors, save_tensors
-from mgd3.storage.timing import StageTimes
-
-log = logging.getLogger(__name__)
+from mgd3.storage.timing import StageTimes, WorkPace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,36 @@ def discover_modes(
         inventory = ranks.in_turn(
             lambda: take_inventory(dataset, "train", ipc, work.cache, work.workers)
         )
-    latents = LatentCache(work.cache / "latents", codec, work.flip)
-    shelf = _Shelf(latents, finder, ipc, own=out / "modes", shared=work.cache / "modes")
+    shelf = _shelf(codec, finder, ipc, work, out)
     classes = list(zip(dataset.classes, inventory, strict=True))
-    shelf.fill((pair for n, pair in enumerate(classes) if ranks.mine(n)), work.workers, times)
+    shelf.fill([pair for n, pair in enumerate(classes) if ranks.mine(n)], work.workers, times)
     ranks.wait()
-    log.info("modes: %d classes x %d in %s", len(classes), ipc, out / "modes")
     return {info.wnid: shelf.take(info, images) for info, images in classes}
+
+
+def mode_stages(
+    codec: Codec,
+    finder: ModeFinder,
+    ipc: int,
+    work: Work,
+    out: Path,
+    classes: Sequence[tuple[ClassInfo, ClassImages]],
+) -> list[Stage]:
+    """What `discover_modes` would do."""
+    shelf = _shelf(codec, finder, ipc, work, out)
+    missing = [pair for pair in classes if not shelf.has(*pair)]
+    return [
+        LatentCache(work.cache / "latents", codec, work.flip).stage(missing),
+        shelf.stage(missing),
+    ]
+
+
+def _shelf(codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path) -> _Shelf:
+    latents = LatentCache(work.cache / "latents", codec, work.flip)
+    pace = WorkPace(
+        work.cache, f"{ipc} modes of a class by {type(finder).__name__}", torch.device("cpu")
+    )
+    return _Shelf(latents, finder, ipc, out / "modes", work.cache / "modes", pace)
 
 
 def cluster(finder: ModeFinder, latents: Tensor, num_modes: int) -> Modes:
@@ -82,34 +106,64 @@ class _Shelf:
     """Modes by class: in the run's folder and, for runs of other seeds, in the cache."""
 
     def __init__(
-        self, latents: LatentCache, finder: ModeFinder, ipc: int, own: Path, shared: Path
+        self,
+        latents: LatentCache,
+        finder: ModeFinder,
+        ipc: int,
+        own: Path,
+        shared: Path,
+        pace: WorkPace,
     ) -> None:
         self._latents, self._finder, self._ipc, self._own = latents, finder, ipc, own
         digest = finder_digest(finder)
         self._shared = None if digest is None else shared / f"{digest}-k{ipc}"
+        self._pace = pace
+
+    def has(self, info: ClassInfo, images: ClassImages) -> bool:
+        """Is there a file of this class's modes? Nothing is read."""
+        shared = [self._shared_path(self._key(info, images))] if self._shared else []
+        return any(path.is_file() for path in (self._path(info), *shared))
+
+    def stage(self, missing: Sequence[tuple[ClassInfo, ClassImages]]) -> Stage:
+        """Clustering these classes."""
+        each = self._pace.seconds
+        return Stage(
+            what=f"finds {self._ipc} modes in each of {len(missing):,} classes",
+            seconds=None if each is None else each * len(missing),
+            there=not missing,
+        )
 
     def fill(
-        self, classes: Iterable[tuple[ClassInfo, ClassImages]], workers: int, times: StageTimes
+        self, classes: Sequence[tuple[ClassInfo, ClassImages]], workers: int, times: StageTimes
     ) -> None:
         """Find the modes that are missing.
 
         Up to `workers` classes are clustered at once while the next one is encoded; no more than
         their latents are held.
         """
+        missing = [pair for pair in classes if self._kept(*pair) is None]
+        if not missing:
+            return
         running: deque[Future[Modes]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            for info, images in classes:
-                if self._kept(info, images) is not None:
-                    continue
+        stage = self.stage(missing)
+        announce(stage)
+        with (
+            self._latents.encoding(missing),
+            progress("finding modes", len(missing), "classes", stage=stage) as advance,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            for info, images in missing:
                 with times.stage("encode"):
                     real = self._latents.latents(info, images)
                 running.append(pool.submit(self._find, info, images, real))
                 if len(running) >= workers:
                     with times.stage("modes"):
                         running.popleft().result()
+                    advance()
             with times.stage("modes"):
                 while running:
                     running.popleft().result()
+                    advance()
 
     def take(self, info: ClassInfo, images: ClassImages) -> ClassModes:
         """One class's modes, which are there."""
@@ -126,7 +180,7 @@ class _Shelf:
         key, format_ = self._key(info, images), ModeFile(images)
         own = found(self._path(info), key, format_)
         if own is None and self._shared is not None:
-            shared = found(self._shared / f"{key['latents']}.safetensors", key, format_)
+            shared = found(self._shared_path(key), key, format_)
             if shared is not None:
                 return format_.write(self._path(info), shared, key)
         return own
@@ -135,13 +189,20 @@ class _Shelf:
         key, format_ = self._key(info, images), ModeFile(images)
 
         def make() -> Modes:
-            return cluster(self._finder, latents, self._ipc)
+            start = time.monotonic()
+            modes = cluster(self._finder, latents, self._ipc)
+            self._pace.add(1, time.monotonic() - start)
+            return modes
 
         if self._shared is None:
             modes = make()
         else:
-            modes = cached(self._shared / f"{key['latents']}.safetensors", key, make, format_)
+            modes = cached(self._shared_path(key), key, make, format_)
         return format_.write(self._path(info), modes, key)  # the set is this run's alone
+
+    def _shared_path(self, key: Mapping[str, str]) -> Path:
+        assert self._shared is not None
+        return self._shared / f"{key['latents']}.safetensors"
 
     def _path(self, info: ClassInfo) -> Path:
         return self._own / f"{info.wnid}.safetensors"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,12 +20,14 @@ from mgd3.runtime.batching import Batches
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
+from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached
-
-log = logging.getLogger(__name__)
+from mgd3.storage.timing import WorkPace
 
 # Fixed, because a network rounds differently in another batch and k-means may then differ too.
 _CHUNK = 16
+_MOMENTS = "-moments"  # ends the name of a file that holds the posterior's
+Pair: TypeAlias = tuple[ClassInfo, ClassImages]
 _Encode: TypeAlias = Callable[[Sequence[RealImage]], tuple[Tensor, ...]]
 
 
@@ -42,6 +44,54 @@ class LatentCache:
         self.codec = codec
         self.flip = flip
         self._batches = Batches(_CHUNK, "encoding")
+        self._advance: Callable[..., None] | None = None  # of the bar of all classes
+
+    def stage(self, classes: Sequence[Pair], moments: bool = False) -> Stage:
+        """Encoding what the cache lacks of some classes."""
+        new = self._missing(classes, moments)
+        each = self._pace.seconds
+        return Stage(
+            what=f"encodes {new:,} {self._images} as latents",
+            seconds=None if each is None else new * each,
+            there=new == 0,
+        )
+
+    @contextmanager
+    def encoding(self, classes: Sequence[Pair], moments: bool = False) -> Iterator[None]:
+        """One bar for all classes that are encoded inside, announced where it takes long."""
+        stage, new = self.stage(classes, moments), self._missing(classes, moments)
+        if not new:
+            yield
+            return
+        announce(stage)
+        with progress("encoding", new, self._images, stage=stage, pace=self._pace) as advance:
+            self._advance = advance
+            try:
+                yield
+            finally:
+                self._advance = None
+
+    @property
+    def _images(self) -> str:
+        """What is encoded, in words."""
+        return "mirrored real images" if self.flip == "all" else "real images"
+
+    @property
+    def _pace(self) -> WorkPace:
+        compute = getattr(self.codec, "compute", None)
+        device = compute.torch_device if compute else torch.device("cpu")
+        return WorkPace(self.folder.parent, f"encoding by {self.codec.id}", device)
+
+    def _missing(self, classes: Sequence[Pair], moments: bool) -> int:
+        """Images of those classes that the cache has no latents of."""
+        return sum(
+            len(images.images)
+            for info, images in classes
+            if not self._path(f"{self.key(info, images)}{_MOMENTS if moments else ''}").is_file()
+        )
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
 
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
@@ -50,7 +100,7 @@ class LatentCache:
 
     def moments(self, info: ClassInfo, images: ClassImages) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of a class's latents, (N, C, h, w) each."""
-        key = f"{self.key(info, images)}-moments"
+        key = f"{self.key(info, images)}{_MOMENTS}"
         mean, std = self._cached(key, info, images, self._moments_of, ["mean", "std"])
         return mean, std
 
@@ -71,15 +121,13 @@ class LatentCache:
             parts = list(self._encode(info, images, encode))
             return {name: torch.cat([p[k] for p in parts]) for k, name in enumerate(names)}
 
-        found: dict[str, Tensor] = cached(
-            self.folder / f"{key}.safetensors", {"wnid": info.wnid}, make
-        )
+        found: dict[str, Tensor] = cached(self._path(key), {"wnid": info.wnid}, make)
         return [found[name] for name in names]
 
     def _encode(
         self, info: ClassInfo, images: ClassImages, encode: _Encode
     ) -> Iterator[tuple[Tensor, ...]]:
-        with progress(f"encoding {info.wnid} {info.name[:24]}", len(images.images)) as advance:
+        with self._bar(info, images) as advance:
             for start in range(0, len(images.images), _CHUNK):
                 batch = images.images[start : start + _CHUNK]
                 for attempt in self._batches.attempts(batch):
@@ -88,6 +136,15 @@ class LatentCache:
                         advance(len(part))
                     if attempt.error is None:
                         yield latents
+
+    def _bar(
+        self, info: ClassInfo, images: ClassImages
+    ) -> AbstractContextManager[Callable[..., None]]:
+        """The bar of all classes, or this one's own."""
+        if self._advance is not None:
+            return nullcontext(self._advance)
+        what = f"encoding {info.wnid} {info.name}"
+        return progress(what, len(images.images), "real images", pace=self._pace)
 
     def _of(self, images: Sequence[RealImage]) -> tuple[Tensor]:
         return (self.codec.encode(self._pixels_of(images), [image.key for image in images]),)

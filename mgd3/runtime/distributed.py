@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.progress import hide_progress
+from mgd3.runtime.screen import hide_progress
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # the others wait while the first process distils

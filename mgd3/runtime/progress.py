@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left; a plain line now and then where there is no terminal."""
+"""How far a stage is: a live bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,82 +6,143 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from mgd3.runtime.screen import has_terminal, live
+from mgd3.runtime.stages import WORTH_SAYING, Stage, duration
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_QUIET_SECONDS = 30.0
-_hidden = False
+
+_QUIET_SECONDS = 30.0  # between two lines where there is no terminal, or
+_QUIET_SHARE = 0.02  # this share of the whole
+_JUDGED_AFTER = 3.0  # seconds of work that a guess rests on
+_WORTH_A_LINE = 1.0  # seconds: what was faster leaves no line
+_WRONG = 2.0  # factor from which on an estimate is corrected
 
 
-def hide_progress() -> None:
-    """No more bars from this process: one of several that do the same."""
-    global _hidden
-    _hidden = True
+class Pace(Protocol):
+    """Where it is kept how fast some kind of work goes on this machine."""
+
+    def add(self, amount: float, seconds: float) -> None:
+        """So much of it took so long."""
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
+class Count:
+    """Units done, and how fast: a resumed stage's rate is that of what is done now."""
+
+    def __init__(self, total: float, done: float, unit: str) -> None:
+        self.total, self.begun, self.done, self.unit = total, done, done, unit
+        self._start = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this process began with it."""
+        return time.monotonic() - self._start
+
+    @property
+    def made(self) -> float:
+        """Units that this process has done."""
+        return self.done - self.begun
+
+    @property
+    def left(self) -> float | None:
+        """Seconds, at the rate so far; None before the first unit."""
+        return (self.total - self.done) * self.elapsed / self.made if self.made > 0 else None
+
+    @property
+    def rate(self) -> str:
+        """Units a second, or seconds a unit where that is the larger number."""
+        if self.made <= 0:
+            return ""
+        rate = self.made / max(self.elapsed, 1e-9)
+        return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+
+    def __str__(self) -> str:
+        parts = [f"{int(self.done):,}/{int(self.total):,} {self.unit}".rstrip(), self.rate]
+        if self.left is not None:
+            parts.append(f"{duration(self.left)} left")
+        return ", ".join(part for part in parts if part)
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Yields `advance(n=1, note="")`; the note stands beside the bar."""
-    console = Console(stderr=True)
-    if console.is_terminal and not _hidden:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(description, total=total, note="")
+def progress(
+    description: str,
+    total: float,
+    unit: str = "",
+    done: float = 0,
+    stage: Stage | None = None,
+    pace: Pace | None = None,
+) -> Iterator[Callable[..., None]]:
+    """Yields `advance(n=1, note="")`; the note stands beside the bar.
 
-            def advance(n: int = 1, note: str = "") -> None:
-                bar.update(task, advance=n, note=note)
+    `done` of `total` units were there before, and count for no rate. `stage` is what was said
+    of it before: the first seconds correct that where it was wrong, or said nothing. `pace` learns
+    how fast it went.
+    """
+    count, judged = Count(total, done, unit), False
+    with _bar(description, count) if has_terminal() else _lines(description, count) as show:
 
-            yield advance
+        def advance(n: float = 1, note: str = "") -> None:
+            nonlocal judged
+            count.done += n
+            if not judged and count.elapsed >= _JUDGED_AFTER and count.made > 0:
+                judged = True
+                _judge(description, count, stage)
+            show(note)
+
+        yield advance
+    if count.made > 0 and pace is not None:
+        pace.add(count.made, count.elapsed)
+    if count.elapsed >= _WORTH_A_LINE:
+        before = f" (and {int(count.begun):,} before)" if count.begun else ""
+        amount = f"{round(count.made):,} {unit}".rstrip()
+        log.info("%s: %s in %.1f s%s", description, amount, count.elapsed, before)
+
+
+def _judge(description: str, count: Count, stage: Stage | None) -> None:
+    """Say how long it takes by the first of it, where that was not known or known wrongly."""
+    left, said = count.left or 0.0, stage.seconds if stage else None
+    right = said is not None and said / _WRONG <= left + count.elapsed <= said * _WRONG
+    if right or max(left, said or 0.0) < WORTH_SAYING:
         return
-
-    start = last = time.monotonic()
-    done = 0
-
-    def advance_log(n: int = 1, note: str = "") -> None:
-        nonlocal done, last
-        done += n
-        now = time.monotonic()
-        if now - last >= _QUIET_SECONDS and done < total:
-            last = now
-            rate = done / (now - start)
-            left = (total - done) / rate
-            log.info(
-                "%s: %d/%d, %.1f/s, %.0f s left %s", description, done, total, rate, left, note
-            )
-
-    yield advance_log
-    log.info("%s: %d in %.1f s", description, done, time.monotonic() - start)
+    shorter = f"; {stage.shorter} shortens it" if stage and stage.shorter else ""
+    message = "%s: about %s left, judged by its first %s (a guess)%s"
+    log.info(message, description, duration(left), duration(count.elapsed), shorter)
 
 
-def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+@contextmanager
+def _bar(description: str, count: Count) -> Iterator[Callable[[str], None]]:
+    with live() as bars:
+        task = bars.add_task(description, total=count.total, count=str(count), note="")
+
+        def show(note: str) -> None:
+            bars.update(task, completed=count.done, count=str(count), note=note)
+
+        try:
+            yield show
+        finally:
+            bars.remove_task(task)
+
+
+@contextmanager
+def _lines(description: str, count: Count) -> Iterator[Callable[[str], None]]:
+    last = 0.0  # seconds
+
+    def show(note: str) -> None:
+        nonlocal last
+        elapsed, left = count.elapsed, count.left or 0.0
+        if elapsed - last >= max(_QUIET_SECONDS, _QUIET_SHARE * (elapsed + left)):
+            last = elapsed
+            if count.done < count.total:
+                log.info("%s: %s%s", description, str(count), f"  {note}" if note else "")
+
+    yield show
+
+
+def track(items: Iterable[T], description: str, total: int, unit: str = "") -> Iterator[T]:
     """`items` with a bar."""
-    with progress(description, total) as advance:
+    with progress(description, total, unit) as advance:
         for item in items:
             yield item
             advance()

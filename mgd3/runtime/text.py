@@ -35,3 +35,11 @@ def one_line(text: str) -> str:
 def markdown_text(text: str) -> str:
     """Text as one line of Markdown, its marks escaped."""
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", one_line(text))
+
+
+def shortened(text: str, most: int, at_end: bool = False) -> str:
+    """Text of at most `most` characters, its middle (or its end) left out where it is longer."""
+    if len(text) <= most:
+        return text
+    behind = 0 if at_end else (most - 1) // 2
+    return f"{text[: max(0, most - 1 - behind)]}…{text[len(text) - behind :]}"

@@ -169,14 +169,19 @@ def nothing_left_behind(run_dir: Path, was_empty: bool) -> Iterator[None]:
         if was_empty and run_dir.is_dir() and not run_dir.is_symlink() and mine and _free(run_dir):
             for path in inside:
                 path.unlink(missing_ok=True)
-            run_dir.rmdir()
-            above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
-            for parent in run_dir.absolute().parents:
-                mine = parent.is_relative_to(Path.cwd()) and parent not in above
-                if not mine or any(parent.iterdir()):
-                    break
-                parent.rmdir()
+            remove_empty(run_dir)
         raise
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove an empty folder, and those above it that are then empty and below this place."""
+    above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if place in above or not place.is_dir() or place.is_symlink() or any(place.iterdir()):
+            break
+        place.rmdir()
+        if not place.parent.is_relative_to(Path.cwd()):
+            break
 
 
 def _free(folder: Path) -> bool:

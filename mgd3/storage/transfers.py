@@ -164,9 +164,8 @@ def _transfer(address: str, part: Path, name: str) -> None:
         with (
             writing(part),
             part.open("ab") as file,
-            progress(f"fetching {name}, MB", round((offset + left) / 1e6)) as advance,
+            progress(f"fetching {name}", (offset + left) / 1e6, "MB", done=offset / 1e6) as advance,
         ):
-            advance(round(offset / 1e6))
             arrived = 0
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)

@@ -83,9 +83,9 @@ def test_what_goes_with_a_dataset_is_prepared_and_can_be_told_otherwise():
 def test_run_shows_its_own_keys_alone():
     assert set(composed()) == {
         "ipc", "seed", "students", "student_seeds", "first_student_seed", "pool", "flip",
-        "on_step", "cache", "data", "runs", "report", "folder", "dataset", "backbone", "modes",
-        "guidance", "start", "finetune", "features", "select", "sampler", "protocol", "compute",
-        "tracker", "method",
+        "on_step", "cache", "data", "runs", "plan", "report", "folder", "dataset", "backbone",
+        "modes", "guidance", "start", "finetune", "features", "select", "sampler", "protocol",
+        "compute", "tracker", "method",
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Herding and k-center against brute force; the features they measure with."""
 
+import json
 from itertools import combinations
 
 import pytest
@@ -108,3 +109,26 @@ def test_a_run_chooses_real_images(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1500:]
     assert len(list(tmp_path.rglob("images/*/*.png"))) == 20
+
+
+@pytest.mark.parametrize("method", ["herding", "k_center"])
+def test_features_may_be_those_of_a_student_with_fresh_weights(tmp_path, method):
+    """No network is trained first, and the choice is the same each time."""
+    chosen = []
+    for name in ("one", "two"):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        done = run(
+            cwd, f"method={method}", "features=random_students", "features.student=convnet2_w8",
+            "ipc=2", "tracker=none", "report=false", "students=[]", "compute.device=cpu",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-1500:]
+        assert not list(cwd.rglob("students/*.safetensors"))
+        (manifest,) = cwd.rglob("manifest.json")
+        chosen.append([i["nearest_real"] for i in json.loads(manifest.read_text())["images"]])
+    assert chosen[0] == chosen[1] and len(set(chosen[0])) == 20
+
+
+def test_fresh_weights_are_no_teacher():
+    with pytest.raises(UserError, match="knows the classes; add features=student"):
+        build_distiller(composed("pool=2", "select=teacher_correct", "features=random_students"))

@@ -124,7 +124,7 @@ def _unpack(file: Path, folder: Path) -> None:
     try:
         with reading(file, "delete it and fetch it again"), tarfile.open(file) as archive:
             members = archive.getmembers()
-            with progress(f"unpacking {file.name}, files", len(members)) as advance:
+            with progress(f"unpacking {file.name}", len(members), "files") as advance:
                 for member in members:
                     _extract(archive, member, part, folder.name)
                     advance()

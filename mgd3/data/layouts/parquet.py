@@ -88,7 +88,7 @@ def _unpack(tables: Tables, classes: Sequence[ClassInfo] | None, place: Path) ->
     )
     require_space(place, share + (0 if tables.folder else max(sizes)), tables.name)
     done = _begin(part, sorted(folders.values()))
-    with progress(f"unpacking {tables.name}, tables", len(sizes)) as advance:
+    with progress(f"unpacking {tables.name}", len(sizes), "tables") as advance:
         for split, shard in tables.shards:
             if shard.name not in done:
                 path = tables.at_hand(shard, part / "shards")

@@ -60,7 +60,7 @@ class ClassFolders:
         if len(wanted) < _MANY_FOLDERS:
             return
         with (
-            progress(f"listing {len(wanted):,} folders", len(wanted)) as advance,
+            progress("listing the real images", len(wanted), "folders") as advance,
             ThreadPoolExecutor(_LOOKERS) as pool,
         ):
             for key, found in zip(
