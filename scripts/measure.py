@@ -25,7 +25,7 @@ from eval.metrics.coverage import Coverage, HiddenModes, coverage_layout, measur
 from eval.metrics.measuring import FeatureExtractor, Measured, measure_sets
 from eval.metrics.redundancy import redundancy
 from eval.metrics.set_metrics import metrics_layout
-from eval.reports.maps import maps_picture
+from eval.reports.drawings.maps import maps_picture
 from eval.reports.run_report import distilled_sets, parted
 from eval.reports.samples import MOST_CLASSES
 from eval.results.layout import Layout

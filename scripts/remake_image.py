@@ -101,7 +101,7 @@ def _picture_of_steps(path: Path, image: str, remaker: Remaker, watch: StepWatch
     """One row: x0_hat decoded at some steps, from the first to the last."""
     import torch
 
-    from eval.reports.step_pictures import Trail, steps_picture
+    from eval.reports.drawings.step_pictures import Trail, steps_picture
     from mgd3.storage.files import write_atomic
 
     pixels = remaker.decoded(torch.cat(list(watch.seen.values())))

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from eval.metrics.coverage import HiddenModes, coverage_layout, measure_coverage
-from eval.reports.curves import sweep_picture
+from eval.reports.drawings.curves import sweep_picture
 from eval.reports.findings import sentences
 from eval.reports.run_report import (
     distilled_sets,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from eval.metrics.measuring import Measured, measure_sets
 from eval.metrics.set_metrics import metrics_layout
+from eval.reports.drawings.step_pictures import Trail
 from eval.reports.paper_report import Section
-from eval.reports.step_pictures import Trail
 from eval.results.layout import Layout
 from mgd3.config.build import build, build_space
 from mgd3.config.grid import Experiment, Located

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from eval.metrics.teaching import lesson
-from eval.reports.pictures import sheet
+from eval.reports.drawings.pictures import sheet
 from eval.students.registry import find_student
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Codec

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from eval.metrics.planes import Plane, tsne_plane
-from eval.reports.maps import maps_picture
+from eval.reports.drawings.maps import maps_picture
 from eval.reports.samples import MOST_CLASSES
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset

@@ -12,18 +12,18 @@ from typing import Any
 
 from eval.metrics.planes import Plane, TsneScores, tsne_points, tsne_scores
 from eval.reports.comparison import KEY, PaperComparison
-from eval.reports.curves import (
+from eval.reports.drawings.curves import (
     Point,
     accuracy_pictures,
     diversity_picture,
     swept_diversity_picture,
 )
+from eval.reports.drawings.maps import maps_picture
+from eval.reports.drawings.pictures import png_uri
+from eval.reports.drawings.step_pictures import Trail, steps_picture
 from eval.reports.embedding import embedding_planes
-from eval.reports.maps import maps_picture
-from eval.reports.pictures import png_uri
 from eval.reports.run_report import class_sheets, template
 from eval.reports.samples import overview_of
-from eval.reports.step_pictures import Trail, steps_picture
 from eval.results.costs import cost_layout
 from eval.results.layout import Layout
 from eval.results.rows import EvalResult

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from eval.reports.drawings.pictures import data_uri, grid
 from eval.reports.embedding import embedding_picture
-from eval.reports.pictures import data_uri, grid
 from eval.reports.samples import MOST_CLASSES, first_images, first_of_each, with_previews
 from eval.results.cells import cells, names_by_cell
 from eval.results.costs import cost_layout

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.reports.figures import as_png, drawing, panels
-from eval.reports.pictures import grid, png
+from eval.reports.drawings.figures import as_png, drawing, panels
+from eval.reports.drawings.pictures import grid, png
 from eval.results.statistics import seed_order
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.previews import load_previews

@@ -30,7 +30,7 @@ _IMPORTS = (
 )  # fmt: skip
 _OF_NETWORKS = (
     "mgd3.backbones.dit", "mgd3.finetuning.from_scratch", "mgd3.storage.checkpoints",
-    "mgd3.backbones.weights.download", "eval.reports.curves", "scripts.make_tables",
+    "mgd3.backbones.weights.download", "eval.reports.drawings.curves", "scripts.make_tables",
 )  # fmt: skip
 
 

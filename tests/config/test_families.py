@@ -7,7 +7,7 @@ from support import cell, composed
 
 from eval.protocols.recipe import Recipe
 from eval.reports.comparison import PaperComparison
-from eval.reports.curves import _ours_and_papers
+from eval.reports.drawings.curves import _ours_and_papers
 from mgd3.config.build import build_protocol
 from mgd3.config.families import evaluator_family, refuse_mixed_families
 from mgd3.config.grid import Experiment, paper_files

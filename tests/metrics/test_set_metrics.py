@@ -21,7 +21,7 @@ from eval.metrics.planes import (
     tsne_scores,
 )
 from eval.metrics.set_metrics import measure, metrics_layout
-from eval.reports.maps import maps_picture
+from eval.reports.drawings.maps import maps_picture
 from mgd3.runtime.errors import UserError
 
 

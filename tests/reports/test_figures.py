@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from eval.reports.figures import as_png, as_svg, drawing, panels
+from eval.reports.drawings.figures import as_png, as_svg, drawing, panels
 
 
 def drawn(form, **options):

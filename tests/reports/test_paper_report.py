@@ -10,9 +10,9 @@ from PIL import Image
 from support import cell
 
 from eval.reports.comparison import PaperComparison
-from eval.reports.curves import accuracy_pictures, diversity_picture
+from eval.reports.drawings.curves import accuracy_pictures, diversity_picture
+from eval.reports.drawings.step_pictures import Trail, steps_picture
 from eval.reports.paper_report import Picture
-from eval.reports.step_pictures import Trail, steps_picture
 
 
 def test_only_what_has_been_run_is_drawn():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from support import manifest, row
 
-from eval.reports.curves import sweep_picture
+from eval.reports.drawings.curves import sweep_picture
 from eval.reports.run_report import distilled_sets, first_of_each_row, named, row_names
 from eval.results.cells import cells
 from eval.results.costs import cost_layout

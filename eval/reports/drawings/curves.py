@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from eval.reports.comparison import PaperComparison
-from eval.reports.figures import as_png, as_svg, drawing, panels
+from eval.reports.drawings.figures import as_png, as_svg, drawing, panels
 from eval.reports.paper_cell import TableCell
 from eval.results.rows import EvalResult, order_of
 from eval.results.statistics import interval, scores_by_set, units

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eval.reports.figures import as_png, drawing, panels
-from eval.reports.pictures import grid
+from eval.reports.drawings.figures import as_png, drawing, panels
+from eval.reports.drawings.pictures import grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from eval.metrics.planes import Plane
-from eval.reports.figures import as_png, as_svg, drawing, panels
+from eval.reports.drawings.figures import as_png, as_svg, drawing, panels
 from eval.reports.samples import MOST_CLASSES
 
 if TYPE_CHECKING:

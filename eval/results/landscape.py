@@ -1,0 +1,95 @@
+"""What guided sets gain over unguided ones, over three swept keys."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from eval.results.layout import Layout
+from eval.results.statistics import Difference, compare, interval
+from eval.results.sweeps import Value, in_order_of_size
+from mgd3.runtime.errors import UserError
+
+Place = tuple[Value, Value, Value]  # values of three keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One distilled set."""
+
+    place: Place
+    plain: bool  # without guidance: what the others of its first key are held against
+    seed: int | None
+    measures: Mapping[str, float]  # by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape:
+    """What guided sets gain over unguided ones, by the values of three keys."""
+
+    keys: tuple[str, str, str]  # a panel's, its horizontal and its vertical one
+    measures: Sequence[str]
+    plain: Mapping[tuple[Value, str], tuple[float, float, float]]  # mean and 95 % interval
+    gains: Mapping[tuple[Place, str], Difference]
+    sets: int  # fewest of any place
+
+    def values(self, key: int) -> list[Value]:
+        """Distinct values of one of the keys, in order."""
+        return in_order_of_size([place[key] for place, _ in self.gains])
+
+    def layout(self, title: str) -> Layout:
+        """A line for each place."""
+        names = [key.rpartition(".")[2] for key in self.keys]
+        columns: dict[str, list[str]] = {name: [] for name in (*names, *self.measures)}
+        for value in self.values(0):
+            for name in names:
+                columns[name].append(str(value) if name == names[0] else "unguided")
+            for measure in self.measures:
+                mean, low, high = self.plain[value, measure]
+                columns[measure].append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+            for place in sorted({p for p, _ in self.gains if p[0] == value}):
+                for name, of_key in zip(names, place, strict=True):
+                    columns[name].append(str(of_key))
+                for measure in self.measures:
+                    columns[measure].append(self.gains[place, measure].text(2))
+        return Layout.of_columns(f"{title}: unguided, and guided minus unguided", columns)
+
+
+def landscape(points: Sequence[Point], keys: tuple[str, str, str]) -> Landscape:
+    """All measures at every place; `UserError` where there is nothing to hold a set against."""
+    measures = [m for m in points[0].measures if all(m in p.measures for p in points)]
+    by_place: dict[Place, list[Point]] = defaultdict(list)
+    plain: dict[Value, list[Point]] = defaultdict(list)
+    for point in points:
+        if point.plain:
+            plain[point.place[0]].append(point)
+        else:
+            by_place[point.place].append(point)
+    if lonely := sorted({str(place[0]) for place in by_place if place[0] not in plain}):
+        raise UserError(
+            f"no unguided sets with {keys[0]}={', '.join(lonely)} to compare with: make them with "
+            "the same keys and guidance.scale=0, or method=unguided"
+        )
+    if not by_place:
+        raise UserError("there are no guided sets to draw")
+
+    def scores(found: Sequence[Point], measure: str) -> dict[int | None, list[float]]:
+        return {point.seed: [point.measures[measure]] for point in found}
+
+    def mean(found: Sequence[Point], measure: str) -> tuple[float, float, float]:
+        values = [fmean(of_seed) for of_seed in scores(found, measure).values()]
+        return interval(values)
+
+    return Landscape(
+        keys=keys,
+        measures=measures,
+        plain={(value, m): mean(found, m) for value, found in plain.items() for m in measures},
+        gains={
+            (place, m): compare(scores(found, m), scores(plain[place[0]], m))
+            for place, found in by_place.items()
+            for m in measures
+        },
+        sets=min(map(len, [*by_place.values(), *plain.values()])),
+    )

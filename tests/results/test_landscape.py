@@ -1,0 +1,58 @@
+"""Guided minus unguided over three keys: closed forms, the picture, what has nothing beside it."""
+
+import pytest
+
+from eval.reports.drawings.landscape_picture import landscape_picture
+from eval.results.landscape import Point, landscape
+from mgd3.runtime.errors import UserError
+
+KEYS = ("sampler.cfg_scale", "guidance.stop_t", "guidance.scale")
+
+
+def points(gain=2.0):
+    """Two guidance weights, two seeds; what is gained grows with lambda, one seed is a point up."""
+    found = []
+    for cfg in (1, 4):
+        for seed in (0, 1):
+            plain = {"accuracy": 50.0 + cfg + seed, "modes": 3.0}
+            found.append(Point(place=(cfg, 25, 0), plain=True, seed=seed, measures=plain))
+            for stop_t in (0, 25):
+                for scale in (0.1, 0.2):
+                    own = {"accuracy": 50.0 + cfg + seed + gain * scale, "modes": 3.0 + seed}
+                    place = (cfg, stop_t, scale)
+                    found.append(Point(place=place, plain=False, seed=seed, measures=own))
+    return found
+
+
+def test_gains_are_paired_by_seed_within_a_guidance_weight():
+    found = landscape(points(), KEYS)
+    assert found.measures == ["accuracy", "modes"] and found.sets == 2
+    assert found.plain[4, "accuracy"][0] == 54.5
+    gain = found.gains[(4, 0, 0.2), "accuracy"]
+    assert gain.paired and gain.n == 2
+    assert gain.mean == pytest.approx(0.4) and gain.low == pytest.approx(0.4)
+    modes = found.gains[(1, 25, 0.1), "modes"]
+    assert modes.mean == 0.5 and modes.low < 0 < modes.high
+    lines = found.layout("map").lines
+    assert len(lines) == 2 * (1 + 4)
+    assert lines[0] == ["1", "unguided", "unguided", lines[0][3], "3.00 [3.00, 3.00]"]
+
+
+def test_the_picture_has_a_panel_for_each_measure_and_weight():
+    svg, png = landscape_picture(landscape(points(), KEYS))
+    assert svg.count('id="axes_') == 4 and png.startswith(b"\x89PNG")
+    assert svg == landscape_picture(landscape(points(), KEYS))[0]
+
+
+def test_a_measure_that_some_sets_lack_is_left_out():
+    some = points()
+    some[0] = Point(place=(1, 25, 0), plain=True, seed=0, measures={"modes": 3.0})
+    assert landscape(some, KEYS).measures == ["modes"]
+
+
+def test_what_has_nothing_beside_it_is_named():
+    guided = [p for p in points() if not p.plain or p.place[0] == 1]
+    with pytest.raises(UserError, match=r"no unguided sets with sampler.cfg_scale=4 to compare"):
+        landscape(guided, KEYS)
+    with pytest.raises(UserError, match="no guided sets"):
+        landscape([p for p in points() if p.plain], KEYS)
