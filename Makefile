@@ -25,11 +25,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## even and odd digits by three methods: hidden modes, students, a sentence, runs/demo/report.html
-	@export OMP_NUM_THREADS=1; \
-	$(BIN)/python run.py experiment=demo method=random,unguided & one=$$!; \
-	$(BIN)/python run.py experiment=demo method=mgd3 guidance.stop_t=25,0; two=$$?; \
-	wait $$one && exit $$two
-	@$(BIN)/python scripts/report.py folder=runs/demo by=guidance.stop_t
+	@$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

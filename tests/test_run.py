@@ -65,6 +65,50 @@ def test_the_same_command_does_nothing_again(finished):
     assert len(list(finished.rglob("manifest.json"))) == 1
 
 
+def everything(folder):
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_a_plan_says_what_is_there_and_does_nothing(finished):
+    before = everything(finished)
+    done = run(finished, *QUICK, *SLOW_ENOUGH, "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert "there  the distilled set, 100 images" in done.stdout
+    assert "there  2 of 2 students are trained" in done.stdout and "nothing to do" in done.stdout
+    more = run(finished, *QUICK, *SLOW_ENOUGH, "plan=true", "student_seeds=3")
+    assert "to do  trains a student (convnet2_w8) on 100 images for 3 epochs: about" in more.stdout
+    assert everything(finished) == before
+
+
+def test_a_plan_names_what_comes_first_and_what_shortens_it(tmp_path):
+    done = run(tmp_path, *QUICK, "plan=true", "method=herding", "features.epochs=77")
+    assert done.returncode == 0, done.stderr
+    first = next(line for line in done.stdout.splitlines() if "trains convnet3_w64" in line)
+    assert "on 1,078 real images for 77 epochs: about" in first
+    assert "a guess from one batch tried now); features.epochs=… or features.student=…" in first
+    new = run(tmp_path, *QUICK, "plan=true", "ipc=3", "sampler.steps=7")
+    assert "encodes 1,078 real images as latents: never timed" in new.stdout
+    assert "samples 30 images in 7 steps each: never timed on this machine" in new.stdout
+    assert not list(tmp_path.iterdir())
+    wrong = run(tmp_path, *QUICK, "plan=maybe")
+    assert wrong.returncode == 1 and "plan='maybe' must be true or false" in wrong.stderr
+
+
+def test_a_report_is_made_when_something_changed_and_in_a_sweep_when_asked(tmp_path):
+    tiny = (*QUICK, "method=random", "dataset.classes=[0,1]", "ipc=2")
+    said = [run(tmp_path, *tiny, "report=null", *more).stdout for more in ((), (), ("seed=1",))]
+    assert ["report.html" in out for out in said] == [True, False, True]
+    (first, *_), written = sorted(tmp_path.rglob("report.html")), "writing "
+    before = first.stat().st_mtime_ns
+    more = run(tmp_path, *tiny, "report=null", "student_seeds=2")
+    assert written in more.stdout and first.stat().st_mtime_ns != before
+    swept = run(tmp_path, "-m", *tiny, "report=null", "seed=2")
+    assert swept.returncode == 0 and written not in swept.stdout
+    asked = run(tmp_path, "-m", *tiny, "report=true", "seed=2")
+    assert asked.returncode == 0 and written in asked.stdout
+    assert len(list(tmp_path.rglob("report.html"))) == 3
+
+
 def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path):
     """By a signal, between two writes; tests/test_resumption.py dies at each of them."""
     process = subprocess.Popen(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,9 @@ from eval.metrics.planes import (
 )
 from eval.metrics.set_metrics import SetMetrics, measure
 from mgd3.data.distilled import DistilledDataset
-from mgd3.runtime.progress import track
+from mgd3.runtime.progress import progress, track
+
+log = logging.getLogger(__name__)
 
 
 class FeatureExtractor(Protocol):
@@ -56,13 +59,20 @@ def measure_sets(
     and label, that get a plane of their own.
     """
     pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
-    real = [extract.real(label) for label in range(len(pairs[0][1].classes))]
+    labels = range(len(pairs[0][1].classes))
+    real = [
+        extract.real(label)
+        for label in track(labels, "measuring the real images", len(labels), "classes")
+    ]
     metrics: dict[str, list[SetMetrics]] = {name: [] for name in sets}
     first: dict[str, list[Tensor]] = {}
-    for name, distilled in track(pairs, f"measuring {what}", len(pairs), "sets"):
-        features = _features_by_class(distilled, extract)
-        metrics[name].append(measure(real, features))
-        first.setdefault(name, features)
+    images = sum(len(distilled.manifest["images"]) for _, distilled in pairs)
+    with progress(f"measuring {what}", images, "images") as advance:
+        for name, distilled in pairs:
+            features = _features_by_class(distilled, extract, advance)
+            metrics[name].append(measure(real, features))
+            first.setdefault(name, features)
+    log.info("drawing maps of %s", what)
     planes = {"t-SNE": tsne_plane(real, first, most_real), "PCA": pca_plane(real, first)}
     return Measured(
         metrics=metrics,
@@ -72,9 +82,12 @@ def measure_sets(
     )
 
 
-def _features_by_class(distilled: DistilledDataset, extract: FeatureExtractor) -> list[Tensor]:
+def _features_by_class(
+    distilled: DistilledDataset, extract: FeatureExtractor, advance: Callable[[], None]
+) -> list[Tensor]:
     """Features (K, D) of each class's images, in label order."""
     rows: list[list[Tensor]] = [[] for _ in distilled.classes]
     for image, label in distilled.images():
         rows[label].append(extract([image])[0][0])
+        advance()
     return [torch.stack(features) for features in rows]

@@ -13,6 +13,7 @@ from eval.reports.drawings.maps import maps_picture
 from eval.reports.samples import MOST_CLASSES
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
+from mgd3.runtime.progress import track
 
 _SIDE = 16  # pixels of the features' images
 _MOST_REAL = 60  # per class
@@ -36,7 +37,8 @@ def embedding_planes(
     Empty for sets too small to show.
     """
     classes = range(min(len(dataset.classes), MOST_CLASSES))
-    real = [_real(dataset, label) for label in classes]
+    reading = track(classes, "reading real images for the map", len(classes), "classes")
+    real = [_real(dataset, label) for label in reading]
     made: dict[str, list[Tensor]] = {}
     for method, distilled in sets.items():
         by_class: list[list[Tensor]] = [[] for _ in classes]

@@ -22,6 +22,7 @@ from eval.results.tables import explanation, layout, minus_unguided
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.data.previews import load_previews
+from mgd3.runtime.progress import track
 from mgd3.storage.files import write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def class_sheets(first: Mapping[str, DistilledDataset]) -> list[dict[str, Any]]:
     if not first:
         return []
     classes = next(iter(first.values())).classes
-    images = {method: first_images(d) for method, d in first.items()}
+    named_sets = track(first.items(), "reading images for the sheets", len(first), "sets")
+    images = {method: first_images(d) for method, d in named_sets}
     shown = with_previews(first)
     previews = load_previews(first[shown].folder) if shown else {}
     sheets = []

@@ -46,7 +46,10 @@ def first_images(distilled: DistilledDataset) -> dict[str, Tensor]:
 
     wnids = [c.wnid for c in distilled.classes]
     found: dict[str, list[Image.Image]] = {w: [] for w in wnids[:MOST_CLASSES]}
+    most = min(MOST_IMAGES, distilled.ipc)
     for image, label in distilled.images():
+        if label >= MOST_CLASSES and all(len(images) >= most for images in found.values()):
+            break  # a set lists its images class by class
         if label < MOST_CLASSES and len(found[wnids[label]]) < MOST_IMAGES:
             found[wnids[label]].append(image)
     smallest = min(side for images in found.values() for i in images for side in i.size)

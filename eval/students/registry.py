@@ -7,11 +7,10 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VisionTransformer, alexnet, vgg11
 
 from eval.students import glad
 from eval.students.convnet import ConvNet
@@ -27,8 +26,8 @@ _GROUPS = {"cross_arch": CROSS_ARCH, "cross_arch_glad": tuple(f"{n}_glad" for n 
 
 # Name: the smallest image in pixels, and the constructor by number of classes and image size
 _FIXED: dict[str, tuple[int, Callable[[int, int], nn.Module]]] = {
-    "alexnet": (63, lambda classes, _: alexnet(num_classes=classes)),
-    "vgg11": (32, lambda classes, _: vgg11(num_classes=classes)),
+    "alexnet": (63, lambda classes, _: _torchvision("alexnet", num_classes=classes)),
+    "vgg11": (32, lambda classes, _: _torchvision("vgg11", num_classes=classes)),
     "alexnet_glad": (8, glad.alexnet_glad),
     "vgg11_glad": (32, lambda classes, _: glad.vgg11_glad(classes)),
     "resnet18_glad": (9, lambda classes, _: glad.resnet18_glad(classes)),  # as `_resnet` says
@@ -114,6 +113,13 @@ def expand_students(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(s for name in names for s in _GROUPS.get(name, (name,))))
 
 
+def _torchvision(name: str, **options: Any) -> nn.Module:
+    from torchvision import models  # seconds to import, and other students need none of it
+
+    network: nn.Module = getattr(models, name)(**options)
+    return network
+
+
 def _convnet(name: str, image_size: int, depth: str, width: str | None) -> Factory:
     if int(depth) >= image_size.bit_length():  # image_size < 2**depth
         raise UserError(
@@ -146,7 +152,8 @@ def _vit(name: str, image_size: int, patch: str | None, width: str | None) -> Fa
             "allowed: _w64, _w128, ..."
         )
     # vit_b_16 but for image_size, patch and width; heads and MLP scale as in DeiT's tiny and small.
-    return lambda classes: VisionTransformer(
+    return lambda classes: _torchvision(
+        "VisionTransformer",
         image_size=image_size,
         patch_size=side,
         num_layers=12,

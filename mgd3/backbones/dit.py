@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from diffusers import DiTTransformer2DModel
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -28,6 +27,9 @@ from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError, reading
 from mgd3.storage.checkpoints import metadata_json, read_weights
+
+if TYPE_CHECKING:  # seconds to import, and a finished run needs none of it
+    from diffusers import DiTTransformer2DModel
 
 
 class BareDiT:
@@ -98,6 +100,8 @@ class DiT:
         """The network and the wnids of its label rows (None: ImageNet's 1000 indices)."""
         trained_on = None
         if self._path is None:
+            from diffusers import DiTTransformer2DModel
+
             network = load_pretrained("backbone.weights", self._source, "transformer")
             if not isinstance(network, DiTTransformer2DModel):
                 raise UserError(f"{self._name} is a {type(network).__name__}, not a DiT")

@@ -70,7 +70,8 @@ def make_deterministic(wanted: bool) -> None:
 
     With `wanted`, an operation that has no such form raises, naming itself.
     """
-    torch.use_deterministic_algorithms(wanted)
+    if wanted != torch.are_deterministic_algorithms_enabled():  # it takes a second of imports
+        torch.use_deterministic_algorithms(wanted)
     if _limited:  # by an earlier run of this process
         torch.set_num_threads(_limited.pop())
     if wanted:

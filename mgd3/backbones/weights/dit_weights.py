@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
 from mgd3.runtime.errors import UserError
 from mgd3.storage.checkpoints import load_strictly, refuse_tensors
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
 
 # facebookresearch/DiT's names on the left, diffusers' on the right; {n} is the block's number.
 _SHARED = {
@@ -64,6 +67,8 @@ def build_network(
     """A DiT by its original constructor's arguments, one embedder shared by all blocks."""
     if hidden_size % num_heads:
         raise UserError(f"hidden_size={hidden_size} is not a multiple of num_heads={num_heads}")
+    from diffusers import DiTTransformer2DModel
+
     network = DiTTransformer2DModel(
         num_attention_heads=num_heads,
         attention_head_dim=hidden_size // num_heads,
