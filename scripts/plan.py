@@ -125,7 +125,8 @@ def _add(
         spent = rates.distilling(cfg.method.name, made_by)
         if spent is None:
             unknown = True
-            untimed.add(f"{cfg.method.name} with {backbone.get('weights', 'a closed form')}")
+            weights = backbone.get("weights", "a closed form")
+            untimed.add(f"{cfg.method.name} with {weights}" if made_by else str(cfg.method.name))
         else:
             needed["seconds"] += spent * images
     protocol = build_protocol(cfg)

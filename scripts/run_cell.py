@@ -145,7 +145,7 @@ def _say_what_was_chosen(cfg: DictConfig) -> None:
     taken = [
         f"{group}={choices(cfg)[group]}"
         for group in ("backbone", "protocol", "compute")
-        if group not in asked
+        if group not in asked and (group != "backbone" or group in identity.reads(cfg))
     ]
     if taken:
         log.info("%s: %s unless told otherwise", cfg.dataset.name, ", ".join(taken))

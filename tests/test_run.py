@@ -257,3 +257,13 @@ def test_weights_and_biases_records_offline_beside_the_sets_not_in_them(tmp_path
     labels, entries = read["train"]["label"], DistilledDataset(manifest.parent).manifest["images"]
     names = read["train"].features["label"].names
     assert sorted(names[k] for k in labels) == sorted(entry["wnid"] for entry in entries)
+
+
+def test_what_makes_no_image_names_no_backbone(tmp_path):
+    done = run(tmp_path, "method=random", "ipc=1", "students=[]", "tracker=none")
+    assert done.returncode == 0, done.stderr
+    assert "digits: protocol=hard_label_short, compute=small unless told otherwise" in done.stdout
+    (card,) = tmp_path.rglob("README.md")
+    assert not [
+        word for word in ("backbone", "dit_digits") if word in done.stdout + card.read_text()
+    ]
