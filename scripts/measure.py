@@ -18,6 +18,7 @@ listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, t
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import Tensor
 
 from eval.hub import local_images
 from eval.images import TestImages
@@ -61,6 +62,7 @@ def main(cfg: DictConfig) -> None:
         checks.flag("class_maps", cfg.class_maps)
         if cfg.most_real is not None:
             checks.integer("most_real", cfg.most_real, minimum=1)
+        checks.integer("unseen", cfg.unseen, minimum=0)
         names = names_of(sets, keys_of(cfg.by))
     record(folder, cfg)
     by_ipc: dict[int, dict[str, list[DistilledDataset]]] = defaultdict(lambda: defaultdict(list))
@@ -77,9 +79,10 @@ def main(cfg: DictConfig) -> None:
     name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     shown = dataset.classes[:MOST_CLASSES] if cfg.class_maps else ()
     maps = {info.name: label for label, info in enumerate(shown)}
+    unseen = _unseen(cfg, dataset, extract)
     for ipc, methods in sorted(by_ipc.items()):
         out = images / f"metrics-{name}-ipc{ipc}"
-        found = measure_sets(methods, extract, f"sets of ipc {ipc}", cfg.most_real, maps)
+        found = measure_sets(methods, extract, f"sets of ipc {ipc}", cfg.most_real, maps, unseen)
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
@@ -88,6 +91,17 @@ def main(cfg: DictConfig) -> None:
                 for m, pair in increments
             }
         _write(out, f"{name}, ipc {ipc}", name, found, repeated)
+
+
+def _unseen(
+    cfg: DictConfig, dataset: RealDataset, extract: FeatureExtractor
+) -> list[Tensor] | None:
+    """Features of test images by class, by which copies of training images are told."""
+    if cfg.unseen == 0:
+        return None
+    inventory = take_inventory(dataset, "val", 1, Path(cfg.cache), cfg.compute.workers)
+    images = [[image.decode() for image in found.images[: cfg.unseen]] for found in inventory]
+    return [extract(of_class)[0] for of_class in images]
 
 
 def _cover(

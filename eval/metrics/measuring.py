@@ -52,11 +52,13 @@ def measure_sets(
     what: str,
     most_real: int | None = None,
     maps: Mapping[str, int] | None = None,
+    unseen: Sequence[Tensor] | None = None,
 ) -> Measured:
     """Measure sets of one size; `what` they are stands beside the progress bar.
 
     `most_real` limits the real images of each class in the t-SNE plane; `maps` are classes, name
-    and label, that get a plane of their own.
+    and label, that get a plane of their own; `unseen` are features of real images that nothing was
+    made from, (M, D) by class.
     """
     pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
     labels = range(len(pairs[0][1].classes))
@@ -70,7 +72,7 @@ def measure_sets(
     with progress(f"measuring {what}", images, "images") as advance:
         for name, distilled in pairs:
             features = _features_by_class(distilled, extract, advance)
-            metrics[name].append(measure(real, features))
+            metrics[name].append(measure(real, features, unseen=unseen))
             first.setdefault(name, features)
     log.info("drawing maps of %s", what)
     planes = {"t-SNE": tsne_plane(real, first, most_real), "PCA": pca_plane(real, first)}

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eval.metrics.distances import checked, distances_to_real, nearest_distances
+from eval.metrics.distances import (
+    checked,
+    distances_to_real,
+    nearer_than,
+    nearest_distances,
+)
 from eval.metrics.planes import TsneScores
 from eval.results.layout import NONE, Layout
 from mgd3.runtime import checks
@@ -44,10 +49,15 @@ class SetMetrics:
     coverage: float  # share of the real whose ball holds a made image
     frechet: float  # squared, as FID is
     mmd: float  # squared and unbiased, so it may fall below 0
+    nearer: float | None  # share of pairs in which a made image is nearer to a real than an unseen
 
 
 def measure(
-    real: Sequence[Tensor], made: Sequence[Tensor], neighbors: int = 50, k: int = 5
+    real: Sequence[Tensor],
+    made: Sequence[Tensor],
+    neighbors: int = 50,
+    k: int = 5,
+    unseen: Sequence[Tensor] | None = None,
 ) -> SetMetrics:
     """All metrics of one set; features are compared as they are, not normalised.
 
@@ -55,7 +65,8 @@ def measure(
     Representativeness: mean distance to the `neighbors` nearest real samples of its class (the
     paper's section 5.2 leaves the class open), to all of them in a smaller class. Precision to
     coverage: balls that reach to the `k`-th nearest neighbour, or to the last where there are
-    fewer. Raises `UserError` for features that cannot be compared.
+    fewer. `unseen` are images that no generator was trained on, by which copies are told
+    (`nearer_than`). Raises `UserError` for features that cannot be compared.
     """
     checks.integer("neighbors", neighbors, minimum=1)
     checks.integer("k", k, minimum=1)
@@ -80,6 +91,9 @@ def measure(
         coverage=coverage,
         frechet=_frechet(all_real, all_made),
         mmd=_mmd(all_real, all_made),
+        nearer=None
+        if unseen is None
+        else nearer_than(made, checked(unseen, "unseen features", like=real), real),
     )
 
 
@@ -93,6 +107,7 @@ _COLUMNS = {
     "coverage": "coverage ↑",
     "frechet": "Fréchet ↓",
     "mmd": "MMD² ↓",
+    "nearer": "nearer than unseen (copies: 1)",
 }
 
 
@@ -112,6 +127,8 @@ def metrics_layout(
         "n": [str(len(sets)) for sets in measured.values()],
     }
     for name, header in _COLUMNS.items():
+        if all(getattr(s, name) is None for m in measured.values() for s in m):
+            continue
         columns[header] = [_cell([getattr(s, name) for s in m]) for m in measured.values()]
     if tsne is not None:
         for what in ("diversity", "representativeness"):

@@ -181,11 +181,17 @@ def shuffled(sets):
 
 def test_order_and_rotation_do_not_matter():
     real, made = [normal(0, 40, 6), 2 + normal(1, 30, 6)], [normal(2, 9, 6), 2 + normal(3, 5, 6)]
-    expected = pytest.approx(numbers(measure(real, made)), rel=1e-9)
-    assert numbers(measure(shuffled(real), shuffled(made))) == expected
+    unseen = [normal(4, 8, 6), 2 + normal(5, 8, 6)]
+
+    def found(real, made, unseen):
+        return numbers(measure(real, made, unseen=unseen))
+
+    expected = pytest.approx(found(real, made, unseen), rel=1e-9)
+    assert found(shuffled(real), shuffled(made), shuffled(unseen)) == expected
     turn = torch.linalg.qr(normal(9, 6, 6)).Q
-    assert numbers(measure([r @ turn for r in real], [m @ turn for m in made])) == expected
-    assert numbers(measure(real, [m @ turn for m in made])) != expected
+    turned = [[rows @ turn for rows in of] for of in (real, made, unseen)]
+    assert found(*turned) == expected
+    assert found(real, turned[1], unseen) != expected
 
 
 def planar(*places):
@@ -387,3 +393,20 @@ def test_what_cannot_be_compared_is_named(real, made, message):
 def test_settings_that_make_no_sense(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_copies_are_nearer_to_the_real_than_unseen_images_are():
+    draw = torch.Generator().manual_seed(0)
+    real, unseen, fresh = (
+        [torch.randn(n, 6, generator=draw).double() for _ in range(2)] for n in (80, 60, 60)
+    )
+    copies = [rows[:40] + 0.001 for rows in real]
+    assert measure(real, copies, unseen=unseen).nearer == 1.0
+    assert measure(real, unseen, unseen=unseen).nearer == 0.5
+    assert abs(measure(real, fresh, unseen=unseen).nearer - 0.5) < 0.1
+    far = [rows + 100 for rows in fresh]
+    found = measure(real, far, unseen=unseen)
+    assert found.nearer == 0.0
+    assert metrics_layout({"m": [found]}, "x").headers[-1] == "nearer than unseen (copies: 1)"
+    with pytest.raises(UserError, match="unseen features: 1 classes"):
+        measure(real, fresh, unseen=unseen[:1])
