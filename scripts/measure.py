@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
         protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
         images = local_images(str(cfg.images), Path(cfg.runs))
-        sets = _sets_of(dataset, images)
+        sets = sets_of(dataset, images)
         checks.flag("class_maps", cfg.class_maps)
         if cfg.most_real is not None:
             checks.integer("most_real", cfg.most_real, minimum=1)
@@ -117,7 +117,7 @@ def _cover(
     log.info("coverage: %s", out)
 
 
-def _sets_of(dataset: RealDataset, folder: Path) -> list[DistilledDataset]:
+def sets_of(dataset: RealDataset, folder: Path) -> list[DistilledDataset]:
     """The finished sets below a folder; `UserError` if none, or one of another dataset."""
     sets, _ = parted(distilled_sets(folder))
     if not sets:

@@ -71,7 +71,7 @@ def measure_sets(
     images = sum(len(distilled.manifest["images"]) for _, distilled in pairs)
     with progress(f"measuring {what}", images, "images") as advance:
         for name, distilled in pairs:
-            features = _features_by_class(distilled, extract, advance)
+            features = features_by_class(distilled, extract, advance)
             metrics[name].append(measure(real, features, unseen=unseen))
             first.setdefault(name, features)
     log.info("drawing maps of %s", what)
@@ -84,7 +84,7 @@ def measure_sets(
     )
 
 
-def _features_by_class(
+def features_by_class(
     distilled: DistilledDataset, extract: FeatureExtractor, advance: Callable[[], None]
 ) -> list[Tensor]:
     """Features (K, D) of each class's images, in label order."""
