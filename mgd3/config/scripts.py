@@ -124,7 +124,7 @@ class Script:
     def _unread(self, root: str) -> str:
         close = difflib.get_close_matches(root, self.known, n=3)
         others = [s.file for s in SCRIPTS.values() if root in s.known and s.name != self.name]
-        if self.hands_on or len(others) > _MOST_NAMED:
+        if len(others) > _MOST_NAMED:
             others = [f for f in others if f == "run.py"] or others[:_MOST_NAMED]
         said = f"{self.file} reads no key {root}."
         if close:

@@ -107,7 +107,7 @@ def test_a_script_without_its_keys_says_what_is_missing_without_torch():
         ("evaluate", ["images=x", "ipc=10"], r"reads no key ipc\. run\.py"),
         ("evaluate", ["images=/my", "photos"], r"""two kinds of quotes: 'images="/my photos"'"""),
         ("report", ["runs/demo", "folders=x"], r"Did you mean folder\?.*compare\.py reads it"),
-        ("make_tables", ["table=1", "plan=true"], r"no key plan\. .*reproduce\.py reads it"),
+        ("make_tables", ["table=1", "plan=true"], r"no key plan\. .*reproduce\.py read it"),
         ("reproduce", ["table1"], "write table=1"),
         ("report", ["a", "b"], "'a' is not KEY=VALUE"),
         ("run", ["students=[a,", "b"], r"students=\[a, b: a bracket is not closed"),
