@@ -17,14 +17,19 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mgd3.config.command import command
-from mgd3.config.schema import CONFIGS, refuse_unknown
+from mgd3.config.schema import CONFIGS, refuse_unknown, validate
 from mgd3.runtime.checks import flag
 from mgd3.runtime.errors import UserError
+from mgd3.storage.files import nothing_left_behind
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +38,10 @@ def run(cfg: DictConfig) -> None:
     """One dataset, method, IPC and seed; a sweep goes on where one of them fails."""
     in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
     try:
-        if flag("plan", cfg.plan):
+        with nothing_left_behind(_folder(), Path(cfg.runs)):
+            validate(cfg)
+            only_planned = flag("plan", cfg.plan)
+        if only_planned:
             from scripts.run_plan import print_plan  # torch and all that it takes
 
             print_plan(cfg, one=not in_sweep)
@@ -48,6 +56,11 @@ def run(cfg: DictConfig) -> None:
         raise
 
 
+def _folder() -> Path:
+    """What Hydra has made for this run."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
 def let_go(error: BaseException | None) -> None:
     """Forget the local variables of the calls that an error came through."""
     while error is not None:
@@ -58,7 +71,8 @@ def let_go(error: BaseException | None) -> None:
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")
 def main(cfg: DictConfig) -> None:
     """Refuse what is no key, then run."""
-    refuse_unknown(cfg)
+    with nothing_left_behind(_folder(), Path(cfg.runs)):
+        refuse_unknown(cfg)
     run(cfg)
 
 

@@ -22,12 +22,16 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 from timings import backbone, evaluation, modes, precision, sampling
 from timings.stopwatch import default_device
 
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.runtime import checks
 
@@ -67,4 +71,4 @@ def _of_device(options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command(main, positional="what", resumes=False)
+    command(main)

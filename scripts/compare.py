@@ -13,6 +13,11 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
@@ -22,7 +27,6 @@ from eval.results.rows import CIRCUMSTANCES, EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
 from eval.results.sweeps import keys_of, rows_by
 from eval.results.tables import notes
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.text import markdown_text
@@ -104,4 +108,4 @@ def _scores(row: EvalResult) -> EvalResult:
 
 
 if __name__ == "__main__":
-    command(main, positional="folders", resumes=False)
+    command(main)

@@ -1,7 +1,9 @@
 """experiment=demo as two processes of one thread each, under one bar, then the report (make demo).
 
 python scripts/demo.py                 runs below runs/demo
-python scripts/demo.py runs=FOLDER     what else is given goes to both sweeps
+python scripts/demo.py runs=FOLDER     what else is given goes to both sweeps (run.py --help)
+
+Writes the runs, their report and both logs below runs/demo.
 """
 
 from __future__ import annotations
@@ -112,6 +114,8 @@ def _show(sweeps: Sequence[Sweep], finished: SimpleQueue[int]) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
     logging.basicConfig(level=logging.INFO, handlers=[ScreenHandler()], format="%(message)s")
     with errors_for_people():
         main(sys.argv[1:])

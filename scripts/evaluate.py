@@ -17,10 +17,14 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
 
@@ -180,4 +184,4 @@ def find_sets(cfg: DictConfig, dataset: RealDataset) -> list[DistilledDataset]:
 
 
 if __name__ == "__main__":
-    command(main, positional="images")
+    command(main)

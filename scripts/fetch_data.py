@@ -1,4 +1,4 @@
-"""Fetch a dataset's public archive to where runs look for it; configs/fetch_data.yaml shows how."""
+"""Fetch a dataset's public archive to where runs look for it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.data.layouts.archives import data_folder, fetch_archive
 
@@ -29,4 +33,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main, positional="name")
+    command(main)

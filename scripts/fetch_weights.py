@@ -1,4 +1,4 @@
-"""Fetch a backbone's weights to where a run looks for them; configs/fetch_weights.yaml shows how.
+"""Fetch a backbone's weights to where a run looks for them.
 
 A broken download goes on where it stopped; sizes and checksums are verified where they are
 published.
@@ -15,12 +15,16 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 
 from mgd3.backbones.weights.download import PARTS, fetch_repository, sources_of
 from mgd3.backbones.weights.sources import find_file
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
@@ -32,8 +36,8 @@ from mgd3.storage.transfers import fetch_url, trust
 def sources(cfg: DictConfig) -> dict[str, list[str]]:
     """What was asked for, with the pipeline folders that are needed of each repository."""
     backbone = cfg.get("backbone")
-    if (cfg.source is None) == (backbone is None):
-        raise UserError("name one of them: backbone=NAME, or source=HUB_ID or source=https://…")
+    if cfg.source is not None and backbone is not None:
+        raise UserError("backbone and source are two: fetch one after the other")
     if cfg.source is not None:
         checksum = "" if cfg.sha256 is None else f"#sha256={cfg.sha256}"
         return {f"{cfg.source}{checksum}": list(PARTS)}
@@ -79,5 +83,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    a_source = any("/" in word and "=" not in word for word in sys.argv[1:])
-    command(main, positional="source" if a_source else "backbone")
+    command(main)

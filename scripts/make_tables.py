@@ -18,6 +18,11 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
@@ -32,7 +37,6 @@ from eval.tracking import artifact_name, keep
 from mgd3.config import identity
 from mgd3.config.build import build
 from mgd3.config.cell_command import cell_command
-from mgd3.config.command import command
 from mgd3.config.grid import Experiment, Located, paper_argument, read_request
 from mgd3.config.paper import FAMILIES
 from mgd3.config.schema import CONFIGS, choices
@@ -286,4 +290,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main, resumes=False, of_paper=True)
+    command(main)

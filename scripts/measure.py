@@ -15,6 +15,11 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
@@ -34,7 +39,6 @@ from eval.results.sweeps import keys_of, value_of, variants
 from eval.students.registry import expand_students
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
-from mgd3.config.command import command
 from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS, choices, plain, student_names
 from mgd3.data.datasets import RealDataset
@@ -181,4 +185,4 @@ def brief(table: Layout) -> Layout:
 
 
 if __name__ == "__main__":
-    command(main, positional="images", resumes=False)
+    command(main)

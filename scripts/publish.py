@@ -13,10 +13,14 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
@@ -65,4 +69,4 @@ def _check(distilled: DistilledDataset, cache: Path, real: bool) -> None:
 
 
 if __name__ == "__main__":
-    command(main, positional="set")
+    command(main)

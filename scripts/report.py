@@ -16,6 +16,11 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 from pydantic import BaseModel
@@ -38,7 +43,6 @@ from eval.results.rows import EvalResult, read_results
 from eval.results.sweeps import keys_of, rows_by
 from eval.results.tables import markdown, terminal
 from mgd3.config.build import build, build_space
-from mgd3.config.command import command
 from mgd3.config.identity import overrides_of, spelt
 from mgd3.config.schema import CONFIGS, composed
 from mgd3.data.datasets import RealDataset
@@ -166,4 +170,4 @@ def _real_images(
 
 
 if __name__ == "__main__":
-    command(main, positional="folder", resumes=False)
+    command(main)

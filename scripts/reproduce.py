@@ -16,10 +16,14 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime.errors import UserError
 
@@ -201,4 +205,4 @@ def main(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    command(main, of_paper=True)
+    command(main)

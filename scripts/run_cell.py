@@ -19,7 +19,7 @@ from rich.console import Console
 from eval.images import TestImages
 from eval.protocols.feasibility import require_feasible
 from eval.scoring import Execution, RunIds, missing_rows, score
-from eval.students.registry import expand_students
+from eval.students.registry import expand_students, find_student
 from mgd3.config import identity
 from mgd3.config.build import (
     build,
@@ -30,12 +30,12 @@ from mgd3.config.build import (
 )
 from mgd3.config.fetching import announce, fetch
 from mgd3.config.run_folder import begun, record
-from mgd3.config.schema import choices, plain, student_names, student_seeds, validate
+from mgd3.config.schema import choices, plain, student_names, student_seeds
 from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset, forget_journal
-from mgd3.data.inventory import SplitContent, contents_of
-from mgd3.distillers.parts import Distiller
+from mgd3.data.inventory import SplitContent, contents_of, require_images
+from mgd3.distillers.parts import Distiller, least_real
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
 from mgd3.runtime.machine import machine_name
@@ -116,12 +116,14 @@ def checked(cfg: DictConfig, run_dir: Path, fetching: bool = True) -> Cell:
 
     Without `fetching`, weights that are missing are so later, where they are read.
     """
-    validate(cfg)
     ranks, device = join(pick_device(cfg.compute.device))  # which GPU is this process's
     protocol, students = build_protocol(cfg), expand_students(student_names(cfg))
+    for student in students:  # a wrong name is refused before networks are loaded
+        find_student(student, protocol.image_size)
     distiller = build_distiller(cfg, ranks)  # a wrong value is refused before hours of fetching
     needs = announce(cfg) if fetching and ranks.first else []
     dataset = build(cfg, "dataset")  # fetches its own; refused, nothing else is fetched
+    require_images(dataset, least_real(distiller, cfg.ipc))
     fetch(needs)
     ranks.wait()
     require_feasible(protocol, students, cfg.ipc, len(dataset.classes), device)

@@ -12,6 +12,11 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 import matplotlib
 import torch
@@ -25,7 +30,6 @@ from torchvision.utils import make_grid
 
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Codec
-from mgd3.config.command import command
 from mgd3.config.schema import CONFIGS
 from mgd3.data.pixels import to_pixels
 from mgd3.modes.discovery import ModeFile
@@ -73,4 +77,4 @@ def _panels(folder: Path, codec: Codec, cfg: DictConfig) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    command(main, positional="sets", resumes=False)
+    command(main)

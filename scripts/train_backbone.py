@@ -16,6 +16,11 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 import torch
 from omegaconf import DictConfig
@@ -30,7 +35,6 @@ from mgd3.backbones.contract import Codec
 from mgd3.backbones.dit import BareDiT
 from mgd3.backbones.weights.dit_weights import build_network, constructor_arguments, to_original
 from mgd3.config.build import build, build_protocol
-from mgd3.config.command import command
 from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.data.datasets import RealDataset

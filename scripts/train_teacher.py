@@ -12,13 +12,17 @@ from mgd3.runtime.stopping import listen
 
 listen()  # before what takes seconds to load: Ctrl-C then ends in a sentence, too
 
+from mgd3.config.command import command, start
+
+if __name__ == "__main__":
+    start()  # and so do help and refusals
+
 import hydra
 from omegaconf import DictConfig
 
 from eval.images import TestImages
 from eval.protocols.soft_label import SoftLabel
 from mgd3.config.build import build, build_protocol
-from mgd3.config.command import command
 from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import CONFIGS
 from mgd3.runtime.compute import pick_device

@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mgd3.config.command import refuse_old_words
+from mgd3.config.arguments import understood
 from mgd3.config.grid import Experiment, paper_files, read_request
 from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS, plain
+from mgd3.config.scripts import SCRIPTS
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "results/README.md"]
 MOST_LINES = 120  # of the README
@@ -69,11 +70,10 @@ def test_a_command_composes(command: Command):
     assert (ROOT / script).is_file(), f"{command.place}: there is no {script}"
     if "--config-dir" in arguments:
         pytest.skip("needs a folder of the reader's own (tests/test_extending.py)")
-    whole = not set(arguments) & set(_LEFT_OUT)
+    whole = not set(arguments) & {*_LEFT_OUT, "--help"}
     arguments = [a for a in arguments if a not in _LEFT_OUT]
     register()
-    refuse_old_words(arguments)
-    overrides, multirun = _overrides(arguments)
+    overrides, multirun = _overrides(understood(arguments, SCRIPTS[Path(script).stem]))
     name = "config" if script == "run.py" else Path(script).stem
     jobs = _jobs(overrides)
     for job in jobs:
@@ -95,10 +95,9 @@ def test_a_target_of_make_exists(command: Command):
     assert wanted and wanted <= targets, f"{command.place}: the Makefile has no {wanted - targets}"
     for word in command.words[1:]:  # what a table's target hands to scripts/reproduce.py
         if word.startswith("ARGS="):
-            arguments = shlex.split(word.removeprefix("ARGS="))
-            refuse_old_words(arguments)
+            arguments = [*shlex.split(word.removeprefix("ARGS=")), "table=1"]
             register()
-            overrides, _ = _overrides([*arguments, "table=1"])
+            overrides, _ = _overrides(understood(arguments, SCRIPTS["reproduce"]))
             for job in _jobs(overrides):
                 cfg = _composed("reproduce", job)
             _require_cells(cfg, overrides)

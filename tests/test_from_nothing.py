@@ -81,7 +81,7 @@ def test_one_command_fetches_everything_and_says_what_first(world, tmp_path):
     [
         (
             ("dataset.download=false",),
-            "archive is not in .*fetch_data.py name=imagenette",
+            "archive is not in .*fetch_data.py imagenette",
         ),
         (("method=random", "dataset.download=false"), "fast.ai's archive is not in"),
         (("guidance.scale=no",), "guidance.scale='no' is not a number"),

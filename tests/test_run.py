@@ -216,9 +216,16 @@ def test_an_explicit_folder_is_honoured_and_guarded(tmp_path):
             "guidance.scal is not a key of this configuration. Did you mean scale?",
         ),
         ("ipc=ten", "ipc='ten' is not an integer; allowed: >= 1"),
+        (
+            "ipc=200",
+            "class 8 (digit 8), the smallest of dataset=digits, has 104 usable train "
+            "images, fewer than the 200 needed; ipc=104 is the largest possible here",
+        ),
         ("ipc=0", "ipc=0 is out of range; allowed: >= 1"),
         ("dataset=imagenete", "imagenette"),
         ("dataset=imagenette", "dataset.root is not set"),
+        ("students=[resnt18]", "Did you mean resnet18?"),
+        ("protocol.epochs_by_ipc=20", "write protocol.epochs_by_ipc=[[10,200],[null,100]]"),
         ("students=[convnet9]", "convnet9 halves 8 px 9 times"),
         ("seed=-1", "seed=-1 is out of range"),
     ],

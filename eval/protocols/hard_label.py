@@ -90,12 +90,17 @@ class HardLabel:
         augmentation: Mapping[str, Any],
         image_weights: str = "none",
         training_precision: str = "float32",
+        epochs: int | None = None,
     ) -> None:
+        """`epochs`, where given, stands in place of the whole table."""
         self.name = name
         self.image_size = check_image_size(image_size)
         self.stored_size = self.test_resize = self.image_size
         self.epochs_by_ipc = _epoch_table(epochs_by_ipc)
         self.shorten_100_classes = checks.flag("protocol.shorten_100_classes", shorten_100_classes)
+        if epochs is not None:
+            self.epochs_by_ipc = [(None, checks.integer("protocol.epochs", epochs, minimum=1))]
+            self.shorten_100_classes = False
         self.tests_per_run = checks.integer("protocol.tests_per_run", tests_per_run, minimum=1)
         self.optimization = options(Optimization, "protocol.optimization", optimization)
         self.many_classes = options(ManyClasses, "protocol.many_classes", many_classes)
@@ -117,7 +122,8 @@ class HardLabel:
                     )
                 return epochs
         raise UserError(
-            f"protocol.epochs_by_ipc has no row for ipc={ipc}; add one, e.g. [null, 300]"
+            f"protocol.epochs_by_ipc has no row for ipc={ipc}; add one, e.g. "
+            "protocol.epochs_by_ipc=[[null,300]], or give protocol.epochs=300 for any ipc"
         )
 
     def recipe(self, ipc: int, num_classes: int, student: str) -> Recipe:
@@ -208,7 +214,7 @@ def _epoch_table(rows: Sequence[Sequence[int | None]]) -> list[tuple[int | None,
             None if most is None else checks.integer(key, most, minimum=1),
             checks.integer(key, epochs, minimum=1),
         )
-        for most, epochs in pairs(key, rows, "largest ipc or null, epochs")
+        for most, epochs in pairs(key, rows, "largest ipc or null, epochs", "[[10,200],[null,100]]")
     ]
 
 

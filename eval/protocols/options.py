@@ -39,12 +39,18 @@ def check_interval(key: str, value: object) -> None:
         raise UserError(f"{key}={list(value)} must be [low, high]")
 
 
-def pairs(key: str, rows: object, columns: str) -> list[tuple[Any, Any]]:
-    """A table of two columns as pairs, their values unchecked; `columns` names them."""
+def pairs(key: str, rows: object, columns: str, example: str) -> list[tuple[Any, Any]]:
+    """A table of two columns as pairs, their values unchecked.
+
+    Raises `UserError` that names the `columns`, with an `example` to type.
+    """
     table = []
     for row in rows if isinstance(rows, list) else [rows]:
         if not isinstance(row, list) or len(row) != 2:
-            raise UserError(f"{key}: {row!r} must be a pair [{columns}]")
+            raise UserError(
+                f"{key}: {row!r} must be a pair [{columns}], in a list of "
+                f"such pairs; write {key}={example}"
+            )
         table.append((row[0], row[1]))
     return table
 

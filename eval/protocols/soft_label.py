@@ -251,5 +251,5 @@ def _batch_table(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     key = "protocol.batch_by_ipc"
     return [
         (checks.integer(key, ipc, minimum=1), checks.integer(key, size, minimum=1))
-        for ipc, size in pairs(key, rows, "smallest ipc, batch size")
+        for ipc, size in pairs(key, rows, "smallest ipc, batch size", "[[1,10],[50,100]]")
     ]

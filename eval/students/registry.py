@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import re
@@ -39,6 +40,15 @@ _GRAMMAR = (
     f"vit[_p<patch>][_w<width>], vit_glad[_p<patch>], {', '.join(_FIXED)}, timm/<model>, "
     "or <module>.<function> of your own; "
     f"in a list of students also {', '.join(_GROUPS)}"
+)
+
+# One name of each kind, for a name that is nearly one of them
+_EXAMPLES = (
+    *(f"convnet{depth}" for depth in range(1, 9)),
+    *("resnetap10", "resnetap18", "vit", "vit_glad"),
+    *(f"resnet{depth}{norm}" for depth in BLOCKS for norm in ("", "_bn")),
+    *_FIXED,
+    *_GROUPS,
 )
 
 Factory: TypeAlias = Callable[[int], nn.Module]  # by number of classes
@@ -90,7 +100,9 @@ def find_student(name: str, image_size: int) -> Factory:
     for pattern, family in _FAMILIES.items():
         if m := re.fullmatch(pattern, name):
             return family(name, image_size, *m.groups())
-    raise UserError(f"students: {name!r} is unknown; allowed: {_GRAMMAR}")
+    close = difflib.get_close_matches(name, _EXAMPLES, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(f"students: {name!r} is unknown.{hint} Allowed: {_GRAMMAR}")
 
 
 def network_version(name: str, image_size: int) -> int:

@@ -46,7 +46,7 @@ class LDM:
         if path is None:
             raise UserError(
                 f"backbone.weights={weights} does not exist; allowed: CompVis's model.ckpt or its "
-                "https address (python scripts/fetch_weights.py backbone=ldm_cin256)"
+                "https address (python scripts/fetch_weights.py ldm_cin256)"
             )
         self._path = path
         self.codec = VAECodec(lambda: self._loaded.vq, image_size, compute=self.compute)

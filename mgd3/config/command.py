@@ -9,181 +9,88 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
-from hydra.errors import HydraException, OverrideParseException
+import hydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mgd3.config.identity import register, spelt
+from mgd3.config.arguments import understood
+from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS, ROOT
+from mgd3.config.scripts import SCRIPTS, Script
+from mgd3.runtime import checks
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.stopping import Stopped, received
 from mgd3.runtime.text import one_line
 from mgd3.storage.files import REFUSALS
 
-_MOVED: dict[str, str | None] = {  # keys of earlier versions, and what stands for them
-    **{
-        key: f"compute.{key}"
-        for key in (
-            "device", "precision", "compile", "channels_last", "vae_slicing", "batch_size",
-            "workers", "parallel",
-        )
-    },
-    **{
-        f"protocol.{key}": f"protocol.optimization.{key}"
-        for key in (
-            "lr", "lr_by_student", "momentum", "weight_decay", "milestones", "gamma",
-            "cosine_periods",
-        )
-    },
-    **{
-        f"protocol.{key}": f"protocol.augmentation.{key}"
-        for key in ("crop_scale", "crop_ratio", "flip", "jitter", "lighting", "cutmix", "patches")
-    },
-    "protocol.batch_size": "protocol.optimization.batch_size",
-    "protocol.labels": "protocol.answers.source",
-    "protocol.label_seed": "protocol.answers.seed",
-    "protocol.temperature": "protocol.answers.temperature",
-    "protocol.precision": "compute.training_precision",
-    "finetune.precision": "compute.training_precision",
-    "train.precision": "compute.training_precision",
-    "guidance.schedule": None, "guidance.adapt": None, "guidance.repulsion": None,
-}  # fmt: skip
 
+def start() -> None:
+    """Understand what was typed: call it before what takes seconds to load.
 
-_STAYED = ""
-OF_DATASET = "dataset."  # keys of whichever dataset it is
-
-
-# Options that scripts had before they spoke Hydra's dialect.
-_OLD_OPTIONS = (
-    "picture", "plot", "by", "markdown", "best", "plan", "rehearsal", "only", "out", "steps",
-    "latents", "num_modes", "epochs", "no_real", "vae", "image_size", "least", "sha256",
-)  # fmt: skip
-
-
-def command(
-    main: Callable[[], None],
-    positional: str | None = None,
-    resumes: bool = True,
-    of_paper: bool = False,
-) -> None:
-    """Run a script's Hydra main; `positional` is the key that a bare word most likely means.
-
-    `resumes` says whether the same command goes on where a signal has stopped it; `of_paper`,
-    whether datasets are those of a paper's table rather than the one that Hydra composes with.
+    Prints help, completes a shell's words, and refuses what this script does not read.
     """
+    script = _this()
+    given = sys.argv[1:]
+    if {"-h", "--help"} & set(given):
+        print(script.help())
+        sys.exit()
+    if {"-sc", "--shell_completion"} & set(given):
+        _complete(given, script)
+        sys.exit()
+    with errors_for_people(script.resumes):
+        sys.argv[1:] = understood(given, script)
+
+
+def _complete(given: list[str], script: Script) -> None:
+    """A shell's question for what a word may become; the function that asks is Hydra's."""
+    line = os.environ.get("COMP_LINE", "")
+    word = line[: int(os.environ.get("COMP_POINT", len(line)))].rpartition(" ")[2]
+    if any(argument.startswith("query=") for argument in given) and re.fullmatch(r"\w*", word):
+        print("\n".join(script.completions(word)))  # Hydra composes once for each group
+    else:
+        register()
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name=script.name)(_nothing)()
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a script's Hydra main; what its user can mend is said in one line."""
     register()
     logging.raiseExceptions = False  # a full disk loses a line of the log, not the screen
-    with errors_for_people(resumes):
-        refuse_old_words(sys.argv[1:], positional)
-        if _sweeps(sys.argv[1:]):
-            sys.argv[1:] = [_for_each_run(argument) for argument in sys.argv[1:]]
-        if of_paper:
-            sys.argv[1:] = [_as_text(_unchecked(argument)) for argument in sys.argv[1:]]
+    with errors_for_people(_this().resumes):
         main()
 
 
-def _sweeps(arguments: Sequence[str]) -> bool:
-    """Is this a sweep, by option or by its experiment?"""
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
-        return True
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    file = Path(CONFIGS, "experiment", f"{given.get('experiment')}.yaml")
-    return file.is_file() and "MULTIRUN" in file.read_text()
+def _this() -> Script:
+    """The script that this process runs."""
+    return SCRIPTS[Path(sys.argv[0]).stem]
 
 
-def _for_each_run(argument: str) -> str:
-    """One value of a group's key as a sweep over it alone.
-
-    Hydra then composes each run with it, but not the sweep's own configuration, whose method may
-    have no such key.
-    """
-    of_group = re.fullmatch(r"([a-z]+)\.[^=]+=(?!.*\(|.*,(?![^\[{]*[\]}]))(.+)", argument)
-    if not of_group or of_group[1] == "hydra" or not Path(CONFIGS, of_group[1]).is_dir():
-        return argument
-    key, _, value = argument.partition("=")
-    return f"{key}=choice({value})"
-
-
-def _unchecked(argument: str) -> str:
-    """A key of the dataset as one that Hydra adds: the table's dataset has it, digits may not."""
-    return f"++{argument}" if argument.startswith(OF_DATASET) else argument
-
-
-def _as_text(argument: str) -> str:
-    """The name of a cell in quotes, for its commas, pluses and brackets mean nothing to Hydra."""
-    key, is_pair, value = argument.partition("=")
-    text = key == "explain" and is_pair and value != "null" and not value.startswith(('"', "'"))
-    return f"{key}={spelt(value)}" if text else argument
-
-
-def refuse_old_words(arguments: Sequence[str], positional: str | None = None) -> None:
-    """`UserError` for what Hydra's dialect does not know: bare words, options, keys that moved."""
-    follows = False
-    for argument in arguments:
-        if argument.startswith("-"):
-            follows = argument in ("--config-dir", "-cd", "--config-name", "-cn", "-cp", "-p", "-c")
-            follows |= argument in ("--cfg", "--info", "-i", "--package", "--config-path")
-            word = argument.lstrip("-").partition("=")[0].replace("-", "_")
-            if word in _OLD_OPTIONS:
-                raise UserError(f"{argument} is no option any more: write {word}=VALUE")
-            continue
-        key, is_pair, value = argument.lstrip("+~").partition("=")
-        if is_pair and not value and not argument.startswith("~"):
-            raise UserError(
-                f"{argument} has no value (a variable that is not set?); give one, or leave "
-                f"{key} out; an empty text is written {key}='\"\"'"
-            )
-        if not is_pair and not follows and not argument.startswith("~"):
-            hint = f"; write {positional}={argument}" if positional else ""
-            raise UserError(f"{argument!r} is not KEY=VALUE{hint}")
-        follows = False
-        if value == "null" and key != "experiment" and (Path(CONFIGS) / key).is_dir():
-            names = sorted(path.stem for path in (Path(CONFIGS) / key).glob("*.yaml"))
-            raise UserError(f"{argument}: this needs a name; allowed: {', '.join(names)}")
-        now = _moved(key)
-        if now != _STAYED:
-            raise UserError(
-                f"{key} is now {now}: write {now}={value}"
-                if now
-                else f"{key} is gone: no table and no result used it"
-            )
-        elsewhere = any(a.startswith(("guidance=", "experiment=")) for a in arguments)
-        if key == "guidance.tangent_dim" and not elsewhere:
-            raise UserError(f"{key} belongs to guidance=mode_tangent: add that")
-        if key == "paper":
-            name = value.rpartition("/")[2]
-            kind, number = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
-            raise UserError(f"paper tables run as «python scripts/reproduce.py {kind}={number}»")
-        if key == "only" and "=" in value:
-            raise UserError(f"{argument} is now only.{value}")
-
-
-def _moved(key: str) -> str | None:
-    """The new name of a key, None for one that is gone, `_STAYED` for all others."""
-    for recipe in ("protocol.teacher.recipe.", "features.recipe.", "metrics.recipe."):
-        if key.startswith(recipe):
-            now = _MOVED.get(f"protocol.{key.removeprefix(recipe)}", _STAYED)
-            return f"{recipe}{now.removeprefix('protocol.')}" if now else now
-    return _MOVED.get(key, _STAYED)
+def _nothing(cfg: DictConfig) -> None:
+    """What Hydra runs where it completes words: never called."""
 
 
 @contextmanager
 def errors_for_people(resumes: bool = True) -> Iterator[None]:
     """Print what a user can mend in one paragraph, exit with 1; a bug shows its traceback."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra swallows the exception's type
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra swallows the exception's type
     try:
-        yield
+        with _without_hydras_line():
+            yield
     except UserError as error:
         _exit(str(error))
     except CorruptFileError as error:
         _exit(f"{error}; delete it and run the same command to make it again")
     except (HydraException, OmegaConfBaseException) as error:
         _exit(str(_mistake_behind(error) or explained(error)))
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as with «| head»
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if not (error.errno in REFUSALS or _raised_by_hydra(error)):
             raise
@@ -203,6 +110,31 @@ def errors_for_people(resumes: bool = True) -> Iterator[None]:
         if not received():  # else what a process leaves behind that others waited for
             raise
         _end(received(), resumes)
+
+
+class _Filter:
+    """A stream without the line that Hydra writes before each error: it says nothing of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As the stream's own, but for that line."""
+        unwanted = text.startswith("Error executing job with overrides: ")
+        return len(text) if unwanted else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _without_hydras_line() -> Iterator[None]:
+    whole = sys.stderr
+    sys.stderr = _Filter(whole)
+    try:
+        yield
+    finally:
+        sys.stderr = whole
 
 
 def _end(number: int, resumes: bool) -> None:
@@ -244,6 +176,15 @@ def explained(error: Exception) -> str:
         return (
             f"experiment={kind}{number} is a {kind} of the paper, many runs; run it as «python "
             f"scripts/reproduce.py {kind}={number}» (plan=true says what it would take)"
+        )
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return str(checks.unknown(group, name, [o for o in error.options if o != name]))
+    if ambiguous := re.search(r"Ambiguous value for argument '(.*?)=(.*)'\n", str(error)):
+        key, values = ambiguous.groups()
+        return (
+            f"{key}={values} is several values: -m runs them all, one after another; a list is "
+            f"written {key}=[{values}]"
         )
     if isinstance(error, OverrideParseException):
         return (

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mgd3.config import identity
-from mgd3.config.command import OF_DATASET, explained
+from mgd3.config.arguments import OF_DATASET
+from mgd3.config.command import explained
 from mgd3.config.families import evaluator_family, refuse_mixed_families
 from mgd3.config.paper import PLACES, read_table
 from mgd3.config.schema import CONFIGS, choices, composed, plain, student_names, student_seeds

@@ -70,12 +70,11 @@ def begun(cfg: DictConfig, claims: bool = False) -> Iterator[Path]:
         if not isinstance(cfg.get(key, "."), str) or not cfg.get(key, "."):
             raise UserError(f"{key}={cfg[key]!r} is no folder; give one, or leave {key} out")
     refuse_foreign(folder, claims)
-    was_empty = not any(folder.iterdir())
-    with writing(folder):
-        (folder / RUN_LOCK).touch()  # from now on it is a run's
-    keep_freed_memory()
-    make_deterministic(checks.flag("compute.deterministic", cfg.compute.deterministic))
-    with nothing_left_behind(folder, was_empty):
+    with nothing_left_behind(folder, Path(cfg.get("runs", "."))):
+        with writing(folder):
+            (folder / RUN_LOCK).touch()  # from now on it is a run's
+        keep_freed_memory()
+        make_deterministic(checks.flag("compute.deterministic", cfg.compute.deterministic))
         yield folder
     remove_leftovers(Path(cfg.cache), *folder.parent.glob(f"*/{RECORD}"))
 

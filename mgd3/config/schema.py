@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.gpu import refuse_missing_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = str(ROOT / "configs")
@@ -68,13 +69,14 @@ def composed(*overrides: str, name: str = "config") -> DictConfig:
 
 
 def validate(cfg: DictConfig) -> None:
-    """Root keys and values that no constructor sees."""
+    """Root keys and values that no constructor sees, and what needs no torch to be refused."""
     minimum = {"ipc": 1, "seed": 0, "student_seeds": 1, "first_student_seed": 0, "pool": 1}
     for key, least in minimum.items():
         if key in cfg:
             checks.integer(key, cfg[key], minimum=least)
     if cfg.get("report") is not None:
         checks.flag("report", cfg.report)
+    refuse_missing_gpu(cfg.compute.device)
 
 
 def refuse_unknown(cfg: DictConfig) -> None:

@@ -251,7 +251,7 @@ def _archive(name: str, archive: str | None, download: bool, place: Path) -> Pat
     if not (download and may_fetch()):
         raise UserError(
             f"dataset.root is not set, and fast.ai's archive is not in {place}: «python "
-            f"scripts/fetch_data.py name={archive}» fetches it ({known.gigabytes} GB), so does "
+            f"scripts/fetch_data.py {archive}» fetches it ({known.gigabytes} GB), so does "
             f"dataset.download=true; without a network, unpack {known.name}.tgz there, or give "
             "ImageNet's folder with dataset.root=PATH"
         )

@@ -72,16 +72,28 @@ def take_inventory(
                 "them out"
             )
         log.warning("%s; left out (dataset.skip_broken=true)", message)
-    usable = []
-    for info, images in zip(dataset.classes, listing, strict=True):
-        kept = tuple(i for i in images if not found[i.key].startswith(_BROKEN))
-        if len(kept) < minimum:
-            raise UserError(
-                f"class {info.wnid} ({info.name}) of dataset={dataset.name} has {len(kept)} usable "
-                f"{split} images, fewer than the {minimum} needed; lower ipc or add images"
-            )
-        usable.append(ClassImages(kept, tuple(found[i.key] for i in kept)))
-    return usable
+    kept = [[i for i in images if not found[i.key].startswith(_BROKEN)] for images in listing]
+    _require(dataset, split, [len(images) for images in kept], minimum)
+    return [ClassImages(tuple(images), tuple(found[i.key] for i in images)) for images in kept]
+
+
+def require_images(dataset: RealDataset, minimum: int) -> None:
+    """`UserError` if a class has fewer than `minimum` training files, whether usable or not."""
+    classes = range(len(dataset.classes))
+    _require(dataset, "train", [len(dataset.images("train", label)) for label in classes], minimum)
+
+
+def _require(dataset: RealDataset, split: str, counts: Sequence[int], minimum: int) -> None:
+    """`UserError` that names the smallest class if it has fewer than `minimum` images."""
+    least = min(counts)
+    if least >= minimum:
+        return
+    smallest = dataset.classes[counts.index(least)]
+    lower = f"ipc={least} is the largest possible here; lower ipc, or " if least else ""
+    raise UserError(
+        f"class {smallest.wnid} ({smallest.name}), the smallest of dataset={dataset.name}, has "
+        f"{least} usable {split} images, fewer than the {minimum} needed; {lower}add images"
+    )
 
 
 def looking(dataset: RealDataset, split: str, cache: Path) -> tuple[Stage, list[ClassImages]]:

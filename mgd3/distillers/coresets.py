@@ -12,14 +12,14 @@ from torch import Tensor
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import ClassImages, take_inventory
-from mgd3.distillers.parts import FeatureSpace
+from mgd3.distillers.parts import FeatureSpace, OfRealImages
 from mgd3.distillers.real_images import copy_images, copying
 from mgd3.runtime.compute import Work
 from mgd3.runtime.stages import Stage
 from mgd3.storage.timing import StageTimes
 
 
-class _Coreset:
+class _Coreset(OfRealImages):
     """Copies what `choose` picks in each class."""
 
     def __init__(self, features: FeatureSpace, work: Work) -> None:

@@ -89,6 +89,11 @@ class GenerativeDistiller:
             raise UserError("pool=1 leaves nothing to select; set pool=2 or more, or select=first")
         self._decoding = Batches(_DECODE_BATCH, "decoding")
 
+    def least_real(self, ipc: int) -> int:
+        """Each mode is the centre of one real image at least; selection has its own need."""
+        needs_modes = self.guidance.needs_modes or self.start.needs_modes
+        return ipc if needs_modes or self.pool > 1 else 0
+
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
     ) -> DistilledDataset:

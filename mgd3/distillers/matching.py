@@ -13,6 +13,7 @@ from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import to_pil
+from mgd3.distillers.parts import OfRealImages
 from mgd3.distillers.siamese_augmentation import SiameseAugmentation
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
@@ -42,7 +43,7 @@ class RandomEmbeddings(Protocol):
         """Inputs (B, 3, H, W) to embeddings (B, D), differentiable, weights frozen."""
 
 
-class DistributionMatching:
+class DistributionMatching(OfRealImages):
     """Zhao & Bilen 2023: in every iteration a fresh network, and for each class one augmentation.
 
     loss = sum over classes of || mean embed(A(real)) - mean embed(A(synthetic)) ||^2; SGD on the

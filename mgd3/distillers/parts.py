@@ -81,6 +81,19 @@ class Sampler(Protocol):
         """Latents (B, C, h, w) of a batch."""
 
 
+class OfRealImages:
+    """A distiller that chooses among real images, or begins with some: `ipc` of each class."""
+
+    def least_real(self, ipc: int) -> int:
+        """How many real training images each class must have."""
+        return ipc
+
+
+def least_real(distiller: Distiller, ipc: int) -> int:
+    """How many real training images a method needs of each class; 0 where it does not say so."""
+    return distiller.least_real(ipc) if hasattr(distiller, "least_real") else 0
+
+
 class Distiller(Protocol):
     """Makes a distilled dataset; goes on from whatever its folder already holds.
 

@@ -12,6 +12,7 @@ from mgd3.backbones.contract import Backbone
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
 from mgd3.data.inventory import ClassImages, take_inventory
+from mgd3.distillers.parts import OfRealImages
 from mgd3.modes.discovery import discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime.compute import Work
@@ -21,7 +22,7 @@ from mgd3.runtime.stages import Stage
 _COPYING = 0.02  # seconds an image
 
 
-class RandomReal:
+class RandomReal(OfRealImages):
     """A seeded random subset of each class, without replacement, at its original resolution."""
 
     def __init__(self, work: Work) -> None:
@@ -76,7 +77,7 @@ class FullReal:
         return [copying(sum(self.per_class(inventory)), "all there are")]
 
 
-class FirstFiles:
+class FirstFiles(OfRealImages):
     """The first images of each class in the order of their names: the literature's «random»."""
 
     def __init__(self, work: Work) -> None:
@@ -100,7 +101,7 @@ class FirstFiles:
         return [copying(len(dataset.classes) * ipc, "the first of each class")]
 
 
-class ClosestReal:
+class ClosestReal(OfRealImages):
     """The real image nearest to each mode: mode discovery without generation (Table 5, row 1)."""
 
     def __init__(self, backbone: Backbone, modes: ModeFinder, work: Work) -> None:

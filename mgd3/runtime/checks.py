@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.text import is_printable
@@ -58,10 +58,15 @@ def choice(key: str, value: object, options: Iterable[str]) -> str:
     """`value` if it is one of `options`, else `UserError` with the closest one."""
     options = list(options)
     if value not in options:
-        close = difflib.get_close_matches(str(value), options, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise UserError(f"{key}={value!r} is unknown.{hint} Allowed: {', '.join(options)}")
+        raise unknown(key, repr(value), options)
     return str(value)
+
+
+def unknown(key: str, shown: str, options: Sequence[str]) -> UserError:
+    """That a value, as it is `shown`, is none of the options: with the closest, and all of them."""
+    close = difflib.get_close_matches(shown.strip("'"), options, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return UserError(f"{key}={shown} is unknown.{hint} Allowed: {', '.join(options)}")
 
 
 def _allowed(minimum: float | None, maximum: float | None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.gpu import unavailable, why_no_gpu
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,18 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"compute.device={device} is not available here; allowed: auto, cpu, cuda"
-        ) from error
+        raise unavailable(device, _reason(device)) from error
+
+
+def _reason(device: str) -> str:
+    """Why a device cannot be had."""
+    if device.split(":")[0] != "cuda":
+        return "this build of PyTorch has no such device"
+    if count := torch.cuda.device_count():
+        return (
+            f"there are {count} GPUs, from cuda:0 on" if count > 1 else "there is one GPU, cuda:0"
+        )
+    return why_no_gpu() or "the driver finds no GPU, or one that this build of PyTorch is not for"
 
 
 @dataclass(frozen=True, kw_only=True)

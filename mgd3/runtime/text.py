@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 # Of marks that mean something between words alone, only those: «0.0*» and hard_label stay legible.
 _MARKDOWN_MARKS = re.compile(r"[\\`|~<]|\*(?=\S)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(|&(?=#?\w+;)")
@@ -20,6 +21,15 @@ class PrintableFormatter(logging.Formatter):
         """The line, or the lines of a traceback."""
         lines = super().format(record).split("\n")
         return "\n".join(_UNPRINTABLE.sub(" ", line) for line in lines)
+
+
+class RunLog(logging.FileHandler):
+    """A run's log; a run that was refused has no folder any more, and its error no file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line where there is a place for it."""
+        if self.stream is not None or Path(self.baseFilename).parent.is_dir():
+            super().emit(record)
 
 
 def is_printable(text: str) -> bool:

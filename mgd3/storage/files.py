@@ -156,31 +156,33 @@ def local_path(value: str) -> Path | None:
 
 
 @contextmanager
-def nothing_left_behind(run_dir: Path, was_empty: bool) -> Iterator[None]:
-    """Remove a run's folder again if the run is refused before it has written anything.
+def nothing_left_behind(run_dir: Path, runs: Path) -> Iterator[None]:
+    """Remove a run's folder again if the run fails before it has written anything.
 
-    Only one that was empty before, and that no other process has begun to work in.
+    Only one that is empty before, and that no other process has begun to work in; with it, empty
+    ones above it that lie below `runs` or the working directory.
     """
+    was_empty = not any(run_dir.iterdir())
     try:
         yield
-    except UserError:
+    except BaseException:
         inside = list(run_dir.iterdir()) if was_empty and run_dir.is_dir() else []
         mine = all(f.suffix == ".log" or f.name == RUN_LOCK for f in inside)
         if was_empty and run_dir.is_dir() and not run_dir.is_symlink() and mine and _free(run_dir):
-            for path in inside:
+            for path in (*inside, run_dir / RUN_LOCK):  # which looking at the lock has made
                 path.unlink(missing_ok=True)
-            remove_empty(run_dir)
+            remove_empty(run_dir, runs)
         raise
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove an empty folder, and those above it that are then empty and below this place."""
+def remove_empty(folder: Path, runs: Path = Path()) -> None:
+    """Remove an empty folder, and those above it that are then empty, below `runs` or here."""
     above = {Path.cwd(), *Path.cwd().parents}  # not ours, even if empty
     for place in (folder.absolute(), *folder.absolute().parents):
         if place in above or not place.is_dir() or place.is_symlink() or any(place.iterdir()):
             break
         place.rmdir()
-        if not place.parent.is_relative_to(Path.cwd()):
+        if not any(top in place.parent.parents for top in (Path.cwd(), runs.absolute())):
             break
 
 

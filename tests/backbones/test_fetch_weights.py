@@ -189,7 +189,7 @@ def test_what_the_script_fetches_is_what_a_run_finds(tree, tmp_path):
             tmp_path, f"source={url}", "insecure=true", script="scripts/fetch_weights.py", **weights
         )
         assert again.returncode == 0 and len(server.requested) == count
-    after = run(tmp_path, *options, **weights)
+    after = run(tmp_path, *options, "ipc=2", **weights)
     assert "first 10 classes and does not know the class 'cat'" in after.stderr  # it was read
 
 
@@ -267,22 +267,20 @@ def test_offline_every_missing_weight_has_one_message(tmp_path, monkeypatch):
     assert done.returncode == 1
     for part in (
         "hub's " + source,
-        f"python scripts/fetch_weights.py source={source}",
+        "python scripts/fetch_weights.py sd15.",
         "weights=PATH",
     ):
         assert part in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
-    fetching = apart(
-        tmp_path, f"source={source}", script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1"
-    )
+    fetching = apart(tmp_path, source, script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1")
     assert fetching.returncode == 1 and "HF_HUB_OFFLINE is set" in fetching.stderr
 
 
 def test_an_unknown_backbone_lists_the_known(tmp_path):
     done = run(tmp_path, "backbone=dit_xl2", script="scripts/fetch_weights.py")
     assert done.returncode == 1
-    assert "Could not find 'backbone/dit_xl2'" in done.stderr and "dit_xl2_256" in done.stderr
-    done = run(tmp_path, "backbone=toy", script="scripts/fetch_weights.py")
+    assert "backbone=dit_xl2 is unknown. Did you mean dit_xl2_" in done.stderr
+    done = run(tmp_path, "toy", script="scripts/fetch_weights.py")
     assert done.returncode == 0 and "this backbone needs no weights" in done.stdout
 
 

@@ -136,7 +136,7 @@ def test_an_image_size_that_the_first_stage_cannot_halve_is_refused(tmp_path):
 
 
 def test_a_missing_file_names_the_command(tmp_path):
-    with pytest.raises(UserError, match=r"fetch_weights\.py backbone=ldm_cin256"):
+    with pytest.raises(UserError, match=r"fetch_weights\.py ldm_cin256"):
         ldm(tmp_path / "model.ckpt")
     url = "https://example.org/none/model.ckpt"
     with pytest.raises(UserError, match=f"fetch_weights.py source={url}.*backbone.weights=PATH"):

@@ -70,7 +70,7 @@ def test_the_first_use_fetches_and_the_next_finds(server, monkeypatch, tmp_path)
     server.drops = 1
     values = {"name": "imagenette", "class_list": "imagenette", "root": None, "student_size": 16,
               "archive": "imagenette"}  # fmt: skip
-    with pytest.raises(UserError, match=r"not in .*data: «python scripts/fetch_data.py name=imag"):
+    with pytest.raises(UserError, match=r"not in .*data: «python scripts/fetch_data.py imag"):
         ImageTree(**values)
     assert server.asked == 0
     dataset = ImageTree(**values, download=True)

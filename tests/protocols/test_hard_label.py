@@ -83,8 +83,15 @@ def test_adamw_takes_the_place_of_sgd_alone():
     assert len(group["params"]) == len(list(net.parameters()))  # biases and norms decay as well
 
 
+def test_epochs_stand_in_place_of_the_whole_table():
+    short, whole = protocol("protocol.epochs=20"), protocol("protocol.epochs_by_ipc=[[null,20]]")
+    for ipc, classes in ((1, 10), (10, 100), (600, 1000)):
+        assert short.epochs(ipc, classes) == 20
+    assert short.recipe(10, 10, "convnet6") == whole.recipe(10, 10, "convnet6")
+
+
 def test_an_ipc_without_a_row_is_refused():
-    with pytest.raises(UserError, match="no row for ipc=20"):
+    with pytest.raises(UserError, match=r"no row for ipc=20.* or give protocol\.epochs=300"):
         protocol("protocol.epochs_by_ipc=[[10,5]]").recipe(20, 10, "convnet6")
 
 
@@ -92,7 +99,11 @@ def test_an_ipc_without_a_row_is_refused():
     ("override", "message"),
     [
         ("epochs_by_ipc=[[null,0]]", r"epochs_by_ipc=0 is out of range"),
-        ("epochs_by_ipc=5", r"5 must be a pair"),
+        ("epochs=0", r"protocol\.epochs=0 is out of range"),
+        (
+            "epochs_by_ipc=5",
+            r"5 must be a pair.* write protocol\.epochs_by_ipc=\[\[10,",
+        ),
         (
             "optimization.optimizer=adam",
             r"protocol\.optimization\.optimizer='adam' is unknown.*sgd",

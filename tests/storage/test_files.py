@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -72,22 +74,26 @@ def test_a_refused_run_leaves_nothing(tmp_path, monkeypatch):
     run_dir = tmp_path / "runs/a/b"
     (tmp_path / "mine").touch()
 
-    def refused(was_empty):
+    def fails(run_dir, error=UserError, runs=Path("runs"), meanwhile=nullcontext):
         run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("run.log", ".run.lock"):
-            (run_dir / name).touch()
-        with pytest.raises(UserError), nothing_left_behind(run_dir, was_empty):
-            raise UserError("no")
+        with pytest.raises(error), nothing_left_behind(run_dir, runs), meanwhile():
+            for name in ("run.log", ".run.lock"):
+                (run_dir / name).touch()
+            raise error("no")
 
-    refused(True)
-    assert [f.name for f in tmp_path.iterdir()] == ["mine"]
-    refused(False)
+    for error in (UserError, ZeroDivisionError, KeyboardInterrupt):
+        fails(run_dir, error)
+        assert [f.name for f in tmp_path.iterdir()] == ["mine"]
+    elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
+    fails(elsewhere / "a/b", runs=elsewhere)
+    assert list(elsewhere.iterdir()) == []
+    with ExitStack() as held:
+        fails(run_dir, meanwhile=lambda: nullcontext(held.enter_context(exclusive(run_dir))))
+        assert run_dir.is_dir()  # somebody's, who has begun since
+    fails(run_dir)
     assert run_dir.is_dir()  # somebody's, who has begun before
-    with exclusive(run_dir):
-        refused(True)
-    assert run_dir.is_dir()  # somebody's, who has begun since
-    (run_dir / "images").mkdir(parents=True)
-    refused(True)
+    shutil.rmtree(run_dir)
+    fails(run_dir, meanwhile=lambda: nullcontext((run_dir / "images").mkdir()))
     assert (run_dir / "images").is_dir()
 
 

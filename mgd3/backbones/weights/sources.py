@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mgd3.storage.files import local_path
 from mgd3.storage.formats import NoWeightsError, format_of
 from mgd3.storage.repositories import hub_reachable
 
+_PROJECT = Path(__file__).resolve().parents[3]
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
 # What a model's configuration may name: of diffusers' classes those that backbones here are made of
 _MODELS = (
@@ -28,11 +30,19 @@ _MODELS = (
 def missing(key: str, value: str, reason: str) -> UserError:
     """What is missing, from where, the command that fetches it, and the key for a local copy."""
     origin = value if is_url(value) else f"the Hugging Face hub's {value}"
+    word = _backbone_of(value) or (f"source={value}" if is_url(value) else value)
     return UserError(
         f"{key}={value}: these weights are not on this machine ({reason}). They come from "
-        f"{origin}; with a network: python scripts/fetch_weights.py source={value}. Without one, "
+        f"{origin}; with a network: python scripts/fetch_weights.py {word}. Without one, "
         f"copy them here from a machine that has them and set {key}=PATH"
     )
+
+
+def _backbone_of(weights: str) -> str | None:
+    """The backbone of configs/backbone whose weights these are: fetched so, its VAE comes, too."""
+    line = re.compile(rf"^weights: {re.escape(weights)}(\s|$)", re.M)
+    files = sorted((_PROJECT / "configs/backbone").glob("*.yaml"))
+    return next((path.stem for path in files if line.search(path.read_text())), None)
 
 
 def find_file(key: str, value: str) -> Path | None:
