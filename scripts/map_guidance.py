@@ -62,15 +62,15 @@ _SHOWN = {  # of a set's metrics, by name
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="map_guidance")
 def main(cfg: DictConfig) -> None:
-    """Measure every set below `folder` and draw them over three keys."""
+    """Measure every set below `images` and draw what guidance gains over three keys."""
     with begun(cfg) as logs:
         dataset, space = build(cfg, "dataset"), build_space(cfg, "metrics")
-        folder, keys = Path(str(cfg.folder)).expanduser(), keys_of(cfg.by)
+        folder, keys = Path(str(cfg.images)).expanduser(), keys_of(cfg.by)
         if len(keys) != _KEYS:
             raise UserError(f"by={keys}: a map has three keys: a panel's, across and up")
         sets = sets_of(dataset, folder)
         if len({distilled.ipc for distilled in sets}) > 1:
-            raise UserError(f"folder={folder} holds sets of several ipc; name one of them")
+            raise UserError(f"images={folder} holds sets of several ipc; name one of them")
     record(logs, cfg)
     measured = _measuring(cfg, dataset, space)
     points = [

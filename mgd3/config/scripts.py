@@ -72,7 +72,8 @@ class Script:
     @cached_property
     def own(self) -> dict[str, Key]:
         """Its keys and groups, without those of run.py that it hands on."""
-        files = (self.name, *(base for base in _bases(self.name) if base != _RUN))
+        bases = [base for base in _bases(self.name) if base != _RUN]
+        files = (*bases, self.name)  # what a file says itself counts
         return {k.name: k for file in files for k in _keys(file) if k.name not in self.refuses}
 
     @cached_property
@@ -212,7 +213,13 @@ def _defaults(name: str) -> list[Any]:
     """A file's defaults list, but for what it overrides in Hydra's own groups."""
     node: Any = OmegaConf.load(Path(CONFIGS, f"{name}.yaml"))
     found: Any = OmegaConf.to_container(node.defaults)
-    return [e for e in found if isinstance(e, str) or not str(*e).startswith("override ")]
+    ours = [e for e in found if isinstance(e, str) or "hydra/" not in str(*e)]
+    return [e if isinstance(e, str) else _plain(e) for e in ours]
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """A group's choice, whether it is the first or takes another's place."""
+    return {group.removeprefix("override "): choice for group, choice in entry.items()}
 
 
 @cache
@@ -237,6 +244,12 @@ _SCRIPTS = (
     ),
     Script(name="evaluate", positional="images"),
     Script(name="measure", positional="images", resumes=False),
+    Script(
+        name="map_guidance",
+        positional="images",
+        refuses=("redundancy", "class_maps", "most_real", "unseen", "students"),
+        resumes=False,
+    ),
     Script(name="report", positional="folder", resumes=False),
     Script(name="compare", positional="folders", several=True, resumes=False),
     Script(name="show_modes", positional="sets", several=True, resumes=False),
