@@ -83,10 +83,13 @@ def main(cfg: DictConfig) -> None:
     name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     shown = dataset.classes[:MOST_CLASSES] if cfg.class_maps else ()
     maps = {info.name: label for label, info in enumerate(shown)}
+    planes = Path(cfg.cache, "planes")
     unseen = _unseen(cfg, dataset, extract)
     for ipc, methods in sorted(by_ipc.items()):
         out = images / f"metrics-{name}-ipc{ipc}"
-        found = measure_sets(methods, extract, f"sets of ipc {ipc}", cfg.most_real, maps, unseen)
+        found = measure_sets(
+            methods, extract, f"sets of ipc {ipc}", cfg.most_real, maps, unseen, planes
+        )
         repeated = {}
         if cfg.redundancy:
             increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]

@@ -261,7 +261,8 @@ def _score(
 
         log.info("writing %s", report)
         title = f"{cell.dataset.name}, {cfg.ipc} images per class, {cfg.method.name}"
-        write_report(report, rows, [distilled], cell.dataset, title)
+        planes = Path(cfg.cache, "planes")
+        write_report(report, rows, [distilled], cell.dataset, title, keep=planes)
     if show:
         Console().print(terminal(rows))
     for row in rows:

@@ -54,7 +54,11 @@ def sections_of(experiment: Experiment) -> list[Section]:
             log.warning("report without real images of %s: %s", dataset, error)
             real = None
         section = Section(
-            title=f"{dataset}, ipc {ipc}", sets=sets, real=real, points=experiment.table.points
+            title=f"{dataset}, ipc {ipc}",
+            sets=sets,
+            real=real,
+            points=experiment.table.points,
+            keep=Path(cfg.cache, "planes"),
         )
         if experiment.table.measure and real is not None:
             try:
@@ -114,7 +118,9 @@ def _measured(experiment: Experiment, section: Section, cfg: Any) -> Section:
     labels = {info.name: label for label, info in enumerate(section.real.classes)}
     maps = {n: labels[checks.choice("paper_table.maps", n, list(labels))] for n in names}
     space = space.fit(section.real, inventory)
-    found = measure_sets(section.sets, space, section.title, maps=maps)
+    found = measure_sets(
+        section.sets, space, section.title, maps=maps, keep=Path(cfg.cache, "planes")
+    )
     name = plain(cfg.metrics).get("student", choices(cfg)["metrics"])
     tables = [metrics_layout(found.metrics, f"{name}, {section.title}", found.scores)]
     printed = {} if experiment.rehearsal else experiment.table.published_diversity

@@ -92,6 +92,59 @@ def test_a_plan_starts_nothing(rehearsed):
     )  # seed 1 of the four rows that draw
 
 
+def test_a_cell_says_where_its_number_comes_from(rehearsed):
+    """Before and after it ran: seed 0 is done, seed 1 is not."""
+    before = sorted(rehearsed.rglob("*"))
+    cell = "explain=+ stop guidance, imagenette, 10"
+    told = reproduce(rehearsed, "table=5", "rehearsal=true", cell)
+    assert told.returncode == 0, told.stderr
+    assert sorted(rehearsed.rglob("*")) == before
+    assert "rehearsal=true 'only.row=\"+ stop guidance\"' only.dataset=imagenette" in told.stdout
+    folders = re.findall(r"seed (\d): (done|missing), (\S+)", told.stdout)
+    above = re.search(r"^folder +(\S+)$", told.stdout, re.M)[1]
+    assert [f[:2] for f in folders] == [("0", "done"), ("1", "missing")]
+    assert [(rehearsed / above / f[2]).is_dir() for f in folders] == [True, False]
+    images = re.findall(r"^ +(\S+/images)$", told.stdout, re.M)
+    assert len(list((rehearsed / images[0]).glob("*/*.png"))) == 20
+    for line in (
+        "epochs_by_ipc=[[20,40],[null,4]]", "epochs 40, batch size 64", "2 images per class",
+        "convnet6: 59.6 ± 2.2", "do not compare", "n = 1 of 2",
+    ):  # fmt: skip
+        assert line in told.stdout, line
+    records = list(csv.DictReader((rehearsed / "runs/rehearsal/tables/table5/table.csv").open()))
+    (own, *_) = (r for r in records if "+ stop guidance" in r["method"])
+    assert own["command"] in told.stdout
+    sets = own["folder"].split("; ")
+    assert (rehearsed / "runs/rehearsal/tables/table5" / sets[0] / "manifest.json").is_file()
+    html = (rehearsed / "runs/rehearsal/tables/table5/report.html").read_text()
+    assert f'<a href="{sets[0]}">' in html and 'href="table.csv"' in html
+
+
+def test_an_unknown_cell_is_answered_with_those_that_there_are(tmp_path):
+    asked = reproduce(tmp_path, "table=1", "explain=DiT+MGD, imagenete, 11")
+    assert asked.returncode == 1
+    assert "no row «DiT+MGD» and no dataset «imagenete» and no ipc «11»" in asked.stderr
+    assert re.search(r"rows: DiT\+MGD3, .*; datasets: imagenette, .*; ipc: 10, 20,", asked.stderr)
+    full = reproduce(tmp_path, "table=1", "explain=FullDataset, imagenette, 10")
+    assert "its cells: imagenette, full; imageidc, full" in full.stderr
+    short = reproduce(tmp_path, "table=1", "explain=DiT")
+    assert 'write explain="ROW, DATASET, IPC"' in short.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_only_printed_is_filtered_too_and_an_empty_table_says_what_to_do(tmp_path):
+    options = ("table=1", "only.dataset=imagenette", "only.ipc=10", "tracker=none")
+    made = run(tmp_path, *options, script="scripts/make_tables.py", COLUMNS="80")
+    assert made.returncode == 0, made.stderr
+    assert "66.4 ± 2.4" in made.stdout
+    assert "71.2 ± 0.5" not in made.stdout and "imageidc" not in made.stdout
+    assert "python scripts/reproduce.py table=1 plan=true" in " ".join(made.stdout.split())
+    html = (tmp_path / "runs/tables/table1/report.html").read_text()
+    assert "Nothing of it has been run yet" in html and "55.9 ± 2.1" in html
+    for heading in ("Mean seconds", "Runs</h2>", "Configuration", "Accuracy</h2>"):
+        assert heading not in html
+
+
 def test_a_half_written_run_is_counted_as_far_as_it_is_there(rehearsed, tmp_path):
     for part in ("runs", "cache"):
         run_dir = rehearsed / part

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -53,12 +54,14 @@ def measure_sets(
     most_real: int | None = None,
     maps: Mapping[str, int] | None = None,
     unseen: Sequence[Tensor] | None = None,
+    keep: Path | None = None,
 ) -> Measured:
     """Measure sets of one size; `what` they are stands beside the progress bar.
 
     `most_real` limits the real images of each class in the t-SNE plane; `maps` are classes, name
     and label, that get a plane of their own; `unseen` are features of real images that nothing was
-    made from, (M, D) by class.
+    made from, (M, D) by class; `keep` is a folder for planes that were
+    fitted.
     """
     pairs = [(name, distilled) for name, found in sets.items() for distilled in found]
     labels = range(len(pairs[0][1].classes))
@@ -75,12 +78,12 @@ def measure_sets(
             metrics[name].append(measure(real, features, unseen=unseen))
             first.setdefault(name, features)
     log.info("drawing maps of %s", what)
-    planes = {"t-SNE": tsne_plane(real, first, most_real), "PCA": pca_plane(real, first)}
+    planes = {"t-SNE": tsne_plane(real, first, most_real, keep=keep), "PCA": pca_plane(real, first)}
     return Measured(
         metrics=metrics,
         planes=planes,
         scores=tsne_scores(planes["t-SNE"]),
-        classes=class_planes(real, first, maps or {}),
+        classes=class_planes(real, first, maps or {}, keep),
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ from torch import Tensor
 from eval.metrics.distances import checked, distances_to_real, nearest_distances
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.storage.cache import TENSORS, found
+from mgd3.storage.tensors import tensors_digest
 
 _PERPLEXITY = 30  # scikit-learn's default, which the released script leaves
 _SEED = 42  # the released script's
@@ -44,6 +49,7 @@ def tsne_plane(
     made: Mapping[str, Sequence[Tensor]],
     most_real: int | None = None,
     seed: int = _SEED,
+    keep: Path | None = None,
 ) -> Plane:
     """One t-SNE of real images and all methods', with the released script's settings.
 
@@ -51,6 +57,7 @@ def tsne_plane(
     perplexity 30. Of each class's real images all are taken (3000 points take 15 s on one core), or
     a seeded choice of `most_real`, and only these are in the plane.
     Distances in it depend on the seed and on every method that is in it: trust `measure` instead.
+    A map of the same features is not fitted twice where there is a folder to `keep` it in.
     Raises `UserError` for 30 images or fewer (the perplexity) and as `measure` does.
     """
     real = checked(real, "real features", like=real)
@@ -59,8 +66,6 @@ def tsne_plane(
         draw = torch.Generator().manual_seed(seed)
         real = [r[torch.randperm(len(r), generator=draw)[:most_real]] for r in real]
 
-    from sklearn.manifold import TSNE
-
     def fitted(_: np.ndarray, everything: np.ndarray) -> np.ndarray:
         if len(everything) <= _PERPLEXITY:
             raise UserError(
@@ -68,13 +73,27 @@ def tsne_plane(
                 f"are {len(everything)}; add real images (most_real={most_real})"
             )
         settings = {"perplexity": _PERPLEXITY, "learning_rate": "auto"}
-        return TSNE(2, **settings, random_state=seed).fit_transform(everything)
+        key = {"settings": f"{settings}, {seed}", "scikit-learn": version("scikit-learn")}
+        key |= {"features": tensors_digest({"all": torch.from_numpy(everything)})}
+        path = keep / f"{key['features'][:16]}.safetensors" if keep else None
+        if path and (kept := found(path, key)):
+            return kept["points"].numpy()
+        from sklearn.manifold import TSNE
+
+        points = TSNE(2, **settings, random_state=seed).fit_transform(everything)
+        if path:
+            with suppress(UserError):  # a folder of somebody else's: fitted again the next time
+                TENSORS.write(path, {"points": torch.from_numpy(points)}, key)
+        return points
 
     return _plane(fitted, real, made)
 
 
 def class_planes(
-    real: Sequence[Tensor], made: Mapping[str, Sequence[Tensor]], labels: Mapping[str, int]
+    real: Sequence[Tensor],
+    made: Mapping[str, Sequence[Tensor]],
+    labels: Mapping[str, int],
+    keep: Path | None = None,
 ) -> dict[str, Plane]:
     """A t-SNE of each of some classes alone, by name: real images, methods' and k-means centres.
 
@@ -87,9 +106,9 @@ def class_planes(
     for name, label in labels.items():
         own = {method: [by_class[label]] for method, by_class in made.items()}
         count = min(len(next(iter(own.values()))[0]), len(real[label]))
-        found = KMeans(count, random_state=0, n_init="auto").fit(real[label].double().numpy())
-        own[CENTERS] = [torch.from_numpy(found.cluster_centers_)]
-        planes[name] = tsne_plane([real[label]], own)
+        fit = KMeans(count, random_state=0, n_init="auto").fit(real[label].double().numpy())
+        own[CENTERS] = [torch.from_numpy(fit.cluster_centers_)]
+        planes[name] = tsne_plane([real[label]], own, keep=keep)
     return planes
 
 

@@ -23,7 +23,7 @@ METRICS: tuple[Metric, ...] = ("top1_best", "top1_last")
 KEY = (
     "Top-1 accuracy in percent on real test images. Bold: our runs, mean ± population std of the "
     "best test of n students, (n). Italics: the paper's printed mean ± std, which we have not "
-    "measured. Without bold nothing has been run. Differences compare best with best; `last` is "
+    "measured. Without bold nothing has been run. Differences compare best with best; «last» is "
     "the accuracy after the last epoch."
 )
 

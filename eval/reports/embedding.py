@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,21 +21,23 @@ _MOST_REAL = 60  # per class
 _FEWEST = 40  # images in all, below which a map shows nothing
 
 
-def embedding_picture(dataset: RealDataset, sets: Mapping[str, DistilledDataset]) -> str:
+def embedding_picture(
+    dataset: RealDataset, sets: Mapping[str, DistilledDataset], keep: Path | None = None
+) -> str:
     """An SVG: one panel per method, real images as dots, that method's as crosses.
 
     Its distances are not to be measured. Empty for sets too small to show.
     """
-    planes = embedding_planes(dataset, sets)
+    planes = embedding_planes(dataset, sets, keep)
     return maps_picture(planes)[0] if planes else ""
 
 
 def embedding_planes(
-    dataset: RealDataset, sets: Mapping[str, DistilledDataset]
+    dataset: RealDataset, sets: Mapping[str, DistilledDataset], keep: Path | None = None
 ) -> dict[str, Plane]:
     """One t-SNE fit of real and all methods' images shrunk to 16 px, of at most ten classes.
 
-    Empty for sets too small to show.
+    Empty for sets too small to show. `keep` is a folder for what was fitted.
     """
     classes = range(min(len(dataset.classes), MOST_CLASSES))
     reading = track(classes, "reading real images for the map", len(classes), "classes")
@@ -48,7 +51,7 @@ def embedding_planes(
         made[method] = [torch.stack(rows) for rows in by_class]
     if not sets or sum(map(len, real)) < _FEWEST:
         return {}
-    return {"t-SNE of pixels": tsne_plane(real, made, most_real=None)}
+    return {"t-SNE of pixels": tsne_plane(real, made, keep=keep)}
 
 
 def _real(dataset: RealDataset, label: int) -> Tensor:

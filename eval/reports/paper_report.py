@@ -59,6 +59,7 @@ class Section:
     class_planes: Mapping[str, Plane] = field(default_factory=dict)  # of single classes
     points: str = "set"  # what a point of the picture of diversity is: a set, a class, an image
     trails: Sequence[Trail] = ()  # images on their way
+    keep: Path | None = None  # a folder for maps that were fitted
 
     @property
     def first(self) -> dict[str, DistilledDataset]:
@@ -117,7 +118,7 @@ def _page(
     """What the template shows of a section, and its pictures."""
     planes, scores = section.planes, section.scores
     if not planes and section.real is not None:
-        planes = embedding_planes(section.real, section.first)
+        planes = embedding_planes(section.real, section.first, section.keep)
         scores = tsne_scores(planes["t-SNE of pixels"]) if planes else {}
     drawn: list[Picture] = []
     page: dict[str, Any] = {

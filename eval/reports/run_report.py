@@ -108,12 +108,13 @@ def write_report(
     dataset: RealDataset | None,
     title: str,
     hidden: Sequence[tuple[Layout, Sequence[str]]] = (),
+    keep: Path | None = None,
 ) -> None:
     """Table, images beside their modes, a 2-D picture, times and configuration, in one file.
 
     Images are of the first set of each row, under the row's name. Without the real dataset there is
     no 2-D picture. `hidden`: tables of hidden modes, and what
-    they allow to say.
+    they allow to say. `keep` is a folder for the picture's fit, which takes seconds.
     """
     first = first_of_each_row(sets, rows)
     mapped = dict(list(first.items())[:_MOST_MAPS])
@@ -123,7 +124,7 @@ def write_report(
         explanation=explanation(rows),
         hidden=hidden,
         classes=class_sheets(first),
-        embedding=embedding_picture(dataset, mapped) if dataset and mapped else "",
+        embedding=embedding_picture(dataset, mapped, keep) if dataset and mapped else "",
         unmapped=len(first) - len(mapped),
         costs=cost_layout(*named(sets, rows)),
         config=json.dumps({m: d.manifest["config"] for m, d in first.items()}, indent=2),

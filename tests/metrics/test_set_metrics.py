@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -273,6 +274,22 @@ def test_tsne_is_one_map_of_all_methods(features, plane):
     for points in plane.made.values():
         for mine, other, own in ((first, second, points[0]), (second, first, points[1])):
             assert ((own - mine).norm(dim=1) < (own - other).norm(dim=1)).all()
+
+
+def test_a_map_that_was_fitted_is_not_fitted_again(features, plane, tmp_path):
+    """Else it would be written again; other features have another file."""
+    for first in (True, False):
+        kept = tsne_plane(*features, most_real=35, keep=tmp_path)
+        assert all(map(torch.equal, plane.real, kept.real))
+        (file,) = tmp_path.iterdir()
+        if first:
+            os.utime(file, (1, 1))
+    assert file.stat().st_mtime == 1
+    tsne_plane(*features, most_real=34, keep=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    file.write_bytes(file.read_bytes()[:-8])  # damaged: fitted again
+    again = tsne_plane(*features, most_real=35, keep=tmp_path)
+    assert all(map(torch.equal, plane.real, again.real))
 
 
 def test_tsne_is_the_released_scripts(features):

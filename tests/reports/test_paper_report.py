@@ -82,3 +82,19 @@ def test_the_mode_stands_last():
 def test_captions_become_names_of_files():
     names = [Picture(c, b"", None).file for c in ("diversity, digits, ipc 10", "../A+B: «c»")]
     assert names == ["diversity-digits-ipc-10.png", "a-b-c.png"]
+
+
+def test_a_table_that_does_not_fit_is_broken_between_datasets_then_between_columns():
+    cells = [replace(cell("mgd3", [50.0], ipc=ipc), dataset=d) for d in "ab" for ipc in ("1", "10")]
+    cells.append(replace(cell("full", [90.0], ipc="10"), dataset="b"))
+    table = PaperComparison(title="t", cells=cells)
+
+    def shape(most):
+        parts = table.matrices(lambda layout: len(layout.headers) <= most)
+        return [(part.title, part.headers[1:], len(part.lines)) for part in parts]
+
+    assert shape(5) == [("t, s", ["a ipc 1", "a ipc 10", "b ipc 1", "b ipc 10"], 2)]
+    assert shape(3) == [("t, a, s", ["ipc 1", "ipc 10"], 1), ("t, b, s", ["ipc 1", "ipc 10"], 2)]
+    assert [title for title, *_ in shape(1)] == [
+        "t, a, ipc 1, s", "t, a, ipc 10, s", "t, b, ipc 1, s", "t, b, ipc 10, s",
+    ]  # fmt: skip
