@@ -94,10 +94,10 @@ def progress(
         yield advance
     if count.made > 0 and pace is not None:
         pace.add(count.made, count.elapsed)
-    if count.elapsed >= _WORTH_A_LINE:
-        before = f" (and {int(count.begun):,} before)" if count.begun else ""
-        amount = f"{round(count.made):,} {unit}".rstrip()
-        log.info("%s: %s in %.1f s%s", description, amount, count.elapsed, before)
+    level = logging.INFO if count.elapsed >= _WORTH_A_LINE else logging.DEBUG
+    before = f" (and {int(count.begun):,} before)" if count.begun else ""
+    amount = f"{round(count.made):,} {unit}".rstrip()
+    log.log(level, "%s: %s in %.1f s%s", description, amount, count.elapsed, before)
 
 
 def _judge(description: str, count: Count, stage: Stage | None) -> None:
