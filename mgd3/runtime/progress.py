@@ -104,9 +104,10 @@ def _judge(description: str, count: Count, stage: Stage | None) -> None:
     """Say how long it takes by the first of it, where that was not known or known wrongly."""
     left, said = count.left or 0.0, stage.seconds if stage else None
     right = said is not None and said / _WRONG <= left + count.elapsed <= said * _WRONG
-    if right or max(left, said or 0.0) < WORTH_SAYING:
-        return
     shorter = f"; {stage.shorter} shortens it" if stage and stage.shorter else ""
+    shown = has_terminal() and not shorter  # by the bar
+    if right or shown or max(left, said or 0.0) < WORTH_SAYING:
+        return
     message = "%s: about %s left, judged by its first %s (a guess)%s"
     log.info(message, description, duration(left), duration(count.elapsed), shorter)
 
