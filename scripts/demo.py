@@ -41,7 +41,7 @@ class Sweep:
 
     def __init__(self, overrides: Sequence[str], log: Path) -> None:
         self.log, self.jobs = log, SimpleQueue[int]()
-        self._command = [sys.executable, str(ROOT / "run.py"), "experiment=demo", *overrides]
+        self._command = [sys.executable, str(ROOT / "run.py"), "-m", "experiment=demo", *overrides]
         self.process = subprocess.Popen(
             self._command,
             env=os.environ | {"OMP_NUM_THREADS": "1"},

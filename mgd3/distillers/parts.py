@@ -98,7 +98,8 @@ class Distiller(Protocol):
     """Makes a distilled dataset; goes on from whatever its folder already holds.
 
     Under torchrun all processes call one whose constructor takes `ranks`; of any other the first
-    process alone.
+    process alone. It may have `stages(dataset, ipc, out, inventory) -> list[Stage]`: what it would
+    do, for a plan.
     """
 
     def distill(

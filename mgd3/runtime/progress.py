@@ -94,19 +94,20 @@ def progress(
         yield advance
     if count.made > 0 and pace is not None:
         pace.add(count.made, count.elapsed)
-    if count.elapsed >= _WORTH_A_LINE:
-        before = f" (and {int(count.begun):,} before)" if count.begun else ""
-        amount = f"{round(count.made):,} {unit}".rstrip()
-        log.info("%s: %s in %.1f s%s", description, amount, count.elapsed, before)
+    level = logging.INFO if count.elapsed >= _WORTH_A_LINE else logging.DEBUG
+    before = f" (and {int(count.begun):,} before)" if count.begun else ""
+    amount = f"{round(count.made):,} {unit}".rstrip()
+    log.log(level, "%s: %s in %.1f s%s", description, amount, count.elapsed, before)
 
 
 def _judge(description: str, count: Count, stage: Stage | None) -> None:
     """Say how long it takes by the first of it, where that was not known or known wrongly."""
     left, said = count.left or 0.0, stage.seconds if stage else None
     right = said is not None and said / _WRONG <= left + count.elapsed <= said * _WRONG
-    if right or max(left, said or 0.0) < WORTH_SAYING:
-        return
     shorter = f"; {stage.shorter} shortens it" if stage and stage.shorter else ""
+    shown = has_terminal() and not shorter  # by the bar
+    if right or shown or max(left, said or 0.0) < WORTH_SAYING:
+        return
     message = "%s: about %s left, judged by its first %s (a guess)%s"
     log.info(message, description, duration(left), duration(count.elapsed), shorter)
 

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from mgd3.runtime.text import shortened
 
-_BAR = 20  # characters
+_BAR, _NARROW_BAR = 20, 12  # characters; the second below
+_WIDE = 100  # columns
 _LEAST_NAME = 16  # of a bar's name, before its note is cut
 _live: Progress | None = None
 _hidden = False
@@ -56,12 +57,13 @@ class _Line(ProgressColumn):
     def render(self, task: Task) -> Text:
         """The line of one stage."""
         width = console.width - 1 if (console := _console()) else 79
+        side = _BAR if width >= _WIDE else _NARROW_BAR
         count, note = task.fields["count"], task.fields["note"]
         behind = "  ".join(part for part in (count, note) if part)
-        behind = shortened(behind, max(len(count), width - _LEAST_NAME - _BAR - 3), at_end=True)
-        name = shortened(task.description, max(_LEAST_NAME, width - _BAR - 3 - len(behind)))
-        filled = round(_BAR * min(1.0, max(0.0, task.completed / (task.total or 1))))
-        bar = ("━" * filled, "bar.complete"), ("━" * (_BAR - filled), "bar.back")
+        behind = shortened(behind, max(len(count), width - _LEAST_NAME - side - 3), at_end=True)
+        name = shortened(task.description, max(_LEAST_NAME, width - side - 3 - len(behind)))
+        filled = round(side * min(1.0, max(0.0, task.completed / (task.total or 1))))
+        bar = ("━" * filled, "bar.complete"), ("━" * (side - filled), "bar.back")
         return Text.assemble(f"{name} ", *bar, f" {behind}", no_wrap=True, overflow="crop")
 
 
