@@ -69,10 +69,10 @@ def understood(arguments: Sequence[str], script: Script) -> list[str]:
     words = [_as_text(word) for word in words] if script.of_paper else words
     overrides = [_at_home(word) for word in _pairs(_joined(words), script)]
     refuse_old_words(overrides)
+    looks = any(option.split("=")[0] in _LOOKING for option in options)
     if not any(option in ("--config-name", "-cn") for option in options):
-        looks = any(option.split("=")[0] in _LOOKING for option in options)
         script.refuse_unread(overrides, looks)
-    if _sweeps(options, overrides):
+    if not looks and _sweeps(options, overrides):
         overrides = [_for_each_run(override) for override in overrides]
     if script.of_paper:
         overrides = [_unchecked(override) for override in overrides]

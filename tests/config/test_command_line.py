@@ -136,6 +136,24 @@ def test_what_a_script_does_not_read_is_refused(script, words, message):
         ("run", ["--config-dir", "mine", "ipc=1"], ["--config-dir", "mine", "ipc=1"]),
         ("evaluate", ["--cfg", "job"], ["--cfg", "job"]),
         ("reproduce", ["table=1", "dataset.root=x"], ["table=1", "++dataset.root=x"]),
+        # in a sweep, one value of a group's key as a sweep over it alone, so that runs without such
+        # a key compose
+        ("run", ["-m", "guidance.scale=1"], ["-m", "guidance.scale=choice(1)"]),
+        (
+            "run",
+            ["experiment=parity", "data=x", "dataset.classes=[0,1]"],
+            ["experiment=parity", "data=x", "dataset.classes=choice([0,1])"],
+        ),
+        (
+            "run",
+            ["-m", "guidance.scale=1,2", "sampler.steps=range(1,3)", "hydra.verbose=true"],
+            ["-m", "guidance.scale=1,2", "sampler.steps=range(1,3)", "hydra.verbose=true"],
+        ),
+        (
+            "run",
+            ["experiment=parity", "guidance.scale=1", "--cfg", "job"],
+            ["--cfg", "job", "experiment=parity", "guidance.scale=1"],
+        ),
     ],
 )
 def test_what_a_shell_has_cut_or_left_alone_is_put_right(monkeypatch, script, words, taken):
