@@ -200,8 +200,9 @@ def test_what_is_no_whole_set_of_ours_is_not_published(copied, tmp_path, alter, 
 
 
 def test_a_bare_word_is_the_set(tmp_path):
-    done = run(tmp_path, "runs/x", script="scripts/publish.py")
-    assert done.returncode == 1 and "write set=runs/x" in done.stderr
+    words = ("runs/x", "repo=me/x", "license=mit")
+    done = run(tmp_path, *words, script="scripts/publish.py")
+    assert done.returncode == 1 and "runs/x is not a finished" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,10 @@ def test_imagenette_alone_means_the_paper():
         (["+guidance.scal=0.3"], r"'scal' is unknown\. Did you mean scale\?"),
         (["guidance.stop_t=51"], r"guidance\.stop_t=51 .*0\.\.50"),
         (["method=random", "guidance.scale=-1"], r"guidance\.scale=-1"),
-        (["backbone=dit_latent"], r"backbone\.weights is not set"),
+        (
+            ["backbone=dit_latent"],
+            r"weights/digits\.safetensors does not .*scripts/train_backbone\.py",
+        ),
         (["backbone.weights=none.safetensors"], r"backbone\.weights=none\.safetensors does not"),
         (["compute.device=warp"], r"device=warp"),
         (["features=student", "select=diverse"], r"pool=1 leaves nothing to select"),

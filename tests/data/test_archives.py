@@ -91,7 +91,7 @@ def test_the_command_fetches_ahead(server, monkeypatch, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "imagenette: " in done.stdout and "GB" in done.stdout
     unknown = run(tmp_path, "imagenet", script="scripts/fetch_data.py")
-    assert unknown.returncode == 1 and "write name=imagenet" in unknown.stderr
+    assert unknown.returncode == 1 and "Did you mean imagenette?" in unknown.stderr
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def diffusers_source(key: str, value: object) -> str:
     raise UserError(
         f"{key}={value} does not exist; allowed: a hub id such as org/name, a local folder in "
         "diffusers' format (config.json beside *.safetensors), or one weight file "
-        f"({', '.join(sorted(_WEIGHT_SUFFIXES))}) where the backbone has such a form"
+        f"({', '.join(sorted(_WEIGHT_SUFFIXES))}) where the backbone has such a form; a small DiT "
+        "of your own is trained by scripts/train_backbone.py with the same dataset keys"
     )
 
 
