@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mgd3.config.arguments import understood
-from mgd3.config.identity import register
+from mgd3.config.identity import choices_with, register
 from mgd3.config.schema import CONFIGS, ROOT
 from mgd3.config.scripts import SCRIPTS, Script
 from mgd3.runtime import checks
@@ -162,13 +162,17 @@ def explained(error: Exception) -> str:
         cause = cause.__cause__
     key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(parent, DictConfig):
-        options = sorted(str(k) for k in parent if k not in ("_target_", "hydra"))
+        options = sorted(str(k) for k in parent if k not in ("_target_", "hydra", "reads"))
         close = difflib.get_close_matches(str(cause.key), options, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        allowed = (
-            ", ".join(options) or f"nothing: {str(key).rpartition('.')[0]} has no options here"
-        )
-        return f"{key} is not a key of this configuration.{hint} Allowed: {allowed}"
+        group = str(key).partition(".")[0]
+        if having := choices_with(str(key)):
+            hint += (
+                f" {' and '.join(f'{group}={choice}' for choice in having)} have it; leave it out, "
+            )
+            hint += "or choose one of them."
+        allowed = f" Allowed: {', '.join(options)}" if options else ""
+        return f"{key} is not a key of this configuration.{hint}{allowed}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{key}: {cause.msg or cause}".splitlines()[0]
     if table := re.search(r"experiment/(?:paper/)?(?:mgd3/)?(table|figure)(\d+)", str(error)):

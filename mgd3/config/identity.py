@@ -251,14 +251,16 @@ def _defaults(group: str, choice: str) -> dict[str, Any]:
     return dict(_leaves(OmegaConf.to_container(node, resolve=False))) if node is not None else {}
 
 
-def known_elsewhere(key: str) -> bool:
-    """Has any choice of its group this dotted key, such as guidance=mode `guidance.stop_t`?"""
+def choices_with(key: str) -> list[str]:
+    """The choices of its group that have a dotted key, such as «mode» for `guidance.stop_t`."""
     group, _, rest = key.partition(".")
     if group not in _GROUPS:
-        return False
+        return []
     with hydra_ready():
         known = GlobalHydra.instance().config_loader().get_group_options(group)
-    return any(f"{own}.".startswith(f"{rest}.") for c in known for own in _defaults(group, c))
+    return [
+        c for c in known if any(f"{own}.".startswith(f"{rest}.") for own in _defaults(group, c))
+    ]
 
 
 def set_files(cfg: DictConfig) -> dict[str, Path]:

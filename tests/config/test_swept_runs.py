@@ -50,3 +50,10 @@ def test_what_no_run_reads_is_refused_before_any(tmp_path, given, said):
     done = run(tmp_path, "-m", *SETS, *given)
     assert done.returncode == 1 and said in done.stderr and not sets(tmp_path)
     assert not list(tmp_path.rglob("*.yaml")), "no record of a sweep that was not begun"
+
+
+def test_a_key_that_another_choice_has_is_answered_with_it(tmp_path):
+    done = run(tmp_path, "method=unguided", "guidance.stop_t=4")
+    assert done.returncode == 1
+    assert "guidance=mode and guidance=mode_tangent have it" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -79,7 +79,7 @@ class DistinctRuns(Sweeper):
             job = []
             for override in combination:
                 key, group = override.partition("=")[0], override.partition(".")[0]
-                if _has(composed[chosen], key) or not identity.known_elsewhere(key):
+                if _has(composed[chosen], key) or not identity.choices_with(key):
                     job.append(override)
                     kept.add(key)
                 else:
