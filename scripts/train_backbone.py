@@ -153,20 +153,20 @@ class _Exports:
         log.info("samples after step %d: %s", trainer.step, self.aside / "samples.png")
         return to_pixels(images)
 
-    def judgement(self, trainer: Trainer, inventory: Sequence[ClassImages]) -> None:
+    def judgement(
+        self, trainer: Trainer, dataset: RealDataset, inventory: Sequence[ClassImages]
+    ) -> None:
         """At the end: do samples teach what random real images do?"""
-        path = self.aside / f"judgement-{trainer.step}.json"
-        if self.cfg.judge is None or path.is_file():
+        cfg, path = self.cfg, self.aside / f"judgement-{trainer.step}.json"
+        if cfg.judge is None or path.is_file():
             return
+        unseen = take_inventory(dataset, "val", 1, Path(cfg.cache), cfg.compute.workers)
         with trainer.state.averaged():
             pixels = self.pictures(trainer)
-        images = [found.images for found in inventory[:_SHOWN]]
-        protocol, device = build_protocol(self.cfg), self.compute.torch_device
+        images, tests = ([found.images for found in of[:_SHOWN]] for of in (inventory, unseen))
         by_class = pixels.unflatten(0, (len(images), _PER_CLASS))
-        found = lesson(by_class, images, protocol, self.cfg.judge, device)
-        if found is None:
-            log.info("too few real images to compare samples with")
-            return
+        protocol, device = build_protocol(cfg), self.compute.torch_device
+        found = lesson(by_class, images, tests, protocol, cfg.judge, device)
         write_json(path, asdict(found))
         longer = f", train.steps={2 * trainer.step} with another backbone.weights"
         said = found.sentence() + (longer if found.worse else "")
@@ -209,7 +209,7 @@ def main(cfg: DictConfig) -> None:
     with exclusive(exports.aside):
         trainer = Trainer(network, settings, exports.aside / "checkpoint.safetensors", data)
         trainer.train(latents, labels, exports.weights, exports.pictures)
-        exports.judgement(trainer, inventory)
+        exports.judgement(trainer, dataset, inventory)
     log.info("weights: %s; samples and loss curve: %s", out, exports.aside)
 
 

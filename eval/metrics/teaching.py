@@ -20,7 +20,7 @@ from mgd3.data.pixels import to_pil
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
 
-_TESTS = 50  # images of each class that both students are tested on
+_TESTS = 50  # test images of each class that both students see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +51,25 @@ class Lesson:
 def lesson(
     samples: Tensor,
     real: Sequence[Sequence[RealImage]],
+    unseen: Sequence[Sequence[RealImage]],
     protocol: EvalProtocol,
     student: str,
     device: torch.device,
-) -> Lesson | None:
+) -> Lesson:
     """One student on samples (C, k, 3, H, W) uint8 by class; another on as many real images.
 
-    `real` are each class's training images: some are drawn to learn from, others to be tested on,
-    so that no test image of the dataset is looked at. Classes of fewer than 2 k images are taught
-    by fewer samples, too; None where one has a single image.
+    `real` are each class's training images, of which k are drawn (all, where there are fewer, and
+    as many samples). Both students are tested on `unseen` ones: on the generator's own training
+    images samples would do better than they are.
     """
     classes = len(real)
-    per_class = min(samples.shape[1], *(len(images) // 2 for images in real))
-    if per_class == 0:
-        return None
-    learned, tested = [], []
-    for label, images in enumerate(real):
-        order = torch.randperm(len(images), generator=stream(0, label, "lesson")).tolist()
-        learned += [(images[i], label) for i in order[:per_class]]
-        tested += [(images[i], label) for i in order[per_class : per_class + _TESTS]]
+    per_class = min(samples.shape[1], *map(len, real))
+    learned = [
+        (images[i], label)
+        for label, images in enumerate(real)
+        for i in torch.randperm(len(images), generator=stream(0, label, "lesson"))[:per_class]
+    ]
+    tested = [(image, label) for label, images in enumerate(unseen) for image in images[:_TESTS]]
     size = protocol.image_size
     labels = torch.arange(classes).repeat_interleave(per_class).to(device)
     scores = []

@@ -188,7 +188,7 @@ def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):
     aside = tmp_path / "weights/folder.training"
     assert {"samples.png", "loss.png", "judgement-4.json"} <= {f.name for f in aside.iterdir()}
     judgement = json.loads((aside / "judgement-4.json").read_text())
-    assert judgement["per_class"] == 2 and judgement["chance"] == 50
+    assert judgement["per_class"] == 4 and judgement["chance"] == 50
     again = run(tmp_path, *train, script="scripts/train_backbone.py")
     assert again.returncode == 0 and "samples teach" not in again.stdout  # all was there
     done = run(
