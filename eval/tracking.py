@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -139,7 +140,7 @@ class WandbTracker:
         }
         folder.mkdir(parents=True, exist_ok=True)
         if self.mode != "online":
-            _say(folder)
+            _say(folder.resolve(), folder)
             mode: Any = self.mode
             return _WandbRun(wandb.init(mode=mode, **options), self.real_images, folder)
         try:
@@ -157,7 +158,9 @@ class WandbTracker:
         return _WandbRun(run, self.real_images, folder)
 
 
-def _say(folder: Path) -> None:
+@cache
+def _say(place: Path, folder: Path) -> None:
+    """Once for all runs of a sweep, whose records lie at one `place`."""
     log.info(
         "Weights & Biases: recording offline in %s/wandb, nothing is uploaded (tracker.mode=online "
         "uploads)",
@@ -171,8 +174,9 @@ def _say_how_to_upload(folder: Path, run_id: str) -> None:
     joined = "WANDB_RESUME=allow " if len(records) > 1 else ""
     if records:  # none where WANDB_MODE=disabled
         log.info(
-            "Weights & Biases: the record is %s; to upload it: %swandb sync %s (docs/tracking.md)",
-            *(records[-1], joined, " ".join(shlex.quote(str(path)) for path in records)),
+            "Weights & Biases: recorded, not uploaded; to upload it: %swandb sync %s "
+            "(docs/tracking.md)",
+            *(joined, " ".join(shlex.quote(str(path)) for path in records)),
         )
 
 
@@ -213,9 +217,11 @@ class _WandbRun:
         import wandb
         from PIL import Image
 
-        self._run.log(
-            {key: [wandb.Image(Image.open(io.BytesIO(data)), caption=c) for data, c in images]}
-        )
+        opened = [(Image.open(io.BytesIO(data)), caption) for data, caption in images]
+        if len({image.size for image, _ in opened}) == 1:
+            self._run.log({key: [wandb.Image(image, caption=c) for image, c in opened]})
+        else:  # a panel takes pictures of one size alone
+            self._run.log({f"{key}/{c}": wandb.Image(image, caption=c) for image, c in opened})
 
     def log_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb

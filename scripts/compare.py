@@ -41,7 +41,7 @@ COMPONENTS = (
 DIFFERENCES = (
     "The first method minus the second, each set's students averaged first, with a 95 % interval: "
     "paired by distillation seed over n seeds, or Welch's over the n sets of both where fewer "
-    "than two seeds are shared. One pair of sets, or the means of sets without any spread, have a "
+    "than two seeds are shared. One pair of sets, and pairs or sets without any spread, have a "
     "difference and no interval [–]. Of many such intervals one in twenty misses by chance alone."
 )
 FAIRNESS = (

@@ -1,6 +1,7 @@
 """experiment=demo as two processes of one thread each, under one bar, then the report (make demo).
 
 python scripts/demo.py                 runs below runs/demo
+python scripts/demo.py seed=0,1        two sets of each method, not ten; make demo ARGS="seed=0,1"
 python scripts/demo.py runs=FOLDER     what else is given goes to both sweeps (run.py --help)
 
 Writes the runs, their report and both logs below runs/demo.

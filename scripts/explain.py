@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 from omegaconf import DictConfig
 
 from eval.protocols.recipe import Recipe, Steps
+from eval.reports.paper_cell import TableCell
 from eval.results.layout import mean_and_std, spoken
 from eval.results.rows import order_of
 from eval.scoring import missing_rows
 from mgd3.config.build import build_protocol
 from mgd3.config.cell_command import cell_command
 from mgd3.config.grid import FULL, Experiment, Located, Request
-from mgd3.config.identity import spelt
+from mgd3.config.identity import reads, spelt
 from mgd3.config.paper import FAMILIES
 from mgd3.config.schema import choices, plain
 from mgd3.data.distilled import DistilledDataset
@@ -59,23 +60,39 @@ def explain(cfg: DictConfig, request: Request) -> Iterator[str]:
     folders = order_of(str(located.distilled.parent) for located in cell.located)
     yield from _item("folder", folders)
     yield from _item("runs", [_state(located) for located in cell.located])
+    yield from _item("made by", list(_making(first)))
     yield from _item("protocol", list(_protocol(first)))
     yield from _item("images", _images(cell.located))
     found = [c for c in compared(cell).cells if student in (None, c.student)]
-    for c in found:
-        best, last = c.score("top1_best"), c.score("top1_last")
-        ours = (
-            f"best test {mean_and_std(*best)}, last epoch {mean_and_std(*last)}, "
-            f"n = {len(c.ours)} of {c.asked}"
-            if best and last
-            else f"none of {c.asked} students yet"
-        )
-        yield from _item("ours", [f"{c.student}: {ours}"])
+    yield from _item("ours", [_measured(c) for c in found])
     yield from _item("paper", _printed(experiment, place, student))
     for c in found:
         if c.paper and c.difference is not None:
             verdict = f", {c.verdict}" if c.verdict else ""
             yield from _item("difference", [f"{c.student}: {c.difference:+.1f}{verdict}"])
+
+
+def _measured(cell: TableCell) -> str:
+    """A student's accuracies in a cell, and how many of how many there are."""
+    best, last = cell.score("top1_best"), cell.score("top1_last")
+    if not best or not last:
+        return f"{cell.student}: none of {cell.asked} students yet"
+    return (
+        f"{cell.student}: best test {mean_and_std(*best)}, last epoch {mean_and_std(*last)}, "
+        f"n = {len(cell.ours)} of {cell.asked}"
+    )
+
+
+def _making(place: Located) -> Iterator[str]:
+    """What the images are made by: the choice of each group that they depend on, its values."""
+    chosen = choices(place.cfg)
+    for group in order_of(["method", *reads(place.cfg)]):
+        values = place.cfg.get(group)
+        if group == "dataset" or not isinstance(values, DictConfig):
+            continue
+        constants = [f"{k}={spelt(v)}" for k, v in _flat(plain(values)) if k not in _NO_CONSTANTS]
+        of_it = f": {', '.join(constants)}" if constants else ""
+        yield from _wrapped(f"{group}={chosen[group]}{of_it}")
 
 
 def _item(name: str, lines: Sequence[str]) -> Iterator[str]:
@@ -167,10 +184,19 @@ def _protocol(place: Located) -> Iterator[str]:
         ipc = max(real) if place.job.ipc == FULL else cfg.ipc
         for student in order_of(student for student, _ in place.wanted):
             recipe = build_protocol(cfg).recipe(ipc, len(real), student)
-            yield from _wrapped(f"{student}: {_in_words(recipe)}")
+            yield f"{_student(student, place.wanted)}:"
+            yield from _wrapped(_in_words(recipe))
     constants = [f"{k}={spelt(v)}" for k, v in _flat(plain(cfg.protocol)) if k not in _NO_CONSTANTS]
     yield from _wrapped(", ".join(constants))
     yield from (line for note in sorted(notes) for line in _wrapped(note))
+
+
+def _student(student: str, wanted: Mapping[tuple[str, int], str]) -> str:
+    """A student's name, for which of the table's it stands, and its seeds in each set."""
+    names = order_of(shown for (name, _), shown in wanted.items() if name == student)
+    seeds = order_of(str(seed) for name, seed in wanted if name == student)
+    stands = "" if names == [student] else f", in place of {', '.join(names)}"
+    return f"{student}{stands}, student seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
 def _in_words(recipe: Recipe) -> str:

@@ -60,13 +60,18 @@ def tables(cfg: DictConfig, arguments: list[str], launch: Any) -> None:
             f"explain is of scripts/reproduce.py: the same {paper_argument(request.name)}"
         )
     experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
+    print_table(console, experiment)
+    console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
+
+
+def print_table(console: Console, experiment: Experiment) -> None:
+    """The cells that were asked for, and what must be known of them."""
     shown = compared(experiment)
     if shown.cells:
         for part in shown.matrices(lambda table: _width(console, table) <= console.width):
             console.print(part.for_terminal())
     for note in shown.remarks_and_notes():
         console.print(note)
-    console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
 
 
 def _width(console: Console, table: Layout) -> int:

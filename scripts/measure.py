@@ -35,7 +35,8 @@ from eval.reports.drawings.maps import maps_picture
 from eval.reports.run_report import distilled_sets, parted
 from eval.reports.samples import MOST_CLASSES
 from eval.results.layout import Layout
-from eval.results.sweeps import keys_of, value_of, variants
+from eval.results.statistics import seed_order
+from eval.results.sweeps import keys_of, places_of, value_of, variants
 from eval.students.registry import expand_students
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol, build_space
@@ -70,8 +71,9 @@ def main(cfg: DictConfig) -> None:
         names = names_of(sets, keys_of(cfg.by))
     record(folder, cfg)
     by_ipc: dict[int, dict[str, list[DistilledDataset]]] = defaultdict(lambda: defaultdict(list))
-    for distilled in sets:
-        by_ipc[distilled.ipc][names[distilled.folder]].append(distilled)
+    for folder, name in names.items():
+        distilled = DistilledDataset(folder)
+        by_ipc[distilled.ipc][name].append(distilled)
     if isinstance(space, HiddenModes):
         coverage = space.of(dataset)
         for ipc, methods in sorted(by_ipc.items()):
@@ -164,14 +166,20 @@ def _write(
 def names_of(sets: Sequence[DistilledDataset], keys: Sequence[str]) -> dict[Path, str]:
     """A name for each set's line: its method, the values of `keys`, and what else tells it apart.
 
-    Sets that differ in their seed alone share a name. Raises `UserError` as `variants` does.
+    Methods come as they appear, the sets of each by the values of `keys` and their seeds. Sets
+    that differ in their seed alone share a name. Raises `UserError` as `variants` does.
     """
     names: dict[Path, str] = {}
     configurations: dict[str, list[str]] = defaultdict(list)
     methods = [distilled.manifest["method"] for distilled in sets]
     values = [tuple(value_of(distilled.manifest, key) for key in keys) for distilled in sets]
     told_apart = variants(methods, values, keys)
-    for distilled, method, variant in zip(sets, methods, told_apart, strict=True):
+    places = zip(map(methods.index, methods), places_of(values), strict=True)
+    seeds = [seed_order(distilled.manifest.get("seed")) for distilled in sets]
+    lines = sorted(
+        zip(places, seeds, sets, methods, told_apart, strict=True), key=lambda line: line[:2]
+    )
+    for _, _, distilled, method, variant in lines:
         name = " ".join(filter(None, [method, variant]))
         apart = {k: v for k, v in distilled.identity.items() if k not in ("seed", "ipc")}
         digest = identity.digest(apart)

@@ -15,7 +15,7 @@ OWN = re.compile(r"`(my_[\w/.]+)`\n\n```(?:python|yaml)\n(.*?)```", re.S)
 def here(tmp_path, monkeypatch):
     """A folder with the page's files, on the path as PYTHONPATH=. would put it."""
     files = OWN.findall(PAGE)
-    assert len(files) == 10
+    assert len(files) == 12
     for name, text in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,25 +30,27 @@ def here(tmp_path, monkeypatch):
     "overrides",
     [
         ("modes=farthest", "guidance=late", "guidance.start_t=2", "sampler.steps=4"),
+        ("pool=2", "select=contrast", "sampler.steps=4", "guidance.stop_t=2"),
         ("method=mean_image",),
         ("dataset=blobs", "students=[my_students.tiny]", "method=random"),
         ("dataset=blobs", "students=[my_students.tiny]", "modes=farthest", "sampler.steps=4",
          "guidance.stop_t=2"),
     ],
-    ids=["modes and guidance", "method", "dataset and student", "all but the method"],
+    ids=["modes and guidance", "selection", "method", "dataset and student", "all but the method"],
 )  # fmt: skip
 def test_the_pages_files_run(here, overrides):
     assert "PYTHONPATH=. python run.py --config-dir my_configs" in PAGE
     quick = [o for o in QUICK if "students" not in o or "students" not in str(overrides)]
     done = run(here, "--config-dir", "my_configs", *quick, *overrides, "ipc=3")
     assert done.returncode == 0, done.stderr[-1500:]
-    (manifest,) = here.rglob("manifest.json")
+    (manifest,) = here.glob("runs/*/*/ipc3/*/manifest.json")
     chosen = json.loads(manifest.read_text())["identity"]
-    named = {
-        o.split("=")[1] for o in overrides if o.split("=")[0] in ("modes", "method", "dataset")
-    }
+    groups = ("modes", "method", "dataset", "select")
+    named = {o.split("=")[1] for o in overrides if o.split("=")[0] in groups}
     assert named <= {part["choice"] for part in chosen.values() if isinstance(part, dict)}
-    assert len(list(here.rglob("images/*/*.png"))) == (6 if "dataset=blobs" in overrides else 30)
+    assert len(list((manifest.parent / "images").rglob("*.png"))) == (
+        6 if "dataset=blobs" in overrides else 30
+    )
 
 
 def test_a_table_of_ones_own_is_planned(here):
@@ -90,6 +92,16 @@ def test_a_class_without_what_its_place_asks_for_is_named(here):
     refused = run(here, "--config-dir", "my_configs", *QUICK, "guidance=half")
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert "guidance: my_half.Half lacks check, bind; docs/extending.md" in refused.stderr
+
+
+def test_a_selection_that_is_not_one_of_each_mode_is_refused(here):
+    path = here / "my_select.py"
+    path.write_text(path.read_text().replace("return [int", "return [1] * ipc or [int"))
+    few = ("pool=2", "select=contrast", "sampler.steps=2", "ipc=2", "guidance=none")
+    refused = run(here, "--config-dir", "my_configs", *QUICK, *few)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "select: my_select.Contrast chose [1, 1] of 4 candidates" in refused.stderr
+    assert "one candidate of each mode in turn" in refused.stderr
 
 
 def test_a_method_must_say_what_it_reads(here):

@@ -68,6 +68,7 @@ def test_finished_cells_never_run_again(rehearsed):
         rehearsed, "table=5", "rehearsal=true", "only.seed=0", "tracker=wandb", **environment
     )
     assert again.returncode == 0 and "0 to do" in again.stdout
+    assert re.search(r"^ \+ stop guidance +\d+\.\d ± – \(1\) ", again.stdout, re.M), again.stdout
     assert {f: f.stat().st_mtime_ns for f in rehearsed.rglob("results.jsonl")} == rows
     (record,) = (rehearsed / "runs/rehearsal/wandb").glob("offline-run-*/*.wandb")
     content = record.read_bytes()
@@ -109,8 +110,12 @@ def test_a_cell_says_where_its_number_comes_from(rehearsed):
     for line in (
         "epochs_by_ipc=[[20,40],[null,4]]", "epochs 40, batch size 64", "2 images per class",
         "convnet6: 59.6 ± 2.2", "do not compare", "n = 1 of 2",
+        "guidance=mode: scale=0.1, stop_t=25",
+        "modes=kmeans: random_state=0", "sampler=ddpm: steps=50",
+        "convnet2_w8, in place of convnet6, student seed 0:",
     ):  # fmt: skip
         assert line in told.stdout, line
+    assert len(re.findall("^ours ", told.stdout, re.M)) == 1
     records = list(csv.DictReader((rehearsed / "runs/rehearsal/tables/table5/table.csv").open()))
     (own, *_) = (r for r in records if "+ stop guidance" in r["method"])
     assert own["command"] in told.stdout

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
+from eval.results.fitted import FittedTable
 from mgd3.runtime.text import markdown_text, one_line
 
 Style = Literal["plain", "ours", "paper"]
@@ -99,18 +98,17 @@ class Layout:
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"**{_markdown(self.title)}**\n\n{body}\n"
 
-    def for_terminal(self) -> Table:
+    def for_terminal(self) -> FittedTable:
         """The same for a terminal; a narrow one folds cells rather than cut them."""
         title = Text(one_line(self.title), style="table.title")
-        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for header in self.headers:
-            table.add_column(Text(one_line(header)), overflow="fold")
-        for line in self.lines:
-            pieces = [
-                [(one_line(s.text), _TERMINAL[s.style]) for s in spans(entry)] for entry in line
+        lines = [
+            [
+                Text.assemble(*((one_line(s.text), _TERMINAL[s.style]) for s in spans(entry)))
+                for entry in line
             ]
-            table.add_row(*(Text.assemble(*entry) for entry in pieces))
-        return table
+            for line in self.lines
+        ]
+        return FittedTable(title, [Text(one_line(header)) for header in self.headers], lines)
 
     def latex(self) -> str:
         """The table without its title, for a paper (booktabs)."""

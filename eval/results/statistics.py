@@ -17,6 +17,8 @@ Metric = Literal["top1_last", "top1_best"]
 # Students' scores by distillation seed, that is by set; None: the set of a method without seeds.
 Scores = Mapping[int | None, Sequence[float]]
 
+_NO_SPREAD = 1e-9  # points; what rounding leaves of an interval without any
+
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
@@ -116,13 +118,14 @@ def components(scores: Scores) -> Components:
 def paired(ours: Scores, theirs: Scores) -> Difference | None:
     """Ours minus theirs on the distillation seeds that both have, each set's students averaged.
 
-    None without such a seed; without an interval for a single one.
+    None without such a seed; without an interval for a single one, and for pairs that all differ
+    by the same, whose spread two seeds can hide.
     """
     shared = sorted(s for s in ours.keys() & theirs.keys() if s is not None)
     if not shared:
         return None
     mean, *ends = interval([fmean(ours[seed]) - fmean(theirs[seed]) for seed in shared])
-    low, high = ends if len(shared) > 1 else (None, None)
+    low, high = ends if ends[1] - ends[0] > _NO_SPREAD else (None, None)
     return Difference(mean=mean, low=low, high=high, n=len(shared), paired=True)
 
 
@@ -132,7 +135,7 @@ def compare(ours: Scores, theirs: Scores) -> Difference:
     Without an interval where a side has one unit, or no unit differs from another.
     """
     pairs = paired(ours, theirs)
-    if pairs and pairs.low is not None:
+    if pairs and pairs.n > 1:
         return pairs
     sides = [units(side) for side in (ours, theirs)]
     mean, n = fmean(sides[0]) - fmean(sides[1]), sum(map(len, sides))
@@ -184,8 +187,10 @@ def differences_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last")
 
 
 def _kind(difference: Difference) -> str:
-    if difference.low is None:
-        return "one pair" if difference.paired else "means"
+    if difference.low is None and not difference.paired:
+        return "means"
+    if difference.n == 1:
+        return "one pair"
     return "paired" if difference.paired else "Welch"
 
 

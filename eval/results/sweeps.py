@@ -45,18 +45,21 @@ def rows_by(
     names = variants([r.method for r in rows], values, keys)
     found = [replace(r, variant=name) for r, name in zip(rows, names, strict=True)]
     by_variant = {n: v for n, v in zip(names, values, strict=True) if n is not None}
+    places = [p if n else [] for n, p in zip(names, places_of(values), strict=True)]
+    ordered = sorted(range(len(found)), key=places.__getitem__)
+    return [found[k] for k in ordered], by_variant
+
+
+def places_of(values: Sequence[Values]) -> list[list[int]]:
+    """What runs are sorted by: of each key the place of the run's value, by size; -1 for none."""
     orders = [
         in_order_of_size([v for v in of_key if v is not None])
         for of_key in zip(*values, strict=True)
     ]
-
-    def place(row: EvalResult) -> list[int]:
-        if row.variant is None:
-            return []
-        mine = zip(orders, by_variant[row.variant], strict=True)
-        return [-1 if v is None else order.index(v) for order, v in mine]
-
-    return sorted(found, key=place), by_variant
+    return [
+        [-1 if v is None else order.index(v) for order, v in zip(orders, mine, strict=True)]
+        for mine in values
+    ]
 
 
 def variants(

@@ -18,7 +18,7 @@ from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import center_crop, from_pil, to_pixels
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.distillers.parts import FineTune, Sampler, Selection
-from mgd3.distillers.pool import FirstCandidates
+from mgd3.distillers.pool import FirstCandidates, checked
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
@@ -37,6 +37,7 @@ from mgd3.storage.timing import StageTimes, WorkPace
 log = logging.getLogger(__name__)
 
 ImageKey = tuple[str, int]  # wnid and noise stream
+CANDIDATES = ".pool"  # hidden, or readers of the set's folder take candidates for its images
 _DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
 
@@ -50,7 +51,7 @@ class GenerativeDistiller:
 
     Several processes (`ranks`) take turns at the batches, and write the same bytes as one.
 
-    With `pool` m > 1, m candidates per image are made in `out`/pool, each from a noise stream of
+    With `pool` m > 1, m candidates per image are made in `out`/.pool, each from a noise stream of
     its own, and `select` says which one is kept.
     """
 
@@ -115,7 +116,7 @@ class GenerativeDistiller:
         if self.pool > 1:
             if isinstance(self.select, FirstCandidates):
                 log.warning("pool=%d: select=first leaves all but the first unused", self.pool)
-            candidates = DistilledWriter(out / "pool", dataset, ipc * self.pool, seed)
+            candidates = DistilledWriter(out / CANDIDATES, dataset, ipc * self.pool, seed)
         rows = {info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)}
         for phase in phases:
             wanted = [(info.wnid, k) for info in phase.classes for k in range(candidates.ipc)]
@@ -208,7 +209,9 @@ class GenerativeDistiller:
             track(dataset.classes, "selecting", len(dataset.classes), "classes")
         ):
             images = [candidates.read_image(info.wnid, c) for c in range(candidates.ipc)]
-            chosen[info.wnid] = self.select(images, label, ipc)
+            chosen[info.wnid] = checked(
+                self.select(images, label, ipc), len(images), ipc, self.select
+            )
             for k, c in enumerate(chosen[info.wnid]):
                 writer.write_image(info.wnid, k, images[c])
         return chosen
@@ -228,7 +231,7 @@ class GenerativeDistiller:
             found += mode_stages(codec, finder, ipc, self.work, out, pairs)
         tuning: Callable[..., list[Stage]] | None = getattr(self.finetune, "stages", None)
         found += tuning(self.backbone, dataset, inventory, self.work) if tuning else []
-        where, count = (out / "pool", ipc * self.pool) if self.pool > 1 else (out, ipc)
+        where, count = (out / CANDIDATES, ipc * self.pool) if self.pool > 1 else (out, ipc)
         there = len(list((where / "images").glob("*/*.png")))
         found.append(self._stage(max(0, len(dataset.classes) * count - there), there))
         if self.pool > 1:

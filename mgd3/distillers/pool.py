@@ -6,8 +6,10 @@ images of a run without a pool.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +18,24 @@ from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
 from mgd3.distillers.parts import FeatureExtractor, FeatureSpace
 from mgd3.runtime.errors import UserError
+
+
+def checked(chosen: object, candidates: int, ipc: int, selection: object) -> list[int]:
+    """What a selection chose, as plain numbers.
+
+    Raises `UserError` unless it is one of `candidates` for each mode, in the modes' order.
+    """
+    found = list(chosen) if isinstance(chosen, Sequence | np.ndarray) else []
+    numbers = [operator.index(c) for c in found if hasattr(c, "__index__")]
+    right = [c % ipc == k and 0 <= c < candidates for k, c in enumerate(numbers)]
+    if len(found) != ipc or right != [True] * ipc:
+        kind = type(selection)
+        raise UserError(
+            f"select: {kind.__module__}.{kind.__name__} chose {chosen!r} of {candidates} "
+            f"candidates; it must return {ipc} numbers, one candidate of each mode in turn: "
+            f"candidate c belongs to mode c % {ipc} (docs/extending.md)"
+        )
+    return numbers
 
 
 class FirstCandidates:

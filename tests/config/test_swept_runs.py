@@ -31,11 +31,30 @@ def test_a_key_of_no_default_group_is_carried_too(tmp_path):
 
 
 def test_combinations_that_are_one_run_are_made_once_and_said(tmp_path):
-    done = run(tmp_path, "-m", *SETS, "method=random,mgd3", "guidance.scale=0.1,0.2", "seed=0,1")
+    done = run(
+        tmp_path, "-m", *SETS, "method=random,mgd3", "guidance.scale=0.1,0.2",
+        "modes=kmeans,random_real",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [s.split("/")[2] for s in sets(tmp_path)] == ["mgd3"] * 4 + ["random"] * 2
-    assert "method=random does not read guidance.scale" in done.stdout
-    assert "(2 of 8 combinations left out)" in done.stdout
+    assert [s.split("/")[2] for s in sets(tmp_path)] == ["mgd3"] * 4 + ["random"]
+    assert done.stdout.count("does not read") == 1, done.stdout
+    assert "method=random does not read guidance.scale, modes" in done.stdout
+    assert "(3 of 8 combinations left out)" in done.stdout
+    assert done.stdout.rstrip().endswith("5 runs are there")  # without students nothing to compare
+
+
+def test_a_sweep_ends_with_the_command_that_compares_its_runs(tmp_path):
+    few = ("students=[convnet1_w4]", "ipc=1", "protocol.epochs=1")
+    sweep = (*QUICK[:3], *few, "method=random,mgd3", "guidance.scale=0.1,0.2")
+    done = run(tmp_path, "-m", *sweep, "plan=true")
+    assert done.returncode == 0 and "runs are there" not in done.stdout
+    done = run(tmp_path, "-m", *sweep)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[-1].partition("3 runs are there; side by side: ")[2]
+    assert said == "python scripts/compare.py runs/digits by=[guidance.scale]"
+    done = run(tmp_path, *said.split()[2:], script="scripts/compare.py")
+    assert done.returncode == 0, done.stderr
+    assert "mgd3 scale=0.2" in done.stdout
 
 
 @pytest.mark.parametrize(

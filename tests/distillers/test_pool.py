@@ -2,13 +2,14 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from conftest import run
 from support import composed
 
 from mgd3.config.schema import validate
-from mgd3.distillers.pool import Diverse, FirstCandidates, Moments, TeacherCorrect
+from mgd3.distillers.pool import Diverse, FirstCandidates, Moments, TeacherCorrect, checked
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import read_json
 
@@ -90,7 +91,7 @@ def test_a_pool_extends_a_run_without_one_and_the_manifest_says_what_was_kept(tm
     assert images_of(first)[0] == files
     kept, manifest = images_of(diverse)
     assert kept != files
-    pool = next(diverse.rglob("pool"))
+    pool = next(diverse.rglob(".pool"))
     for entry in manifest["images"]:
         _, wnid, stream = entry["noise_stream"].split("/")
         assert int(stream) % 2 == entry["index"]
@@ -101,6 +102,17 @@ def test_a_pool_extends_a_run_without_one_and_the_manifest_says_what_was_kept(tm
 
 def test_without_a_choice_the_first_ones_stay():
     assert FirstCandidates()([None] * 6, label=0, ipc=2) == [0, 1]
+
+
+@pytest.mark.parametrize("chosen", [None, [0], [0, 0], [0, 5], [-2, 1], [0.0, 1.0], "01"])
+def test_what_is_not_one_candidate_of_each_mode_is_refused(chosen):
+    with pytest.raises(UserError, match="must return 2 numbers, one candidate of each mode"):
+        checked(chosen, candidates=4, ipc=2, selection=FirstCandidates())
+
+
+def test_numpys_numbers_are_numbers():
+    chosen = checked(np.array([2, 1]), candidates=4, ipc=2, selection=FirstCandidates())
+    assert chosen == [2, 1] and {type(c) for c in chosen} == {int}
 
 
 def test_a_pool_of_none_is_refused():

@@ -217,3 +217,12 @@ def test_tables_hold_every_cell_and_every_pair_of_one_place():
         ["random", "closest_real", "3", "means"],
     ]
     assert differences_layout(rows).lines[0][2] == "+3.0 [-2.0, +8.0]"
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1, 0.3])
+def test_pairs_that_differ_by_the_same_have_a_difference_and_no_interval(gap):
+    """Two seeds that agree by chance would else make an interval of no width, and a claim hold."""
+    ours = {0: [20.0 + gap], 1: [22.7 + gap]}
+    found = compare(ours, {0: [20.0], 1: [22.7]})
+    assert (found.low, found.high, found.n, found.paired) == (None, None, 2, True)
+    assert str(found) == f"+{gap} [–]"

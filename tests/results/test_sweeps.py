@@ -11,9 +11,11 @@ from eval.reports.run_report import distilled_sets, first_of_each_row, named, ro
 from eval.results.cells import cells
 from eval.results.costs import cost_layout
 from eval.results.rows import ResultStore, read_results
-from eval.results.sweeps import keys_of, rows_by, value_of
+from eval.results.sweeps import keys_of, places_of, rows_by, value_of
+from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import write_json
+from scripts.measure import names_of
 
 
 @pytest.fixture
@@ -111,3 +113,22 @@ def test_costs_are_means_per_stage(sweep):
     assert table.headers == ["method", "stage", "seconds, ipc 10"]
     assert ["mgd3", "sample, a set", "2.25"] in table.lines
     assert ["unguided", "training, a convnet3", "1.00"] in table.lines
+
+
+def test_runs_are_sorted_by_the_size_of_their_values():
+    values = [("kmeans", 0.2), ("gmm", 10.0), ("kmeans", None), ("gmm", 9.0)]
+    places = places_of(values)
+    assert sorted(values, key=lambda v: places[values.index(v)]) == [
+        ("gmm", 9.0), ("gmm", 10.0), ("kmeans", None), ("kmeans", 0.2),
+    ]  # fmt: skip
+
+
+def test_measure_lists_the_sets_of_a_sweep_in_its_order(tmp_path):
+    """Whatever their folders are called."""
+    for name, scale, seed in [("a", 0.2, 1), ("b", 0.05, 0), ("c", 0.2, 0), ("d", 10.0, 0)]:
+        config = {"guidance": {"scale": scale}}
+        content = manifest(seed=seed, config=config, identity={"s": scale}, data={"train": None})
+        write_json(tmp_path / name / "manifest.json", content)
+    names = names_of([DistilledDataset(tmp_path / n) for n in "abcd"], ["guidance.scale"])
+    assert "".join(folder.name for folder in names) == "bcad"
+    assert list(names.values()) == [f"mgd3 scale={s}" for s in (0.05, 0.2, 0.2, 10.0)]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from support import cell, row
 
 from eval.reports.comparison import PaperComparison
 from eval.reports.run_report import template
+from eval.results.fitted import shared_out
 from eval.results.layout import Layout, Span, csv_text
 from eval.results.tables import layout, markdown, terminal
 
@@ -25,8 +27,8 @@ def table():
     return Layout(title=HOSTILE, headers=["method", HOSTILE], lines=[[HOSTILE, ours]])
 
 
-def printed(renderable):
-    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="standard")
+def printed(renderable, width=200):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
     console.print(renderable)
     return console.file.getvalue()
 
@@ -52,6 +54,32 @@ def test_a_terminal_prints_markup_as_it_is(table):
     assert "\x1b[1m1.0" in text and "\x1b[3m2.0" in text and "\x1b[31m" not in text
     noted = printed(terminal([row(method="[red]m", dataset_note="[bold]files[/bold]")]))
     assert "[red]m" in noted and "[bold]files[/bold]" in noted
+
+
+def test_a_narrow_terminal_breaks_lines_between_words():
+    names = [f"mgd3 guidance={g} modes=kmeans_closest scale=0.05" for g in ("mode", "ramp")]
+    headers = ["method", "mean", "95 % interval", "distillation std", "n"]
+    wide = Layout(
+        title="t", headers=headers, lines=[[n, "22.6", "[11.8, 33.5]", "–", "3"] for n in names]
+    )
+    for width in (60, 70, 80):
+        text = re.sub(r"\x1b\[\d+m", "", printed(wide.for_terminal(), width))
+        assert max(map(len, text.splitlines())) <= width
+        words = text.split()
+        assert words.count("modes=kmeans_closest") == words.count("scale=0.05") == 2, text
+        assert "distillation" in words
+    assert "mgd3 guidance=mode modes=kmeans_closest scale=0.05 " in printed(
+        wide.for_terminal(), 110
+    )
+    assert "…" not in printed(wide.for_terminal(), 30)  # folded, not cut
+
+
+def test_room_goes_to_words_then_to_what_lacks_least():
+    needs = [[4, 4, 2], [6, 4, 5], [20, 8, 5]]
+    assert shared_out(9, needs) is None
+    assert shared_out(12, needs) == [6, 4, 2]
+    assert shared_out(20, needs) == [7, 8, 5]
+    assert shared_out(99, needs) == [20, 8, 5]
 
 
 def test_latex_escapes_every_special_character(table):

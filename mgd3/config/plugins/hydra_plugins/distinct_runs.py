@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,10 @@ from mgd3.storage.files import write_atomic
 log = logging.getLogger(__name__)
 
 _RECORD = "multirun.yaml"  # Hydra's name for it
+_TOLD_APART = (  # what by= of compare.py takes; the others are columns of its tables
+    "backbone", "modes", "guidance", "start", "finetune", "features", "select", "pool", "sampler",
+    "flip",
+)  # fmt: skip
 _STUDENTS = ("students", "student_seeds", "first_student_seed")
 
 
@@ -63,6 +68,9 @@ class DistinctRuns(Sweeper):
         results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises where the job failed
+        done = [result.cfg for result in results if isinstance(result.cfg, DictConfig)]
+        if len(done) > 1 and not done[0].get("plan"):
+            log.info("%d runs are there%s", len(done), _what_next(jobs, done))
         return [results]
 
     def _readable(self, combinations: list[list[str]]) -> list[list[str]]:
@@ -98,20 +106,19 @@ class DistinctRuns(Sweeper):
         """The jobs without those that are the same run as an earlier one."""
         loader = self.hydra_context.config_loader
         first: dict[tuple[str, ...], list[str]] = {}
-        same: dict[tuple[str, str], int] = {}
+        same: dict[str, list[set[str]]] = {}
         for job in jobs:
             cfg = loader.load_sweep_config(self.config, list(job))
             run = _run(cfg) or tuple(job)
             if run in first:
-                differing = sorted({o.partition("=")[0] for o in set(job) ^ set(first[run])})
-                what = (f"method={choices(cfg).get('method')}", ", ".join(differing))
-                same[what] = same.get(what, 0) + 1
+                keys = {o.partition("=")[0] for o in set(job) ^ set(first[run])}
+                same.setdefault(f"method={choices(cfg).get('method')}", []).append(keys)
             first.setdefault(run, job)
-        for (method, keys), count in same.items():
+        for method, differing in same.items():
             log.info(
                 "%s does not read %s: runs that differ in nothing else are made once (%d of %d "
                 "combinations left out)",
-                *(method, keys, count, len(jobs)),
+                *(method, ", ".join(sorted(set().union(*differing))), len(differing), len(jobs)),
             )
         return list(first.values())
 
@@ -128,6 +135,22 @@ def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
         else:
             values[key] = [f"{key}={override.get_value_element_as_str()}"]
     return [list(combination) for combination in product(*values.values())]
+
+
+def _what_next(jobs: Sequence[Sequence[str]], done: Sequence[DictConfig]) -> str:
+    """The command that sets scored runs side by side, told apart by what each method varied."""
+    if not all(plain(cfg.get("students")) for cfg in done):
+        return ""
+    values: dict[tuple[str, str], set[str]] = {}
+    for job in jobs:
+        given = dict(override.split("=", 1) for override in job)
+        for key, value in given.items():
+            if key.partition(".")[0] in _TOLD_APART:
+                values.setdefault((given.get("method", ""), key), set()).add(value)
+    keys = sorted({key for (_, key), several in values.items() if len(several) > 1})
+    by = f" by=[{','.join(keys)}]" if keys else ""
+    folders = sorted({shlex.quote(str(Path(cfg.runs, cfg.dataset.name))) for cfg in done})
+    return f"; side by side: python scripts/compare.py {' '.join(folders)}{by}"
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
