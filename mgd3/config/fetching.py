@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from mgd3.config import identity
 from mgd3.config.schema import choices, plain
 from mgd3.data.layouts.archives import ARCHIVES, data_folder, fetch_archive, find_archive, may_fetch
+from mgd3.runtime.errors import UserError
 from mgd3.storage.repositories import hub_reachable
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Need:
 def announce(cfg: DictConfig) -> list[Need]:
     """What must be fetched of the dataset's archive and the backbone's weights, said with sizes.
 
-    What cannot be fetched is left to the part that reads it, whose message says what is missing.
+    What cannot be fetched now is not among it: see `out_of_reach`.
     """
     needs = needed(cfg)
     if needs:
@@ -48,6 +49,16 @@ def announce(cfg: DictConfig) -> list[Need]:
 def needed(cfg: DictConfig) -> list[Need]:
     """What must be fetched first."""
     return [*_archive(cfg), *_weights(cfg)]
+
+
+def out_of_reach(cfg: DictConfig) -> list[UserError]:
+    """For each of the backbone's weights that is neither here nor to be had now, what to do."""
+    wanted = _repositories(cfg)
+    if not wanted or hub_reachable():
+        return []
+    from mgd3.backbones.weights.sources import NO_HUB, missing
+
+    return [missing(key, source, NO_HUB) for source, (key, _) in wanted.items()]
 
 
 def fetch(needs: Sequence[Need]) -> None:
@@ -76,28 +87,35 @@ def _archive(cfg: DictConfig) -> list[Need]:
 
 
 def _weights(cfg: DictConfig) -> list[Need]:
-    if "backbone" not in identity.reads(cfg):
+    wanted = _repositories(cfg)
+    if not wanted or not hub_reachable():
         return []
-    from mgd3.backbones.weights.download import (
-        cached_repository,
-        fetch_repository,
-        sources_of,
-        wanted_files,
-    )
+    from mgd3.backbones.weights.download import fetch_repository, wanted_files
+
+    return [
+        Need(
+            name=source,
+            key=key,
+            size=float(sum(file.size for file in wanted_files(source, parts))),
+            fetch=partial(fetch_repository, source, parts),
+        )
+        for source, (key, parts) in wanted.items()
+    ]
+
+
+def _repositories(cfg: DictConfig) -> dict[str, tuple[str, list[str]]]:
+    """The hub's repositories that are not here: of each the key that asks for it, and its parts."""
+    if "backbone" not in identity.reads(cfg):
+        return {}
+    from mgd3.backbones.weights.download import cached_repository, sources_of
     from mgd3.backbones.weights.sources import is_hub_id  # takes torch
 
-    needs = []
     finetuned = choices(cfg).get("finetune") != "none"
-    for source, parts in sources_of(plain(cfg.backbone), finetuned).items():
-        if not is_hub_id(source) or cached_repository(source, parts) is not None:
-            continue
-        if hub_reachable():
-            size = float(sum(file.size for file in wanted_files(source, parts)))
-            key = next(k for k in _KEYS if str(cfg.backbone.get(k)) == source)
-            needs.append(
-                Need(source, f"backbone.{key}", size, partial(fetch_repository, source, parts))
-            )
-    return needs
+    return {
+        source: (next(f"backbone.{k}" for k in _KEYS if str(cfg.backbone.get(k)) == source), parts)
+        for source, parts in sources_of(plain(cfg.backbone), finetuned).items()
+        if is_hub_id(source) and cached_repository(source, parts) is None
+    }
 
 
 def _amount(size: float) -> str:

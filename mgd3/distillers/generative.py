@@ -101,7 +101,7 @@ class GenerativeDistiller:
         """Write `ipc` images per class below `out`; all processes call this at once."""
         ranks = self.ranks
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
-        if ranks.first and self._guided_steps == 0:
+        if ranks.first and isinstance(self.guidance, ModeGuidance) and not self._guided_steps:
             log.warning(
                 "guidance.scale=%g with guidance.stop_t=%d guides none of the %d steps (%d to 0; "
                 "those above stop_t are guided): the images are those of guidance=none",
