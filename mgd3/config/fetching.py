@@ -14,6 +14,7 @@ from mgd3.config import identity
 from mgd3.config.schema import choices, plain
 from mgd3.data.layouts.archives import ARCHIVES, data_folder, fetch_archive, find_archive, may_fetch
 from mgd3.runtime.errors import UserError
+from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.repositories import hub_reachable
 
 log = logging.getLogger(__name__)
@@ -48,17 +49,25 @@ def announce(cfg: DictConfig) -> list[Need]:
 
 def needed(cfg: DictConfig) -> list[Need]:
     """What must be fetched first."""
-    return [*_archive(cfg), *_weights(cfg)]
+    return [*_archive(cfg), *needed_weights(cfg)]
 
 
 def out_of_reach(cfg: DictConfig) -> list[UserError]:
-    """For each of the backbone's weights that is neither here nor to be had now, what to do."""
-    wanted = _repositories(cfg)
-    if not wanted or hub_reachable():
+    """For each of the backbone's weights that is neither here nor fetched by a run, what to do."""
+    sources = _sources(cfg)
+    if not sources:
         return []
     from mgd3.backbones.weights.sources import NO_HUB, missing
 
-    return [missing(key, source, NO_HUB) for source, (key, _) in wanted.items()]
+    found = [
+        missing(key, source, f"{download_path(source)} does not exist")
+        for source, (key, _) in sources.items()
+        if is_url(source) and not download_path(source).is_file()
+    ]
+    wanted = _repositories(cfg)
+    if wanted and not hub_reachable():
+        found += [missing(key, source, NO_HUB) for source, (key, _) in wanted.items()]
+    return found
 
 
 def fetch(needs: Sequence[Need]) -> None:
@@ -86,7 +95,8 @@ def _archive(cfg: DictConfig) -> list[Need]:
     ]
 
 
-def _weights(cfg: DictConfig) -> list[Need]:
+def needed_weights(cfg: DictConfig) -> list[Need]:
+    """The hub's repositories that the backbone needs and that can be fetched now."""
     wanted = _repositories(cfg)
     if not wanted or not hub_reachable():
         return []
@@ -104,17 +114,30 @@ def _weights(cfg: DictConfig) -> list[Need]:
 
 
 def _repositories(cfg: DictConfig) -> dict[str, tuple[str, list[str]]]:
-    """The hub's repositories that are not here: of each the key that asks for it, and its parts."""
+    """Those of `_sources` that are the hub's and not here."""
+    sources = _sources(cfg)
+    if not sources:
+        return {}
+    from mgd3.backbones.weights.download import cached_repository
+    from mgd3.backbones.weights.sources import is_hub_id
+
+    return {
+        source: (key, parts)
+        for source, (key, parts) in sources.items()
+        if is_hub_id(source) and cached_repository(source, parts) is None
+    }
+
+
+def _sources(cfg: DictConfig) -> dict[str, tuple[str, list[str]]]:
+    """What the backbone names as weights: of each the key that does, and the parts it reads."""
     if "backbone" not in identity.reads(cfg):
         return {}
-    from mgd3.backbones.weights.download import cached_repository, sources_of
-    from mgd3.backbones.weights.sources import is_hub_id  # takes torch
+    from mgd3.backbones.weights.download import sources_of  # takes torch
 
     finetuned = choices(cfg).get("finetune") != "none"
     return {
         source: (next(f"backbone.{k}" for k in _KEYS if str(cfg.backbone.get(k)) == source), parts)
         for source, parts in sources_of(plain(cfg.backbone), finetuned).items()
-        if is_hub_id(source) and cached_repository(source, parts) is None
     }
 
 
