@@ -54,12 +54,16 @@ CellKey: TypeAlias = tuple[str, str, str, str]  # row, dataset, IPC, student
 def tables(cfg: DictConfig, arguments: list[str], launch: Any) -> None:
     """Print the cells that were asked for, write the files of all; launches nothing."""
     request = read_request(cfg, arguments)
-    console = Console(markup=False)
     if cfg.explain is not None:
         raise UserError(
             f"explain is of scripts/reproduce.py: the same {paper_argument(request.name)}"
         )
     experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
+    show_tables(experiment, Console(markup=False))
+
+
+def show_tables(experiment: Experiment, console: Console) -> None:
+    """Print the experiment's cells, as its filters leave them, and write the files of all."""
     shown = compared(experiment)
     if shown.cells:
         for part in shown.matrices(lambda table: _width(console, table) <= console.width):

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from eval.images import TestImages
 from eval.protocols.feasibility import require_feasible
+from eval.results.rows import EvalResult
 from eval.scoring import Execution, RunIds, missing_rows, score
 from eval.students.registry import expand_students, find_student
 from mgd3.config import identity
@@ -272,10 +273,17 @@ def _score(
         Console().print(terminal(rows))
     for row in rows:
         log.info(
-            "%s, ipc %d, %s, seeds %s/%d: top1_last %.1f, top1_best %.1f",
+            "%s, ipc %d, %s, %s: top1_last %.1f, top1_best %.1f",
             *(row.dataset, row.ipc, f"{row.method}, {row.student}"),
-            *(row.distill_seed, row.student_seed, row.top1_last, row.top1_best),
+            *(_seeds_of(row), row.top1_last, row.top1_best),
         )
+
+
+def _seeds_of(row: EvalResult) -> str:
+    """The set's seed and the student's; a method that draws nothing has none."""
+    if row.distill_seed is None:
+        return f"student seed {row.student_seed}"
+    return f"seeds {row.distill_seed}/{row.student_seed}"
 
 
 def _is_older(report: Path, distilled: DistilledDataset, run_dir: Path) -> bool:

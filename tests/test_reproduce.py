@@ -37,6 +37,7 @@ def rehearsed(tmp_path_factory):
         only = ["only.seed=0", *(few if number == 1 else [])]
         done = reproduce(cwd, f"table={number}", "rehearsal=true", *only)
         assert done.returncode == 0, done.stderr
+        assert "Table " in done.stdout and "Nothing here compares with the paper" in done.stdout
     return cwd
 
 
