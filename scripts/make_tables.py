@@ -54,24 +54,23 @@ CellKey: TypeAlias = tuple[str, str, str, str]  # row, dataset, IPC, student
 def tables(cfg: DictConfig, arguments: list[str], launch: Any) -> None:
     """Print the cells that were asked for, write the files of all; launches nothing."""
     request = read_request(cfg, arguments)
-    console = Console(markup=False)
     if cfg.explain is not None:
         raise UserError(
             f"explain is of scripts/reproduce.py: the same {paper_argument(request.name)}"
         )
     experiment = Experiment(request.name, request.overrides, request.only, cfg.rehearsal)
-    print_table(console, experiment)
-    console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
+    show_tables(experiment, Console(markup=False))
 
 
-def print_table(console: Console, experiment: Experiment) -> None:
-    """The cells that were asked for, and what must be known of them."""
+def show_tables(experiment: Experiment, console: Console) -> None:
+    """Print the experiment's cells, as its filters leave them, and write the files of all."""
     shown = compared(experiment)
     if shown.cells:
         for part in shown.matrices(lambda table: _width(console, table) <= console.width):
             console.print(part.for_terminal())
     for note in shown.remarks_and_notes():
         console.print(note)
+    console.print(f"tables and report: {write_tables(experiment.whole())}", soft_wrap=True)
 
 
 def _width(console: Console, table: Layout) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from eval.results.layout import Layout
 from eval.scoring import missing_rows
 from mgd3.config import identity
 from mgd3.config.build import build, build_protocol
+from mgd3.config.fetching import needed_weights, out_of_reach
 from mgd3.config.grid import FULL, Located
 from mgd3.config.schema import choices, plain
 from mgd3.data.class_lists import read_class_list
@@ -55,6 +57,7 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
         for key, value in needed.items():
             total[key] = max(total[key], value) if key == "peak" else total[key] + value
     lines.append(_line("all", len(places), total))
+    notes |= _fetched(pending)
     headers = ["row", "done", "to do", "images", "students", "time", "disk, GB", "memory, GiB"]
     explained = [
         f"Time one after another on this machine ({machine_name(device)}); rows that share runs "
@@ -97,6 +100,21 @@ def real_images(cfg: DictConfig, notes: set[str]) -> list[int] | None:
         notes.add(f"Not ready: {error}.")
         known = cfg.dataset.get("class_list")
         return [_OF_A_CLASS] * len(read_class_list(known)) if known else None
+
+
+def _fetched(pending: Sequence[Located]) -> set[str]:
+    """What the sets that are still to be made take from the hub, or cannot have now."""
+    notes, asked = set(), set()
+    for place in pending:
+        cfg = place.cfg
+        asks = json.dumps([plain(cfg.backbone), choices(cfg).get("finetune")], sort_keys=True)
+        done = DistilledDataset(place.distilled).complete
+        if done or asks in asked or "backbone" not in identity.reads(cfg):
+            continue
+        asked.add(asks)
+        notes |= {f"Not ready: {error}." for error in out_of_reach(cfg)}
+        notes |= {f"To be fetched first: {need}." for need in needed_weights(cfg)}
+    return notes
 
 
 def _add(

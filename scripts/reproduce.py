@@ -97,17 +97,15 @@ def _agreed(experiment: Experiment) -> tuple[Ranks, list[bool]]:
 def _report(
     experiment: Experiment, pending: Sequence[Located], problems: Problems, console: Any
 ) -> None:
-    """Name what failed, print the table, write that of every cell, also of those left out."""
-    from scripts.make_tables import print_table, write_tables
+    """Name what failed, print the tables, write those of every cell, filters or not."""
+    from scripts.make_tables import show_tables
 
     failed = [place for place in pending if not _done(place)]
     for what, cells in _by_problem(failed, problems).items():
         shown = cells if len(cells) <= _MOST_CELLS else [*cells[:_MOST_CELLS], "…"]
         print(f"failed, {len(cells)} runs: {what}", file=sys.stderr)
         print(*(f"  {cell}" for cell in shown), sep="\n", file=sys.stderr)
-    folder = write_tables(experiment.whole())
-    print_table(console, experiment)
-    console.print(f"tables and report: {folder}", soft_wrap=True)
+    show_tables(experiment, console)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(experiment.located)} runs of {experiment.name} are missing; "

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from eval.images import TestImages
 from eval.protocols.feasibility import require_feasible
+from eval.results.rows import EvalResult
 from eval.scoring import Execution, RunIds, missing_rows, score
 from eval.students.registry import expand_students, find_student
 from mgd3.config import identity
@@ -28,14 +29,14 @@ from mgd3.config.build import (
     build_protocol,
     shares_work,
 )
-from mgd3.config.fetching import announce, fetch
+from mgd3.config.fetching import announce, fetch, out_of_reach
 from mgd3.config.run_folder import begun, record
 from mgd3.config.schema import choices, plain, student_names, student_seeds
 from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset, forget_journal
 from mgd3.data.inventory import SplitContent, contents_of, require_images
-from mgd3.distillers.parts import Distiller, least_real
+from mgd3.distillers.parts import Distiller, least_real, refuse_classes
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
 from mgd3.runtime.machine import machine_name
@@ -124,14 +125,19 @@ def checked(cfg: DictConfig, run_dir: Path, fetching: bool = True) -> Cell:
     needs = announce(cfg) if fetching and ranks.first else []
     dataset = build(cfg, "dataset")  # fetches its own; refused, nothing else is fetched
     require_images(dataset, least_real(distiller, cfg.ipc))
+    refuse_classes(distiller, dataset)
+    inside = run_dir.parent.name == Path(cfg.folder).name
+    out = run_dir.parent if inside else run_dir
+    if fetching and not DistilledDataset(out).complete:
+        for error in out_of_reach(cfg):  # before weights are fetched, or a folder is claimed
+            raise error
     fetch(needs)
     ranks.wait()
     require_feasible(protocol, students, cfg.ipc, len(dataset.classes), device)
-    inside = run_dir.parent.name == Path(cfg.folder).name
     return Cell(
         cfg=cfg,
         run_dir=run_dir,
-        out=run_dir.parent if inside else run_dir,
+        out=out,
         dataset=dataset,
         protocol=protocol,
         students=students,
@@ -267,10 +273,17 @@ def _score(
         Console().print(terminal(rows))
     for row in rows:
         log.info(
-            "%s, ipc %d, %s, seeds %s/%d: top1_last %.1f, top1_best %.1f",
+            "%s, ipc %d, %s, %s: top1_last %.1f, top1_best %.1f",
             *(row.dataset, row.ipc, f"{row.method}, {row.student}"),
-            *(row.distill_seed, row.student_seed, row.top1_last, row.top1_best),
+            *(_seeds_of(row), row.top1_last, row.top1_best),
         )
+
+
+def _seeds_of(row: EvalResult) -> str:
+    """The set's seed and the student's; a method that draws nothing has none."""
+    if row.distill_seed is None:
+        return f"student seed {row.student_seed}"
+    return f"seeds {row.distill_seed}/{row.student_seed}"
 
 
 def _is_older(report: Path, distilled: DistilledDataset, run_dir: Path) -> bool:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from eval.images import TestImages
 from eval.scoring import missing_rows, students_stage
 from mgd3.config import identity
-from mgd3.config.fetching import Need, needed
+from mgd3.config.fetching import needed, out_of_reach
 from mgd3.config.run_folder import refuse_foreign
 from mgd3.config.schema import student_seeds
 from mgd3.data.distilled import DistilledDataset
@@ -29,24 +29,37 @@ def print_plan(cfg: DictConfig, one: bool) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         refuse_foreign(folder, claims=True)
-        stages = list(stages_of(cfg, folder))
+        lacking = out_of_reach(cfg)
+        stages = list(stages_of(cfg, folder, able=not lacking))
     finally:
         remove_empty(folder)
     seconds, unknown = total_seconds(stages)
     to_do = sum(not stage.there for stage in stages)
-    more = ", and what was never timed" if unknown else ""
-    in_all = f"about {duration(seconds)} here{more}" if to_do else "nothing to do"
+    in_all = _in_all(seconds, unknown) if to_do else "nothing to do"
     if not one:
-        print(f"{folder}: {in_all}")
+        lacks = "".join(f"; lacks {error}" for error in lacking) if to_do else ""
+        print(f"{folder}: {in_all}{lacks}")
         return
     print(folder)
     for stage in stages:
         print(f"  {'there' if stage.there else 'to do'}  {stage}")
+    for error in lacking if to_do else []:
+        print(f"  lacks  {error}")
     print(f"  {to_do} of {len(stages)} stages to do: {in_all}")
 
 
-def stages_of(cfg: DictConfig, run_dir: Path) -> Iterator[Stage]:
-    """Every stage of a run whose scores belong into `run_dir`, in their order."""
+def _in_all(seconds: float, unknown: bool) -> str:
+    """How long all stages take, as far as known."""
+    if unknown and duration(seconds) == duration(0):
+        return "never timed on this machine"
+    return f"about {duration(seconds)} here" + (", and what was never timed" if unknown else "")
+
+
+def stages_of(cfg: DictConfig, run_dir: Path, able: bool = True) -> Iterator[Stage]:
+    """Every stage of a run whose scores belong into `run_dir`, in their order.
+
+    Not `able`: the backbone's weights cannot be had, so its own stages are one.
+    """
     needs = needed(cfg)
     yield from (Stage(what=f"fetches {need}") for need in needs)
     if "download" in cfg.dataset:
@@ -76,7 +89,7 @@ def stages_of(cfg: DictConfig, run_dir: Path) -> Iterator[Stage]:
         images = len(distilled.manifest["images"])
         yield Stage(what=f"the distilled set, {images:,} images", there=True)
     else:
-        yield from _making(cell, inventory, needs)
+        yield from _making(cell, inventory, able and not needs)
     if len(wanted) > len(missing):
         what = f"{len(wanted) - len(missing)} of {len(wanted)} students are trained"
         yield Stage(what=what, there=True)
@@ -89,10 +102,10 @@ def stages_of(cfg: DictConfig, run_dir: Path) -> Iterator[Stage]:
         yield students_stage(cell.protocol, missing, ipc, classes, images, test, device)
 
 
-def _making(cell: Cell, inventory: Sequence[ClassImages], needs: Sequence[Need]) -> Iterator[Stage]:
+def _making(cell: Cell, inventory: Sequence[ClassImages], able: bool) -> Iterator[Stage]:
     """The making of the set, as far as the parts that are here can tell."""
     stages: Any = getattr(cell.distiller, "stages", None)
-    if stages is None or needs:
+    if stages is None or not able:
         _, images = _sizes(cell, inventory)
         yield Stage(what=f"makes {images:,} images by {cell.cfg.method.name}")
         return

@@ -133,6 +133,7 @@ class _Exports:
         self.cfg, self.out, self.codec, self.wnids, self.training = cfg, out, codec, wnids, training
         self.aside = out.with_suffix(".training")
         self.compute = Compute(device=cfg.compute.device)
+        self._drawn: tuple[int, Tensor] | None = None  # the last step's samples
 
     def weights(self, trainer: Trainer) -> None:
         """The averaged weights, as `backbone.weights` takes them."""
@@ -151,7 +152,8 @@ class _Exports:
         write_atomic(self.aside / "samples.png", sheet(images, columns=_PER_CLASS))
         write_atomic(self.aside / "loss.png", loss_curve(trainer.losses))
         log.info("samples after step %d: %s", trainer.step, self.aside / "samples.png")
-        return to_pixels(images)
+        self._drawn = trainer.step, to_pixels(images)
+        return self._drawn[1]
 
     def judgement(
         self, trainer: Trainer, dataset: RealDataset, inventory: Sequence[ClassImages]
@@ -161,8 +163,11 @@ class _Exports:
         if cfg.judge is None or path.is_file():
             return
         unseen = take_inventory(dataset, "val", 1, Path(cfg.cache), cfg.compute.workers)
-        with trainer.state.averaged():
-            pixels = self.pictures(trainer)
+        if self._drawn is not None and self._drawn[0] == trainer.step:
+            pixels = self._drawn[1]
+        else:  # the training ended before, and its judgement did not come
+            with trainer.state.averaged():
+                pixels = self.pictures(trainer)
         images, tests = ([found.images for found in of[:_SHOWN]] for of in (inventory, unseen))
         by_class = pixels.unflatten(0, (len(images), _PER_CLASS))
         protocol, device = build_protocol(cfg), self.compute.torch_device

@@ -125,6 +125,16 @@ def test_a_link_leads_somewhere(page: Path, target: str):
         assert heading in _anchors(path)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_heading_stands_alone(page: Path):
+    text = re.sub(r"^```.*?^```", "```", page.read_text(), flags=re.M | re.S)
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line, below in zip(lines, [*lines[1:], "#"], strict=True):
+        level = re.match(r"#+ ", line)
+        if level and (following := re.match(r"#+ ?", below)):
+            assert len(following[0].strip()) > len(level[0].strip()), f"nothing below «{line}»"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
 

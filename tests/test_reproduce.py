@@ -37,6 +37,7 @@ def rehearsed(tmp_path_factory):
         only = ["only.seed=0", *(few if number == 1 else [])]
         done = reproduce(cwd, f"table={number}", "rehearsal=true", *only)
         assert done.returncode == 0, done.stderr
+        assert "Table " in done.stdout and "Nothing here compares with the paper" in done.stdout
     return cwd
 
 
@@ -181,6 +182,18 @@ def test_images_that_are_not_there_are_named_once(tmp_path):
     assert not list(tmp_path.rglob("*.yaml")) and not (tmp_path / "runs").exists()
     named = reproduce(tmp_path, "table=1", "only.ipc=10", "only.row=DiT", "dataset.root=elsewhere")
     assert named.stderr.strip() == "error: dataset.root=elsewhere does not exist or is no folder"
+
+
+def test_a_plan_names_the_images_and_weights_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    asked = ("table=8", "only.ipc=10", "only.row=Random,DiT", "plan=true", "students=[]")
+    done = reproduce(tmp_path, *asked, IMAGENET_DIR=None)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Not ready: dataset.root is not set" in text
+    assert "Not ready: backbone.weights=facebook/DiT-XL-2-256: these weights are not" in text
+    assert text.count("Not ready: backbone.vae=stabilityai/sd-vae-ft-mse") == 1
 
 
 def test_a_failed_cell_leaves_the_others(tmp_path):

@@ -88,7 +88,10 @@ def test_a_plan_names_what_comes_first_and_what_shortens_it(tmp_path):
     assert "a guess from one batch tried now); features.epochs=… or features.student=…" in first
     new = run(tmp_path, *QUICK, "plan=true", "ipc=3", "sampler.steps=7", "guidance.stop_t=2")
     assert "encodes 1,078 real images as latents: never timed" in new.stdout
-    assert "samples 30 images in 7 steps each: never timed on this machine" in new.stdout
+    assert (
+        "samples 30 images in 7 steps each, 4 of them guided: never timed on this machine"
+        in new.stdout
+    )
     assert not list(tmp_path.iterdir())
     wrong = run(tmp_path, *QUICK, "plan=maybe")
     assert wrong.returncode == 1 and "plan='maybe' must be true or false" in wrong.stderr

@@ -17,7 +17,7 @@ class Cell:
 
     cell_id: str
     variant: str | None  # where a sweep tells runs of one method apart
-    method: str  # with the variant, and «#id» where a table holds two configurations of one name
+    method: str  # with the variant, and what tells it from another of its name
     dataset: str
     ipc: int
     protocol: str
@@ -96,19 +96,27 @@ def _cell(name: str, group: Sequence[EvalResult]) -> Cell:
 
 
 def _names(firsts: Sequence[EvalResult]) -> list[str]:
-    """Each cell's method, with what tells it from its namesakes: the id, then the real images."""
+    """Each cell's method, with what tells it from its namesakes.
+
+    That is the length of the training or, where it does not tell them all apart, the id; then the
+    real images.
+    """
 
     def names_in(row: EvalResult) -> tuple[Hashable, ...]:
         return row.name, row.dataset, row.ipc, row.protocol
 
     namesakes: dict[tuple, list[tuple]] = defaultdict(list)
+    epochs: dict[tuple, set[tuple[str, int]]] = defaultdict(set)
     for row in firsts:
         namesakes[names_in(row)].append((row.cell_id, row.train_data, row.test_data))
+        epochs[names_in(row)].add((row.cell_id, row.epochs))
     found = []
     for row in firsts:
         others, name = namesakes[names_in(row)], row.name
         if len(set(others)) > 1:
-            name += f" #{row.cell_id}"
+            lengths = epochs[names_in(row)]
+            told = len({n for _, n in lengths}) == len({i for i, _ in lengths}) == len(lengths) > 1
+            name += f", {row.epochs} epochs" if told else f" #{row.cell_id}"
         twins = [other for other in others if other[0] == row.cell_id]
         for k, (what, data) in enumerate((("train", row.train_data), ("test", row.test_data)), 1):
             if len({twin[k] for twin in twins}) > 1:

@@ -33,12 +33,16 @@ def minus_unguided(rows: Sequence[EvalResult], found: Sequence[Cell]) -> list[Di
     """Each cell's `top1_last` minus that of its place's unguided method, by distillation seed.
 
     None without a pair, or where there is not one such method, as far as known of the same real
-    images.
+    images, and with students trained as long.
     """
+    epochs = {cell: {r.epochs for r in cell.rows(rows)} for cell in found}
     differences: list[Difference | None] = []
     for cell in found:
         others = [
-            c for c in found if c.role == UNGUIDED and c.place == cell.place and _alike(c, cell)
+            c
+            for c in found
+            if c.role == UNGUIDED and c.place == cell.place and _alike(c, cell)
+            if epochs[c] == epochs[cell]
         ]
         if len(others) != 1 or others[0] is cell:
             differences.append(None)
@@ -82,6 +86,11 @@ def notes(rows: Sequence[EvalResult]) -> list[str]:
     for dataset in order_of(r.dataset for r in rows):
         if _several_data([r for r in rows if r.dataset == dataset]):
             found.append(f"Warning: rows of different real images of {dataset} stand here.")
+    if any(" #" in cell.method for cell in cells(rows)):
+        found.append(
+            "Methods told apart by «#» differ in other values: by=KEY of scripts/report.py and "
+            "scripts/compare.py names them by one."
+        )
     commits = order_of(r.commit for r in rows)
     if len(commits) > 1:
         found.append(f"Warning: rows of {len(commits)} commits stand here: {', '.join(commits)}.")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Prediction
-from mgd3.backbones.labels import label_rows
+from mgd3.backbones.labels import label_rows, require_imagenet
 from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.backbones.weights.dit_weights import as_trained, from_original, require_published_heads
 from mgd3.backbones.weights.sources import diffusers_source, find_file, load_pretrained
@@ -159,6 +159,11 @@ class DiT:
     def null_class(self) -> int:
         """The row after the last class."""
         return self.bare.null_class
+
+    def refuse_classes(self, classes: Sequence[ClassInfo]) -> None:
+        """`UserError` for a class that the weights cannot know, as far as their name tells."""
+        if self._path is None:  # only a file of one's own may name other classes than ImageNet's
+            require_imagenet(classes, self._name)
 
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
         """ImageNet indices, or the position among the classes that the weights were trained on."""

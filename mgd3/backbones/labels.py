@@ -21,9 +21,20 @@ def label_rows(
     found = {w: row for w, row in rows.items() if row is not None and row < num_classes}
     unknown = next((c.wnid for c in classes if c.wnid not in found), None)
     if unknown is not None:
-        raise UserError(
-            f"{source} {what} and does not know the class {unknown!r} of this dataset; choose a "
-            "text-to-image backbone (backbone=sd15), or train one on your own images with "
-            "scripts/train_backbone.py"
-        )
+        raise _unknown(source, what, unknown)
     return [found[c.wnid] for c in classes]
+
+
+def require_imagenet(classes: Sequence[ClassInfo], source: str) -> None:
+    """`UserError` for a class that is none of ImageNet's, said before such weights are fetched."""
+    for info in classes:
+        if info.imagenet_id is None:
+            raise _unknown(source, "is conditioned on ImageNet's classes", info.wnid)
+
+
+def _unknown(source: str, what: str, wnid: str) -> UserError:
+    return UserError(
+        f"{source} {what} and does not know the class {wnid!r} of this dataset; choose a "
+        "text-to-image backbone (backbone=sd15), or train one on your own images with "
+        "scripts/train_backbone.py (docs/own_images.md)"
+    )

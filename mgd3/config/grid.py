@@ -113,6 +113,20 @@ def paper_argument(name: str) -> str:
     return f"{kind[0]}={_number(name)}" if kind else f"grid={name}"
 
 
+def _elsewhere(key: str, value: str) -> str:
+    """Where else a dataset is, in words: which tables and figures have it."""
+    if key != "dataset":
+        return ""
+    grids = {name: _grid_in(name) for name in paper_files()}
+    found = [paper_argument(n) for n, grid in grids.items() if value in map(str, grid["dataset"])]
+    return f"; {value} is in {', '.join(found)}" if found else ""
+
+
+def _grid_in(name: str) -> Mapping[str, Sequence[Any]]:
+    """The grid in a file below configs/paper, read without composing it."""
+    return OmegaConf.load(Path(CONFIGS, "paper", f"{name}.yaml")).paper_table.grid
+
+
 def _split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Filters `only.KEY=VALUE,…` by key, and what goes to run.py: keys of the dataset as typed."""
     parser = OverridesParser.create()
@@ -169,6 +183,7 @@ class Experiment:
             if unknown := [v for v in values if v not in self._values()[key]]:
                 raise UserError(
                     f"only.{key}={unknown[0]}: {self.name} has no such {key}; there are {there}"
+                    f"{_elsewhere(key, unknown[0])}"
                 )
         if not self.jobs:
             raise UserError(

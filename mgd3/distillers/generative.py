@@ -29,6 +29,7 @@ from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
 from mgd3.runtime.stages import Stage, announce
+from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch, Target
@@ -101,6 +102,12 @@ class GenerativeDistiller:
         """Write `ipc` images per class below `out`; all processes call this at once."""
         ranks = self.ranks
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
+        if ranks.first and isinstance(self.guidance, ModeGuidance) and not self._guided_steps:
+            log.warning(
+                "guidance.scale=%g with guidance.stop_t=%d guides none of the %d steps (%d to 0; "
+                "those above stop_t are guided): the images are those of guidance=none",
+                *(self.guidance.scale, self.guidance.stop_t, self._steps, self._steps - 1),
+            )
         found: dict[str, ClassModes] = {}
         if self.guidance.needs_modes or self.start.needs_modes:
             found = discover_modes(
@@ -220,6 +227,13 @@ class GenerativeDistiller:
     def _steps(self) -> int:
         return self.start.steps(self.sampler.steps)
 
+    @property
+    def _guided_steps(self) -> int | None:
+        """How many of the steps are guided, None where the guidance does not count them."""
+        if not isinstance(self.guidance, ModeGuidance):
+            return None
+        return self.guidance.guided_steps(self._steps)
+
     def stages(
         self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
     ) -> list[Stage]:
@@ -241,8 +255,9 @@ class GenerativeDistiller:
     def _stage(self, images: int, there: int = 0) -> Stage:
         """Sampling so many images."""
         each, already = self._pace.seconds, f" ({there:,} are there)" if there else ""
+        guided = "" if self._guided_steps is None else f", {self._guided_steps} of them guided"
         return Stage(
-            what=f"samples {images:,} images in {self._steps} steps each{already}",
+            what=f"samples {images:,} images in {self._steps} steps each{guided}{already}",
             seconds=None if each is None else images * self._steps * each,
             shorter="sampler.steps=… or ipc=…",
             there=images == 0,

@@ -94,6 +94,13 @@ def least_real(distiller: Distiller, ipc: int) -> int:
     return distiller.least_real(ipc) if hasattr(distiller, "least_real") else 0
 
 
+def refuse_classes(distiller: Distiller, dataset: RealDataset) -> None:
+    """`UserError` for a class that the backbone cannot know, if that needs no weights."""
+    refuse = getattr(getattr(distiller, "backbone", None), "refuse_classes", None)
+    if refuse is not None:
+        refuse(dataset.classes)
+
+
 class Distiller(Protocol):
     """Makes a distilled dataset; goes on from whatever its folder already holds.
 

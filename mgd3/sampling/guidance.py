@@ -45,6 +45,10 @@ class ModeGuidance:
         """stop_t counts sampling steps: `num_steps` means no guidance, 0 all but the last step."""
         checks.integer("guidance.stop_t", self.stop_t, minimum=0, maximum=num_steps)
 
+    def guided_steps(self, num_steps: int) -> int:
+        """How many of the last `num_steps` sampling steps g_t moves."""
+        return max(0, num_steps - 1 - self.stop_t) if self.scale else 0
+
     def bind(self, batch: SamplingBatch) -> GuidanceTerm:
         """The term of one batch."""
         return ModeTerm(batch.modes, self.scale, self.stop_t)

@@ -272,8 +272,25 @@ def test_offline_every_missing_weight_has_one_message(tmp_path, monkeypatch):
     ):
         assert part in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error:") == 1
+    assert not (tmp_path / "runs").exists(), "a run that cannot begin keeps no folder for itself"
+    planned = run(tmp_path, "dataset=digits", "backbone=sd15", "tracker=none", "plan=true")
+    assert planned.returncode == 0, planned.stderr
+    assert f"lacks  backbone.weights={source}: these weights are not on" in planned.stdout
+    swept = run(
+        tmp_path, "-m", "backbone=sd15", "method=mgd3,unguided", "tracker=none", "plan=true"
+    )
+    assert swept.stdout.count(f"; lacks backbone.weights={source}") == 2, swept.stderr
     fetching = apart(tmp_path, source, script="scripts/fetch_weights.py", HF_HUB_OFFLINE="1")
     assert fetching.returncode == 1 and "HF_HUB_OFFLINE is set" in fetching.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("plan=true",)])
+def test_classes_that_no_weights_know_are_refused_before_their_gigabytes(tree, tmp_path, more):
+    root = f"dataset.root={tree}"
+    done = run(tmp_path, "dataset=folder", root, "ipc=1", "tracker=none", *more)
+    assert done.returncode == 1
+    assert "is conditioned on ImageNet's classes and does not know the class 'cat'" in done.stderr
+    assert "(docs/own_images.md)" in done.stderr and not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_backbone_lists_the_known(tmp_path):

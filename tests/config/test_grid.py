@@ -143,6 +143,11 @@ def test_requests_are_refused(arguments, message):
             {"ipc": ["7"]},
             r"only\.ipc=7: table1 has no such ipc; there are row=Random, .*ipc=10, 20, 50, full",
         ),
+        (
+            {"dataset": ["imagewoof"]},
+            r"imageidc; .*; imagewoof is in table=8, .*figure=self_ad.*/4",
+        ),
+        ({"dataset": ["imagewolf"]}, r"no such dataset; there are .*student=resnetap10$"),
         ({"method": ["mgd3"]}, "'method' is unknown.*Allowed: row, dataset, ipc, seed, student"),
         ({"ipc": [""]}, r"give values, such as only\.ipc=10,20"),
         ({"student": ["convnet6"]}, r"only\.student=convnet6: table1 has no such student"),

@@ -184,6 +184,9 @@ def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):
     train = (*own, *small, *check)
     trained = run(tmp_path, *train, script="scripts/train_backbone.py")
     assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("samples after step 4") == 1, (
+        "the judged samples are the drawn ones"
+    )
     assert "samples teach " in trained.stdout and "random real images" in trained.stdout
     aside = tmp_path / "weights/folder.training"
     assert {"samples.png", "loss.png", "judgement-4.json"} <= {f.name for f in aside.iterdir()}

@@ -97,6 +97,18 @@ def test_two_configurations_of_one_name_stay_apart():
     }
 
 
+def test_trainings_of_other_lengths_are_named_and_not_held_against_each_other():
+    rows = [row("random", last=60.0, epochs=60, cell_id="aa"), row("unguided", epochs=60)]
+    rows += [row("random", last=70.0, epochs=300, cell_id="bb")]
+    found = cells(rows)
+    assert [c.method for c in found] == ["random, 60 epochs", "unguided", "random, 300 epochs"]
+    shorter, _, longer = minus_unguided(rows, found)
+    assert shorter.mean == 10.0 and longer is None
+    assert "by=KEY" not in explanation(rows)
+    twins = [row(cell_id="aa"), row(cell_id="bb")]
+    assert "by=KEY of scripts/report.py" in explanation(twins)
+
+
 def test_what_differs_gets_a_column():
     table = layout([row(), row(cell_id="x", ipc=20)])
     assert table.title == "digits, p, convnet3"

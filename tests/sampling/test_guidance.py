@@ -60,6 +60,8 @@ def test_stop_is_strict(stop_t, guided):
     steps = [step for step in range(50) if pull(state([0.0], step=step)).any()]
     assert len(steps) == guided
     assert steps == list(range(stop_t + 1, 50))
+    assert ModeGuidance(0.1, stop_t).guided_steps(50) == guided
+    assert ModeGuidance(0, stop_t).guided_steps(50) == 0
 
 
 def test_a_tangent_pull_stays_in_the_plane_of_the_real_latents():

@@ -19,6 +19,7 @@ from mgd3.storage.formats import NoWeightsError, format_of
 from mgd3.storage.repositories import hub_reachable
 
 _PROJECT = Path(__file__).resolve().parents[3]
+NO_HUB = "the hub cannot be reached, or HF_HUB_OFFLINE is set"
 _WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
 # What a model's configuration may name: of diffusers' classes those that backbones here are made of
 _MODELS = (
@@ -91,7 +92,7 @@ def at_hand(key: str, source: str, part: str) -> Path:
     if here is not None:
         return here
     if not hub_reachable():
-        raise missing(key, source, "the hub cannot be reached, or HF_HUB_OFFLINE is set")
+        raise missing(key, source, NO_HUB)
     return fetch_repository(source, [part])
 
 
