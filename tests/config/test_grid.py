@@ -288,10 +288,11 @@ def test_what_does_not_belong_together_is_flagged():
 @pytest.mark.parametrize(
     ("ours", "theirs", "by", "verdict"),
     [
-        ([60, 61, 62], [50, 51, 52], 3, "holds"),
-        ([60, 61, 62], [59, 60, 61], 3, "does not hold"),
+        ([60, 61, 63], [50, 51, 52], 3, "holds"),
+        ([60, 61, 63], [59, 60, 61], 3, "does not hold"),
         ([60, 61, 62], [40, 75, 60], 0, "not established"),
         ([60], [50], 0, "needs more seeds"),
+        ([60, 61, 62], [50, 51, 52], 3, "needs more seeds"),  # no pair differs from another
     ],
 )
 def test_orderings(ours, theirs, by, verdict):

@@ -85,27 +85,30 @@ def covered(count, seed):
     )
 
 
+FEWER, MORE = (6, 7, 8, 8, 8), (7, 8, 9, 9, 10)  # modes by seed; 1.2 apart, give or take 0.56
+
+
 def test_differences_are_paired_by_seed():
-    ours = [covered(c, s) for s, c in enumerate((7, 8, 9))]
-    theirs = [covered(c, s) for s, c in enumerate((6, 7, 8))]
+    ours = [covered(c, s) for s, c in enumerate(MORE)]
+    theirs = [covered(c, s) for s, c in enumerate(FEWER)]
     table = coverage_layout({"mgd3": ours, "unguided": theirs}, "t")
     lines = dict(zip(table.headers, table.texts()[0], strict=True))
-    assert lines["modes covered of 10"].startswith("8.00 [")
-    assert lines["minus unguided"] == "+1.00 [+1.00, +1.00]"
+    assert lines["modes covered of 10"].startswith("8.60 [")
+    assert lines["minus unguided"] == "+1.20 [+0.64, +1.76]"
 
 
 def test_sentences_say_what_the_numbers_allow():
-    plain = [covered(c, s) for s, c in enumerate((6, 7, 8))]
-    better = [covered(c, s) for s, c in enumerate((7, 8, 9))]
+    plain = [covered(c, s) for s, c in enumerate(FEWER)]
+    better = [covered(c, s) for s, c in enumerate(MORE)]
     rows = [row(m, s, last=last) for m, scores in (("unguided", (70, 80, 75)),
             ("mgd3", (71, 79, 76))) for s, last in enumerate(scores)]  # fmt: skip
     first, said = sentences(rows, {"unguided": plain, "mgd3": better}, "mgd3", 5)
-    assert "unguided 7.0, mgd3 8.0; independent draws that hit all modes alike" in first
+    assert "unguided 7.4, mgd3 8.6; independent draws that hit all modes alike" in first
     assert "would show 6.7" in first
-    assert "More modes? Yes: +1.00 [+1.00, +1.00] modes, paired over 3 sets." in said
+    assert "More modes? Yes: +1.20 [+0.64, +1.76] modes, paired over 5 sets." in said
     assert "Better students? 3 sets cannot tell: +0.33 [" in said
     _, fewer = sentences(rows, {"unguided": better, "mgd3": plain}, "mgd3", 5)
-    assert "No, fewer: -1.00" in fewer
+    assert "No, fewer: -1.20" in fewer
     assert sentences(rows, {"mgd3": better}, "mgd3", 5) == []
 
 
