@@ -219,3 +219,23 @@ def test_without_a_connection_the_record_stays_here(tmp_path):
     assert "recording offline in kept/wandb" in done.stderr
     (record,) = (tmp_path / "kept").rglob("offline-run-*/*.wandb")
     assert b"table1" in record.read_bytes()
+
+
+def test_what_guidance_gains_is_drawn_over_three_keys(tmp_path):
+    sweep = (
+        "-m", "dataset=digits_parity", "method=mgd3", "ipc=2", "students=[]", "sampler.steps=12",
+        "sampler.cfg_scale=1", "guidance.stop_t=0,6", "guidance.scale=0,0.2", "seed=0",
+        "tracker=none", "runs=r",
+    )  # fmt: skip
+    assert run(tmp_path, *sweep).returncode == 0
+    words = ("r", "dataset=digits_parity", "metrics=vae_latents")
+    done = run(tmp_path, *words, script="scripts/map_guidance.py")
+    assert done.returncode == 0, done.stderr
+    content = read_json(tmp_path / "r/guidance_map-vae_latents.json")
+    to_modes = {tuple(g["place"][1:]): g["mean"] for g in content["gains"]
+                if g["measure"] == "distance to its mode"}  # fmt: skip
+    assert set(to_modes) == {(0, 0.2), (6, 0.2)}
+    assert to_modes[0, 0.2] < to_modes[6, 0.2] < 0, "the longer a sample is steered, the nearer"
+    assert (tmp_path / "r/guidance_map-vae_latents.png").read_bytes().startswith(b"\x89PNG")
+    two = run(tmp_path, *words, "by=[guidance.scale,seed]", script="scripts/map_guidance.py")
+    assert two.returncode == 1 and "a map has three keys" in two.stderr

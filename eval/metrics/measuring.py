@@ -88,9 +88,11 @@ def measure_sets(
 
 
 def features_by_class(
-    distilled: DistilledDataset, extract: FeatureExtractor, advance: Callable[[], None]
+    distilled: DistilledDataset,
+    extract: FeatureExtractor,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
-    """Features (K, D) of each class's images, in label order."""
+    """Features (K, D) of each class's images, in label order; `advance` is called after each."""
     rows: list[list[Tensor]] = [[] for _ in distilled.classes]
     for image, label in distilled.images():
         rows[label].append(extract([image])[0][0])
