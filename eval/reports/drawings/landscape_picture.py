@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from eval.reports.drawings.figures import as_png, as_svg, drawing, panels
@@ -40,6 +41,7 @@ def _draw(axis: Axes, found: Landscape, measure: str, value: Value, most: float)
     axis.set_title(f"{measure}\n{_name(found.keys[0])} {value}: unguided {mean:.3g}", fontsize=8)
     axis.set_xticks(range(len(across)), list(map(str, across)), fontsize=7)
     axis.set_yticks(range(len(up)), list(map(str, up)), fontsize=7)
+    places = max(1, 1 - math.floor(math.log10(most)))  # two digits of the largest
     fields = [[float("nan")] * len(across) for _ in up]
     for row, of_up in enumerate(up):
         for column, of_across in enumerate(across):
@@ -51,7 +53,7 @@ def _draw(axis: Axes, found: Landscape, measure: str, value: Value, most: float)
             axis.text(
                 column,
                 row,
-                f"{gain.mean:+.2g}",
+                f"{gain.mean:+.{places}f}",
                 ha="center",
                 va="center",
                 fontsize=7,
