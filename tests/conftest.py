@@ -22,8 +22,8 @@ os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
 
 # Modules that take longest start first, so that no process waits for the last one at the end.
 LONGEST = (
-    "test_reproduce", "test_grid", "test_run", "test_distributed", "test_compute", "test_resumption",
-    "test_campaign", "test_scripts", "test_privacy",
+    "test_reproduce", "test_grid", "test_run", "test_distributed", "test_compute",
+    "test_resumption", "test_campaign", "test_scripts", "test_privacy",
 )  # fmt: skip
 
 # A run that takes seconds: closed-form backbone, one small student, three epochs.
