@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 
 from eval.images import TestImages, student_pixels, training_images
 from eval.protocols.recipe import EvalProtocol
-from eval.protocols.training import StudentTraining
+from eval.protocols.training import top1_after
 from eval.students.registry import make_student
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.progress import progress
@@ -35,14 +31,8 @@ def redundancy(
     others = [(student_pixels(i, size, resized), label) for i, label in second.images()]
     theirs = torch.stack([p for p, _ in others]).to(device)
     recipe = protocol.recipe(first.ipc, num_classes, student)
-    recipe = replace(recipe, tests=(recipe.epochs,))
     net = make_student(student, num_classes, size, seed=0).to(device)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        progress(f"redundancy of {first.manifest['method']}", recipe.epochs, "epochs") as advance,
-    ):
-        training = StudentTraining(
-            net, recipe, protocol.objective(pixels, None), 0, Path(folder) / "checkpoint"
-        )
-        known = theirs, torch.tensor([label for _, label in others], device=device)
-        return training.fit(pixels, labels, known, lambda _: advance(1)).top1_last
+    known = theirs, torch.tensor([label for _, label in others], device=device)
+    what, objective = f"redundancy of {first.manifest['method']}", protocol.objective(pixels, None)
+    with progress(what, recipe.epochs, "epochs") as advance:
+        return top1_after(net, recipe, objective, pixels, labels, known, lambda _: advance(1))

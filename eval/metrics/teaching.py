@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from eval.images import student_pixels
 from eval.protocols.recipe import EvalProtocol
-from eval.protocols.training import StudentTraining
+from eval.protocols.training import top1_after
 from eval.students.registry import make_student
 from mgd3.data.datasets import RealImage
 from mgd3.data.pixels import to_pil
@@ -72,22 +70,17 @@ def lesson(
     tested = [(image, label) for label, images in enumerate(unseen) for image in images[:_TESTS]]
     size = protocol.image_size
     labels = torch.arange(classes).repeat_interleave(per_class).to(device)
-    scores = []
-    test = _pixels(tested, size, device)
-    with progress("teaching small students", 2, "students") as advance:
+    test, scores = _pixels(tested, size, device), []
+    recipe = protocol.recipe(per_class, classes, student)
+    with progress("teaching two small students", 2 * recipe.epochs, "epochs") as advance:
         for pixels in (
             _seen(map(to_pil, samples[:, :per_class].flatten(0, 1)), size, device),
             _pixels(learned, size, device)[0],
         ):
-            recipe = protocol.recipe(per_class, classes, student)
             net = make_student(student, classes, size, 0).to(device)
-            with TemporaryDirectory() as scratch:
-                training = StudentTraining(
-                    net, recipe, protocol.objective(pixels, None), 0, Path(scratch, "checkpoint")
-                )
-                history = training.fit(pixels, labels, test, lambda h: None)
-            scores.append(history.top1_last)
-            advance()
+            objective = protocol.objective(pixels, None)
+            top1 = top1_after(net, recipe, objective, pixels, labels, test, lambda _: advance(1))
+            scores.append(top1)
     samples_top1, real_top1 = scores
     return Lesson(per_class=per_class, samples=samples_top1, real=real_top1, chance=100 / classes)
 

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Generator, Tensor, nn
@@ -217,6 +218,22 @@ class StudentTraining:
                 _, key, name = full_name.split(".", 2)
                 device = "cpu" if key == "step" else parameters[name].device
                 self.optimizer.state[parameters[name]][key] = value.to(device)
+
+
+def top1_after(
+    net: nn.Module,
+    recipe: Recipe,
+    objective: Objective,
+    pixels: Tensor,
+    labels: Tensor,
+    test: tuple[Tensor, Tensor],
+    on_epoch: Callable[[History], None],
+) -> float:
+    """Top-1 in percent at the end of a training of which nothing is kept; tested only there."""
+    recipe = replace(recipe, tests=(recipe.epochs,))
+    with TemporaryDirectory() as folder:
+        training = StudentTraining(net, recipe, objective, 0, Path(folder, "checkpoint"))
+        return training.fit(pixels, labels, test, on_epoch).top1_last
 
 
 @contextmanager

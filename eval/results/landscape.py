@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from eval.results.layout import Layout
-from eval.results.statistics import Difference, compare, interval
+from eval.results.statistics import Difference, compare, interval, units
 from eval.results.sweeps import Value, in_order_of_size
 from mgd3.runtime.errors import UserError
 
@@ -74,13 +73,22 @@ def landscape(points: Sequence[Point], keys: tuple[str, str, str]) -> Landscape:
         )
     if not by_place:
         raise UserError("there are no guided sets to draw")
+    for place, found in by_place.items():
+        if len({point.seed for point in found}) < len(found):
+            where = ", ".join(f"{k}={v}" for k, v in zip(keys, place, strict=True))
+            raise UserError(
+                f"several sets of one seed at {where}: they differ in more than by={list(keys)}; "
+                "name a folder with one kind of them"
+            )
 
     def scores(found: Sequence[Point], measure: str) -> dict[int | None, list[float]]:
-        return {point.seed: [point.measures[measure]] for point in found}
+        by_seed: dict[int | None, list[float]] = defaultdict(list)
+        for point in found:  # unguided ones of a seed may be there under several names
+            by_seed[point.seed].append(point.measures[measure])
+        return by_seed
 
     def mean(found: Sequence[Point], measure: str) -> tuple[float, float, float]:
-        values = [fmean(of_seed) for of_seed in scores(found, measure).values()]
-        return interval(values)
+        return interval(units(scores(found, measure)))
 
     return Landscape(
         keys=keys,

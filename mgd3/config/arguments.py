@@ -197,9 +197,6 @@ def refuse_old_words(overrides: Sequence[str]) -> None:
                 if now
                 else f"{key} is gone: no table and no result used it"
             )
-        elsewhere = any(o.startswith(("guidance=", "experiment=")) for o in overrides)
-        if key == "guidance.tangent_dim" and not elsewhere:
-            raise UserError(f"{key} belongs to guidance=mode_tangent: add that")
         if key == "paper":
             name = value.rpartition("/")[2]
             kind, number = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")

@@ -167,10 +167,9 @@ def explained(error: Exception) -> str:
         hint = f" Did you mean {close[0]}?" if close else ""
         group = str(key).partition(".")[0]
         if having := choices_with(str(key)):
-            hint += (
-                f" {' and '.join(f'{group}={choice}' for choice in having)} have it; leave it out, "
-            )
-            hint += "or choose one of them."
+            names = " and ".join(f"{group}={choice}" for choice in having)
+            verb, one = ("have", "one of them") if len(having) > 1 else ("has", "it")
+            hint += f" {names} {verb} it; leave it out, or choose {one}."
         allowed = f" Allowed: {', '.join(options)}" if options else ""
         return f"{key} is not a key of this configuration.{hint}{allowed}"
     if isinstance(cause, OmegaConfBaseException):

@@ -126,9 +126,9 @@ def test_what_a_script_does_not_read_is_refused(script, words, message):
         ("run", ["-m", "method=a,", "b", "seed=1"], ["-m", "method=a, b", "seed=1"]),
         ("run", ["dataset.classes=[0,", "1]", "ipc=1"], ["dataset.classes=[0, 1]", "ipc=1"]),
         ("run", ["ipc", "=", "3"], ["ipc=3"]),
-        ("run", ["dataset.root=~/x", "data=~"], ["dataset.root=/home/me/x", "data=/home/me"]),
+        ("run", ["dataset.root=~/x", "data=~"], ["dataset.root=/me/x", "data=/me"]),
         ("run", ["~tracker", "runs=a~b"], ["~tracker", "runs=a~b"]),
-        ("compare", ["folders=[~/a,~/b]"], ["folders=[/home/me/a,/home/me/b]"]),
+        ("compare", ["folders=[~/a,~/b]"], ["folders=[/me/a,/me/b]"]),
         ("compare", ["runs/a", "runs/b"], ["folders=[runs/a,runs/b]"]),
         ("fetch_weights", ["dit_xl2_256"], ["backbone=dit_xl2_256"]),
         ("fetch_weights", ["org/name"], ["source=org/name"]),
@@ -157,7 +157,7 @@ def test_what_a_script_does_not_read_is_refused(script, words, message):
     ],
 )
 def test_what_a_shell_has_cut_or_left_alone_is_put_right(monkeypatch, script, words, taken):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/me")
     assert understood(words, SCRIPTS[script]) == taken
 
 

@@ -83,3 +83,11 @@ def test_a_key_that_another_choice_has_is_answered_with_it(tmp_path):
     assert done.returncode == 1
     assert "guidance=mode and guidance=mode_tangent have it" in done.stderr
     assert list(tmp_path.iterdir()) == []
+    one = run(tmp_path, "guidance.tangent_dim=3")
+    assert "guidance=mode_tangent has it; leave it out, or choose it" in one.stderr
+
+
+def test_a_plan_of_a_sweep_leaves_nothing(tmp_path):
+    done = run(tmp_path, "-m", *SETS, "method=random,mgd3", "plan=true", "runs=planned")
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in tmp_path.rglob("planned/**/*") if path.is_file()]

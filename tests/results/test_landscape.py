@@ -59,3 +59,10 @@ def test_what_has_nothing_beside_it_is_named():
         landscape(guided, KEYS)
     with pytest.raises(UserError, match="no guided sets"):
         landscape([p for p in points() if p.plain], KEYS)
+
+
+def test_sets_that_differ_in_more_than_the_keys_are_not_mixed():
+    with pytest.raises(UserError, match=r"several sets of one seed at sampler.cfg_scale=1, guid"):
+        landscape([*points(), next(p for p in points() if not p.plain)], KEYS)
+    twice = [*points(), *(p for p in points() if p.plain)]  # method=unguided, and lambda 0
+    assert landscape(twice, KEYS).plain == landscape(points(), KEYS).plain

@@ -64,7 +64,8 @@ class DistinctRuns(Sweeper):
         jobs = self._distinct(self._readable(_combinations(parser.parse_overrides(given))))
         record = Path(self.config.hydra.sweep.dir, _RECORD)
         _refuse_foreign(record)
-        write_atomic(record, OmegaConf.to_yaml(self.config).encode())
+        if not self.config.get("plan"):  # a plan leaves nothing behind
+            write_atomic(record, OmegaConf.to_yaml(self.config).encode())
         results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises where the job failed
