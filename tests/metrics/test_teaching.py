@@ -1,4 +1,4 @@
-"""A small student learns from samples that show the classes, as from real images; not from noise."""
+"""A small student learns from samples that show the classes, not from noise."""
 
 import pytest
 import torch
