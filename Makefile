@@ -25,7 +25,9 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## even and odd digits by three methods: hidden modes, students, a sentence, runs/demo/report.html
-	@$(BIN)/python scripts/demo.py $(ARGS)
+	@echo "even and odd digits, 5 images of each: random real ones, plain samples, MGD3's"
+	@$(BIN)/python run.py experiment=demo $(ARGS)
+	@$(BIN)/python scripts/report.py folder=runs/demo by=guidance.stop_t
 
 test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

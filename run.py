@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from mgd3.config.schema import CONFIGS, refuse_unknown, validate
 from mgd3.runtime.checks import flag
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.screen import tell
 from mgd3.storage.files import nothing_left_behind
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ def run(cfg: DictConfig) -> None:
             from scripts.run_cell import run_cell
 
             run_cell(cfg, show=not in_sweep)
+        tell(_name(cfg))
     except Exception as error:
+        tell(_name(cfg), str(error))
         if in_sweep:  # Hydra goes on, and tells of the first failure alone
             log.error("failed: %s", error, exc_info=not isinstance(error, UserError))
             let_go(error)  # Hydra keeps the error, and with it networks and images
@@ -59,6 +62,11 @@ def run(cfg: DictConfig) -> None:
 def _folder() -> Path:
     """What Hydra has made for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _name(cfg: DictConfig) -> str:
+    """A run in a few words."""
+    return f"{cfg.method.get('name')}, seed {cfg.seed}"
 
 
 def let_go(error: BaseException | None) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, apart, run
+from conftest import ROOT, run
 from PIL import Image
 
 from eval.external import adopt
@@ -32,15 +32,6 @@ def runs(tmp_path_factory):
         done = run(folder, *SHORT, f"method={method}", "ipc=2", "tracker=none", "report=false")
         assert done.returncode == 0, done.stderr[-1500:]
     return folder
-
-
-def test_a_demo_that_fails_says_where(tmp_path):
-    """Both sweeps are refused before any work; the script names the log that says why."""
-    done = apart(tmp_path, "nokey=1", script="scripts/demo.py")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: a sweep has failed; runs/demo/sweep1.log says:" in done.stderr
-    assert "nokey" in (tmp_path / "runs/demo/sweep1.log").read_text()
-    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_the_full_set_is_every_training_image(runs):

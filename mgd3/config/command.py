@@ -29,12 +29,16 @@ from mgd3.runtime.stopping import Stopped, received
 from mgd3.runtime.text import one_line
 from mgd3.storage.files import REFUSALS
 
+# The first is OpenMP's own, the others are GNU's and Intel's
+_HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 
 def start() -> None:
     """Understand what was typed: call it before what takes seconds to load.
 
     Prints help, completes a shell's words, and refuses what this script does not read.
     """
+    _let_threads_sleep()
     script = _this()
     given = sys.argv[1:]
     if {"-h", "--help"} & set(given):
@@ -45,6 +49,16 @@ def start() -> None:
         sys.exit()
     with errors_for_people(script.resumes):
         sys.argv[1:] = understood(given, script)
+
+
+def _let_threads_sleep() -> None:
+    """OpenMP's threads sleep while they wait, unless the environment says how they wait.
+
+    By default they spin, which takes a whole core from whatever runs beside this process. Read
+    once, when torch is loaded.
+    """
+    if not any(os.environ.get(name) for name in _HOW_THREADS_WAIT):
+        os.environ[_HOW_THREADS_WAIT[0]] = "passive"
 
 
 def _complete(given: list[str], script: Script) -> None:

@@ -1,11 +1,20 @@
-"""What a terminal shows: log lines, and below them one live bar per stage that is under way."""
+"""What a terminal shows: log lines, and below them one live bar per stage that is under way.
+
+Processes that a sweep's launcher has started show nothing: their lines are in their runs' folders.
+How a run ends they tell through a file that the environment names, which every child inherits.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
@@ -16,6 +25,7 @@ from mgd3.runtime.text import shortened
 _BAR, _NARROW_BAR = 20, 12  # characters; the second below
 _WIDE = 100  # columns
 _LEAST_NAME = 16  # of a bar's name, before its note is cut
+_TOLD = "MGD3_FINISHED_RUNS"
 _live: Progress | None = None
 _hidden = False
 
@@ -28,7 +38,12 @@ def hide_progress() -> None:
 
 def has_terminal() -> bool:
     """Is there a terminal that bars of this process may stand on?"""
-    return not _hidden and Console(stderr=True).is_terminal
+    return not (_hidden or is_launched()) and Console(stderr=True).is_terminal
+
+
+def is_launched() -> bool:
+    """Is this a process of a sweep, with the screen in other hands?"""
+    return multiprocessing.parent_process() is not None and _TOLD in os.environ
 
 
 class ScreenHandler(logging.Handler):
@@ -36,6 +51,8 @@ class ScreenHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line, or the lines of a traceback."""
+        if is_launched():
+            return
         try:
             line = self.format(record)
             if _live is not None and sys.stdout.isatty():
@@ -86,3 +103,23 @@ def live() -> Iterator[Progress]:
             yield bars
         finally:
             _live = None
+
+
+def tell(run: str, error: str = "") -> None:
+    """Say to whoever follows the sweep that a run has ended, and of what it failed."""
+    if path := os.environ.get(_TOLD):
+        with suppress(OSError), open(path, "a") as file:  # a bar that stands still stops no run
+            file.write(json.dumps([run, error]) + "\n")
+
+
+@contextmanager
+def listening() -> Iterator[Path]:
+    """A file that child processes of the block write a line into for each run."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "finished")
+        path.touch()
+        os.environ[_TOLD] = str(path)
+        try:
+            yield path
+        finally:
+            del os.environ[_TOLD]

@@ -50,7 +50,7 @@ def said(*commands, **environment):
 
 def test_every_command_below_scripts_has_an_entry():
     files = [p for p in ROOT.glob("scripts/*.py") if '__name__ == "__main__"' in p.read_text()]
-    assert {p.stem for p in files} - {"demo"} | {"run"} == set(SCRIPTS)  # it hands all to run.py
+    assert {p.stem for p in files} | {"run"} == set(SCRIPTS)
 
 
 def test_every_script_explains_itself_without_torch():
@@ -231,3 +231,20 @@ def test_a_shell_completes_words_without_torch():
         ("scripts/measure.py", "-sc", "query=bash"), COMP_LINE=line, COMP_POINT=str(len(line))
     )
     assert (code, text) == (0, "metrics=vae_latents\n")
+
+
+@pytest.mark.parametrize("said_before", [None, "active"])
+def test_threads_wait_without_spinning_unless_told_otherwise(said_before):
+    """Before torch is loaded, which is when OpenMP reads it."""
+    code = (
+        "import os, sys; sys.argv = ['run.py', 'ipc=1']; from mgd3.config.command import start; "
+        "start(); assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    taken = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {k: v for k, v in os.environ.items() if k not in taken}
+    if said_before:
+        environment["OMP_WAIT_POLICY"] = said_before
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == (said_before or "passive"), done.stderr

@@ -1,7 +1,7 @@
 """Sweeps: what a method does not read is carried past it, and one run is made once."""
 
 import pytest
-from conftest import QUICK, run
+from conftest import QUICK, apart, run
 
 SETS = (*QUICK[:3], "students=[]", "ipc=1")
 
@@ -91,3 +91,24 @@ def test_a_plan_of_a_sweep_leaves_nothing(tmp_path):
     done = run(tmp_path, "-m", *SETS, "method=random,mgd3", "plan=true", "runs=planned")
     assert done.returncode == 0, done.stderr
     assert not [path for path in tmp_path.rglob("planned/**/*") if path.is_file()]
+
+
+def test_runs_side_by_side_make_the_same_sets_and_say_which_failed(tmp_path):
+    """Hydra's joblib launcher: one bar here, each run's lines in its folder, the first error."""
+    sweep = (*SETS, "method=random", "report=false")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = run(tmp_path / "one", *sweep, "seed=0")
+    assert one.returncode == 0, one.stderr
+    beside = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    done = apart(tmp_path / "two", "-m", *sweep, "seed=0,-1", *beside)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.count("random, seed -1 has failed: seed=-1") == 1, done.stdout
+    assert "runs side by side: 2 runs in" in done.stdout
+    assert done.stderr.startswith("error: seed=-1") and done.stderr.count("\n") == 1
+    assert sets(tmp_path / "two") == sets(tmp_path / "one")
+    for file in sorted((tmp_path / "one").rglob("*.png")):
+        twin = tmp_path / "two" / file.relative_to(tmp_path / "one")
+        assert twin.read_bytes() == file.read_bytes()
+    (log,) = (tmp_path / "two").rglob("run.log")
+    assert "distilled dataset:" in log.read_text() and "distilled dataset:" not in done.stdout

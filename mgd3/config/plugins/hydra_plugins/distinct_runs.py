@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.side_by_side import launch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,7 +40,7 @@ class DistinctRuns(Sweeper):
 
     A key that the groups of a combination do not have, though another choice of the same group
     has it, is left out there; what is then the same run as another combination is made once.
-    Both are said. `params` are an experiment's own values.
+    Both are said of what was typed. `params` are an experiment's own values.
     """
 
     hydra_context: HydraContext
@@ -47,6 +49,8 @@ class DistinctRuns(Sweeper):
 
     def __init__(self, params: dict[str, Any]) -> None:
         self._params = params
+        self._typed: set[str] = set()  # keys; what an experiment sweeps over needs no explanation
+        self._of_choices: dict[tuple[str, ...], DictConfig] = {}
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -59,6 +63,7 @@ class DistinctRuns(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[Any]]:
         """Called by Hydra once. Raises `UserError`, and what the first failed run raised."""
+        self._typed = {argument.partition("=")[0] for argument in arguments}
         given = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = self._distinct(self._readable(_combinations(parser.parse_overrides(given))))
@@ -66,7 +71,7 @@ class DistinctRuns(Sweeper):
         _refuse_foreign(record)
         if not self.config.get("plan"):  # a plan leaves nothing behind
             write_atomic(record, OmegaConf.to_yaml(self.config).encode())
-        results = self.launcher.launch(jobs, initial_job_idx=0)
+        results = launch(self.launcher, jobs)
         for result in results:
             _ = result.return_value  # raises where the job failed
         done = [result.cfg for result in results if isinstance(result.cfg, DictConfig)]
@@ -76,23 +81,18 @@ class DistinctRuns(Sweeper):
 
     def _readable(self, combinations: list[list[str]]) -> list[list[str]]:
         """Each combination without the keys that its groups do not have, but others have."""
-        loader = self.hydra_context.config_loader
-        composed: dict[tuple[str, ...], DictConfig] = {}
         absent: dict[str, set[str]] = {}
         kept: set[str] = set()
         readable = []
         for combination in combinations:
-            chosen = tuple(o for o in combination if "." not in o.partition("=")[0])
-            if chosen not in composed:
-                composed[chosen] = loader.load_sweep_config(self.config, list(chosen))
-            job = []
+            cfg, job = self._composed(self._choosing(combination)), []
             for override in combination:
                 key, group = override.partition("=")[0], override.partition(".")[0]
-                if _has(composed[chosen], key) or not identity.choices_with(key):
+                if _has(cfg, key) or not identity.choices_with(key):
                     job.append(override)
                     kept.add(key)
                 else:
-                    absent.setdefault(key, set()).add(f"{group}={choices(composed[chosen])[group]}")
+                    absent.setdefault(key, set()).add(f"{group}={choices(cfg)[group]}")
             readable.append(job)
         for key, without in absent.items():
             those = " and ".join(sorted(without))
@@ -100,20 +100,40 @@ class DistinctRuns(Sweeper):
                 raise UserError(
                     f"{key}: no run of this sweep has such a key ({those}); leave it out"
                 )
-            log.info("%s is left out of runs with %s, which have no such key", key, those)
+            if key in self._typed:
+                log.info("%s is left out of runs with %s, which have no such key", key, those)
         return readable
+
+    def _composed(self, job: tuple[str, ...]) -> DictConfig:
+        """The configuration of a job; Hydra composes once for each choice of groups."""
+        loader, chosen = self.hydra_context.config_loader, self._choosing(job)
+        values = [override for override in job if override not in chosen]
+        if chosen not in self._of_choices:
+            self._of_choices[chosen] = loader.load_sweep_config(self.config, list(chosen))
+        cfg = deepcopy(self._of_choices[chosen])
+        try:
+            for override in OverridesParser.create(loader).parse_overrides(values):
+                OmegaConf.update(cfg, override.get_key_element(), override.value(), merge=True)
+        except OmegaConfBaseException:  # a key that is not there, or is only to be added
+            return loader.load_sweep_config(self.config, list(job))
+        return cfg
+
+    def _choosing(self, job: Sequence[str]) -> tuple[str, ...]:
+        """The overrides that choose among groups, such as method=random."""
+        groups = choices(self.config)
+        return tuple(override for override in job if override.partition("=")[0] in groups)
 
     def _distinct(self, jobs: list[list[str]]) -> list[list[str]]:
         """The jobs without those that are the same run as an earlier one."""
-        loader = self.hydra_context.config_loader
         first: dict[tuple[str, ...], list[str]] = {}
         same: dict[str, list[set[str]]] = {}
         for job in jobs:
-            cfg = loader.load_sweep_config(self.config, list(job))
+            cfg = self._composed(tuple(job))
             run = _run(cfg) or tuple(job)
             if run in first:
                 keys = {o.partition("=")[0] for o in set(job) ^ set(first[run])}
-                same.setdefault(f"method={choices(cfg).get('method')}", []).append(keys)
+                if keys & self._typed:
+                    same.setdefault(f"method={choices(cfg).get('method')}", []).append(keys)
             first.setdefault(run, job)
         for method, differing in same.items():
             log.info(

@@ -13,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
+from hydra_plugins.side_by_side import launch
 from omegaconf import DictConfig
 
 
@@ -43,4 +44,4 @@ class PaperGrid(Sweeper):
         get_method(self._handler)(self.config, arguments, self._launch)
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> Sequence[Any]:
-        return self.launcher.launch([list(job) for job in jobs], initial_job_idx=0)
+        return launch(self.launcher, jobs)
