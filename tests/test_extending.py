@@ -94,14 +94,14 @@ def test_a_class_without_what_its_place_asks_for_is_named(here):
     assert "guidance: my_half.Half lacks check, bind; docs/extending.md" in refused.stderr
 
 
-def test_a_selection_that_is_not_one_of_each_mode_is_refused(here):
+def test_a_selection_that_takes_one_twice_is_refused(here):
     path = here / "my_select.py"
     path.write_text(path.read_text().replace("return [int", "return [1] * ipc or [int"))
     few = ("pool=2", "select=contrast", "sampler.steps=2", "ipc=2", "guidance=none")
     refused = run(here, "--config-dir", "my_configs", *QUICK, *few)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert "select: my_select.Contrast chose [1, 1] of 4 candidates" in refused.stderr
-    assert "one candidate of each mode in turn" in refused.stderr
+    assert "must return 2 different numbers from 0 to 3" in refused.stderr
 
 
 def test_a_method_must_say_what_it_reads(here):

@@ -72,7 +72,7 @@ class VAECodec:
         kind = type(self.network).__name__ + ("-sample" if self.samples_latents else "")
         return f"{kind}-{self.image_size}px-{digest.hexdigest()}"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f), always in float32."""
         mean, std = self._posterior(images)
@@ -87,7 +87,7 @@ class VAECodec:
         noise = torch.stack([torch.randn(shape, generator=stream("latent", key)) for key in keys])
         return (mean + std * noise.to(mean)) * self.network.config.scaling_factor
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, (B, C, H/f, W/f); 0 where it has none."""
         mean, std = self._posterior(images)
@@ -105,9 +105,11 @@ class VAECodec:
                 deviations += [] if posterior is None else [posterior.std]
         return torch.cat(means), torch.cat(deviations) if deviations else None
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to images (B, 3, fh, fw), about [-1, 1], not clamped."""
+        """Latents (B, C, h, w) to images (B, 3, fh, fw), about [-1, 1], not clamped.
+
+        With a graph to the latents where the caller has autograd on.
+        """
         scaled = latents / self.network.config.scaling_factor
         with self.compute.running():
             parts = [

@@ -20,6 +20,11 @@ class Prediction:
     eps: Tensor  # (B, C, h, w) predicted noise
     variance: Tensor | None = None  # (B, C, h, w) in [-1, 1], between the two log-variance bounds
 
+    def detached(self) -> Prediction:
+        """The same values without the graph that made them."""
+        variance = None if self.variance is None else self.variance.detach()
+        return Prediction(eps=self.eps.detach(), variance=variance)
+
 
 class Codec(Protocol):
     """Pixels to latents and back; heavy weights load on first use."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from mgd3.backbones.codecs import VAECodec
@@ -95,7 +94,7 @@ class LDM:
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w)."""
         context = self._embeddings[class_ids][:, None]  # (B, 1, D)
-        with self.compute.running(), torch.inference_mode():
+        with self.compute.running():
             eps = self._compiled(
                 self.compute.layout(x_t), t, encoder_hidden_states=context, return_dict=False
             )[0]

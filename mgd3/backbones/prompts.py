@@ -89,7 +89,7 @@ def encode_prompts(prompts: Sequence[str], source: str, compute: Compute) -> Ten
         max_length=longest,
         return_tensors="pt",
     ).input_ids  # (P, tokens)
-    with torch.inference_mode():
+    with torch.no_grad():
         parts = [encoder(part.to(compute.torch_device))[0] for part in tokens.split(64)]
     return torch.cat(parts).float()
 

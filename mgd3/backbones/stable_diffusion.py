@@ -147,7 +147,7 @@ class StableDiffusion:
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w); a network may also predict v = alpha eps - sigma x0."""
-        with self.compute.running(), torch.inference_mode():
+        with self.compute.running():
             out = self._compiled(
                 self.compute.layout(x_t),
                 t,

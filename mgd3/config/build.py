@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mgd3.runtime.compute import Compute, Work, pick_device
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError, first_line
 
-_SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune")
+_SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune", "select", "refine")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
 _NOT_OPTIONS = (
     "name", "role", "reads", "version", "family", "students", "sampling", "training", "mirror",
@@ -28,21 +29,31 @@ def build(cfg: DictConfig, key: str, **runtime: Any) -> Any:
 
     Raises `UserError` for an option that the class does not have.
     """
-    node = plain(cfg[key])
-    target = _class(cfg, key)
-    node.pop("_target_")
-    parameters = inspect.signature(target).parameters
     if key == "dataset":
+        parameters = inspect.signature(_class(key, plain(cfg[key]))).parameters
         places = {"cache": Path(cfg.cache), "data": cfg.get("data")}
         runtime |= {name: place for name, place in places.items() if name in parameters}
+    return _fulfilling(key, _made(key, plain(cfg[key]), runtime))
+
+
+def _made(key: str, node: dict[str, Any], runtime: Mapping[str, Any]) -> Any:
+    """What a node describes; the parts of a sum of any names are made first."""
+    target, node = _class(key, node), {k: v for k, v in node.items() if k != "_target_"}
+    parameters = inspect.signature(target).parameters
     for own in set(_NOT_OPTIONS) - set(parameters):
         node.pop(own, None)
-    allowed = [p for p in parameters if p not in runtime]
+    of_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    allowed = [name for name in parameters if name not in runtime]
     for option, value in node.items():
-        checks.choice(f"an option of {key}", option, allowed)
+        part = of_any_name and isinstance(value, Mapping) and "_target_" in value
+        if not part:
+            checks.choice(f"an option of {key}", option, allowed)
         if value == "???":
             raise UserError(f"{key}.{option} is not set; give it as {key}.{option}=VALUE")
-    return _fulfilling(key, target(**node, **runtime))
+        if part:
+            node[option] = _made(f"{key}.{option}", value, runtime)
+    wanted = {name: value for name, value in runtime.items() if name in parameters}
+    return target(**node, **wanted)
 
 
 # What a run asks of each part, so that a class of one's own that lacks some is named at once.
@@ -55,6 +66,7 @@ _CONTRACTS = {
     "sampler": ("steps", "__call__"),
     "finetune": ("__call__",),
     "select": ("fit", "__call__"),
+    "refine": ("__call__",),
     "backbone": ("codec", "device", "precision", "class_ids", "predict"),
     "protocol": ("name", "image_size", "labels", "recipe", "prepare", "objective"),
     "metrics": ("fit",),
@@ -86,17 +98,25 @@ def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
         workers=cfg.compute.workers,
         flip=cfg.flip,
     )
-    parts: dict[str, Any] = {
-        key: _build_with(cfg, key, precision=cfg.compute.training_precision) for key in _SMALL_PARTS
+    features = build_space(cfg, "features") if cfg.features else None
+    given = {
+        "precision": cfg.compute.training_precision,
+        "features": features,
+        "surrogate": build_space(cfg, "surrogate") if cfg.surrogate else None,
     }
+    parts: dict[str, Any] = {key: build(cfg, key, **given) for key in _SMALL_PARTS}
     parts["guidance"].check(parts["sampler"].steps)
-    target = _class(cfg, "method")
+    target = _class("method", cfg.method)
     wanted = set(inspect.signature(target).parameters)
     if "backbone" in wanted:
         parts["backbone"] = _backbone(cfg)
-    features = build_space(cfg, "features") if cfg.features else None
-    parts |= {"features": features, "select": _build_with(cfg, "select", features=features)}
-    parts |= {"work": work, "pool": cfg.pool, "ranks": ranks, "on_step": _callback(cfg.on_step)}
+    parts |= {
+        "features": features,
+        "work": work,
+        "pool": cfg.pool,
+        "ranks": ranks,
+        "on_step": _callback(cfg.on_step),
+    }
     return build(cfg, "method", **{key: part for key, part in parts.items() if key in wanted})
 
 
@@ -124,9 +144,9 @@ def _callback(name: str | None) -> Any:
         ) from error
 
 
-def _class(cfg: DictConfig, key: str) -> Any:
-    """The class that a group names; `UserError` if it cannot be imported."""
-    target = cfg[key].get("_target_")
+def _class(key: str, node: Mapping[str, Any]) -> Any:
+    """The class that a node names; `UserError` if it cannot be imported."""
+    target = node.get("_target_")
     if target is None:
         raise UserError(f"{key}: its configuration names no class (_target_: module.Class)")
     try:
@@ -146,18 +166,18 @@ def shares_work(distiller: Distiller) -> bool:
 
 def build_protocol(cfg: DictConfig) -> Any:
     """The evaluation protocol, with a device and a cache where it trains something of its own."""
-    return _build_with(cfg, "protocol", **_place(cfg))
+    return build(cfg, "protocol", **_place(cfg))
 
 
 def build_space(cfg: DictConfig, key: str) -> Any:
     """The feature space of one group, with the backbone where its latents are that space."""
-    wanted = inspect.signature(_class(cfg, key)).parameters
+    wanted = inspect.signature(_class(key, cfg[key])).parameters
     own = {"backbone": _backbone(cfg)} if "backbone" in wanted else {}
-    return _build_with(cfg, key, **_place(cfg), **own)
+    return build(cfg, key, **_place(cfg), **own)
 
 
 def _backbone(cfg: DictConfig) -> Any:
-    return _build_with(cfg, "backbone", compute=build_compute(cfg), cache=Path(cfg.cache))
+    return build(cfg, "backbone", compute=build_compute(cfg), cache=Path(cfg.cache))
 
 
 def _place(cfg: DictConfig) -> dict[str, Any]:
@@ -168,9 +188,3 @@ def _place(cfg: DictConfig) -> dict[str, Any]:
         "workers": cfg.compute.workers,
         "training_precision": cfg.compute.training_precision,
     }
-
-
-def _build_with(cfg: DictConfig, key: str, **runtime: Any) -> Any:
-    """`build` with those runtime arguments that the constructor takes."""
-    wanted = inspect.signature(_class(cfg, key)).parameters
-    return build(cfg, key, **{k: v for k, v in runtime.items() if k in wanted})

@@ -35,8 +35,10 @@ _KEYS = ("ipc", "seed", "pool", "flip")
 _COMPUTE = ("precision", "training_precision")  # what of compute= moves a result, if by rounding
 _GROUPS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
-    "select", "sampler", "protocol", "metrics",
+    "surrogate", "select", "refine", "sampler", "protocol", "metrics",
 )  # fmt: skip
+# Choices that are left out: sets of before there was such a group keep their identity
+_NEUTRAL = {"refine": "none"}
 _PLACES = (
     "root",
     "weights",
@@ -124,7 +126,9 @@ def _closure(cfg: DictConfig, node: DictConfig, name: str) -> list[str]:
 def set_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     """What makes a distilled set, by group or key."""
     found: dict[str, Any] = {key: _part(cfg, key, choices) for key in ("dataset", "method")}
-    found |= {key: _part(cfg, key, choices) for key in reads(cfg) if key != TRAIN}
+    for key in reads(cfg):
+        if key != TRAIN and choices.get(key) != _NEUTRAL.get(key, ...):
+            found[key] = _part(cfg, key, choices)
     return found
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mgd3.config.build import build, build_distiller
 from mgd3.data.distilled import DistilledDataset
-from mgd3.data.pixels import to_pixels
+from mgd3.distillers.finished import FinishedLatents
 from mgd3.distillers.generative import GenerativeDistiller
+from mgd3.distillers.image_maker import Making
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, ModeFile
 from mgd3.runtime import checks
@@ -38,18 +39,30 @@ class Remaker:
     def latents(
         self, entry: Mapping[str, Any], on_step: Callable[[DenoiseState], None] | None = None
     ) -> Tensor:
-        """Latents (1, C, h, w) of the image that an entry of the manifest names.
+        """Latents (1, C, h, w) of the image that an entry of the manifest names, as decoded.
 
-        `on_step` sees every sampling step.
+        Where it depends on earlier images of its class, those are made first. `on_step` sees every
+        sampling step of the image itself.
         """
         seed, wnid, number = entry["noise_stream"].split("/")
         checks.choice("the class of a noise stream", wnid, [entry["wnid"]])
         classes = self.distilled.classes
         ids = self.distiller.backbone.class_ids(classes)
-        rows = dict(zip((c.wnid for c in classes), ids, strict=True))
-        modes = self._modes(wnid)
+        maker, key = self.distiller.maker, (wnid, int(number))
+        finished = FinishedLatents(None, self.distilled.ipc, maker.block)
+        making = Making(
+            seed=int(seed),
+            rows=dict(zip((c.wnid for c in classes), ids, strict=True)),
+            labels={info.wnid: label for label, info in enumerate(classes)},
+            found=self._modes(wnid),
+            finished=finished,
+        )
+        if maker.learns:
+            maker.fit(build(self._cfg, "dataset"), self.distiller.work)
         with self._weights(wnid):
-            return self.distiller.sample([(wnid, int(number))], rows, modes, int(seed), on_step)
+            for earlier in finished.read_by(key) if maker.in_order else ():
+                finished.add([earlier], maker.sample([earlier], making))
+            return maker.refined([key], maker.sample([key], making, on_step), making)
 
     def mode(self, entry: Mapping[str, Any]) -> Tensor | None:
         """The mode (1, C, h, w) that the image is steered to, if any."""
@@ -62,8 +75,7 @@ class Remaker:
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as images (B, 3, H, W) uint8 on the CPU."""
-        decode = self.distiller.backbone.codec.decode
-        return to_pixels(torch.cat([decode(row[None]).cpu() for row in latents]))
+        return torch.cat([self.distiller.maker.pixels([], row[None]) for row in latents])
 
     def _modes(self, wnid: str) -> dict[str, ClassModes]:
         """The class's modes as the set keeps them; empty where nothing needs any."""

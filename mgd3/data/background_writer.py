@@ -37,12 +37,20 @@ class BackgroundWriter:
         ]
 
     def _write(self, key: tuple[str, int], pixels: Tensor) -> None:
-        picture, side = to_pil(pixels), (self._size, self._size)
-        if picture.size != side:
-            picture = picture.resize(side, Image.Resampling.BICUBIC)
-        self._writer.write_image(*key, picture)
+        write_images(self._writer, [key], pixels[None], self._size)
 
     def _wait(self) -> None:
         """Raises what went wrong while writing."""
         for file in self._pending:
             file.result()
+
+
+def write_images(
+    writer: DistilledWriter, keys: Sequence[tuple[str, int]], pixels: Tensor, size: int
+) -> None:
+    """Write images (B, 3, H, W) uint8, reduced to `size` pixels."""
+    for key, image in zip(keys, pixels, strict=True):
+        picture, side = to_pil(image), (size, size)
+        if picture.size != side:
+            picture = picture.resize(side, Image.Resampling.BICUBIC)
+        writer.write_image(*key, picture)

@@ -11,35 +11,36 @@ import torch
 from torch import Tensor
 
 from mgd3.backbones.contract import Backbone
-from mgd3.data.background_writer import BackgroundWriter
+from mgd3.data.background_writer import BackgroundWriter, write_images
+from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import center_crop, from_pil, to_pixels
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
+from mgd3.distillers.finished import FinishedLatents, ImageKey
+from mgd3.distillers.image_maker import DECODE_BATCH, ImageMaker, Making
 from mgd3.distillers.parts import FineTune, Sampler, Selection
 from mgd3.distillers.pool import FirstCandidates, checked
+from mgd3.distillers.refining import NoRefinement, Refine
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime import checks
-from mgd3.runtime.batching import Batches, largest_batch
+from mgd3.runtime.batching import Batches
 from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
 from mgd3.runtime.stages import Stage, announce
 from mgd3.sampling.guidance import ModeGuidance
-from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import NoiseStart, Start
-from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch, Target
+from mgd3.sampling.terms import DenoiseState, Guidance
 from mgd3.storage.timing import StageTimes, WorkPace
 
 log = logging.getLogger(__name__)
 
-ImageKey = tuple[str, int]  # wnid and noise stream
 CANDIDATES = ".pool"  # hidden, or readers of the set's folder take candidates for its images
-_DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
 
 class GenerativeDistiller:
@@ -53,7 +54,11 @@ class GenerativeDistiller:
     Several processes (`ranks`) take turns at the batches, and write the same bytes as one.
 
     With `pool` m > 1, m candidates per image are made in `out`/.pool, each from a noise stream of
-    its own, and `select` says which one is kept.
+    its own, and `select` says which are kept. `refine` moves what is kept before it is decoded.
+
+    A guidance that reads finished latents of a class (`needs_finished`) is given those of smaller
+    index alone: images of a class then come one after another, classes beside each other, and a
+    process has classes of its own.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class GenerativeDistiller:
         start: Start | None = None,
         finetune: FineTune | None = None,
         select: Selection | None = None,
+        refine: Refine | None = None,
         pool: int = 1,
         ranks: Ranks | None = None,
         on_step: Callable[[DenoiseState], None] | None = None,
@@ -89,18 +95,18 @@ class GenerativeDistiller:
         self.pool = checks.integer("pool", pool, minimum=1)
         if pool == 1 and not isinstance(self.select, FirstCandidates):
             raise UserError("pool=1 leaves nothing to select; set pool=2 or more, or select=first")
-        self._decoding = Batches(_DECODE_BATCH, "decoding")
+        self.maker = ImageMaker(backbone, sampler, guidance, self.start, refine or NoRefinement())
 
     def least_real(self, ipc: int) -> int:
         """Each mode is the centre of one real image at least; selection has its own need."""
-        needs_modes = self.guidance.needs_modes or self.start.needs_modes
-        return ipc if needs_modes or self.pool > 1 else 0
+        return ipc if self.maker.needs_modes or self.pool > 1 else 0
 
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
     ) -> DistilledDataset:
         """Write `ipc` images per class below `out`; all processes call this at once."""
         ranks = self.ranks
+        self.maker.refuse_gradients()
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
         if ranks.first and isinstance(self.guidance, ModeGuidance) and not self._guided_steps:
             log.warning(
@@ -109,71 +115,86 @@ class GenerativeDistiller:
                 *(self.guidance.scale, self.guidance.stop_t, self._steps, self._steps - 1),
             )
         found: dict[str, ClassModes] = {}
-        if self.guidance.needs_modes or self.start.needs_modes:
+        if self.maker.needs_modes:
             found = discover_modes(
                 dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out, ranks
             )
             if ranks.first and not load_previews(out):
                 save_previews(out, self._previews(found))
         times = StageTimes(out / "times.json", keep=ranks.first)
+        with times.stage("fit"):
+            ranks.in_turn(lambda: self.maker.fit(dataset, self.work))
         with times.stage("finetune"):
             phases = ranks.in_turn(lambda: self.finetune(self.backbone, dataset, self.work))
         writer = DistilledWriter(out, dataset, ipc, seed)
         candidates = writer
         if self.pool > 1:
-            if isinstance(self.select, FirstCandidates):
-                log.warning("pool=%d: select=first leaves all but the first unused", self.pool)
             candidates = DistilledWriter(out / CANDIDATES, dataset, ipc * self.pool, seed)
-        rows = {info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)}
+        making = Making(
+            seed=seed,
+            rows={info.wnid: row for info, row in zip(dataset.classes, class_ids, strict=True)},
+            labels={info.wnid: label for label, info in enumerate(dataset.classes)},
+            found=found,
+            finished=self._finished(candidates.folder, ipc),
+        )
+        chosen: dict[str, list[int]] = {}
+        if self.pool > 1 and ranks.first:
+            with times.stage("select"):
+                self._fit_selection(dataset, ipc)
         for phase in phases:
             wanted = [(info.wnid, k) for info in phase.classes for k in range(candidates.ipc)]
-            with phase.applied(self.backbone), times.stage("sample"):
-                self._fill(candidates, wanted, seed, rows, found)
-                ranks.wait()
+            with phase.applied(self.backbone):
+                with times.stage("sample"):
+                    self._fill(candidates, wanted, making)
+                    ranks.wait()
+                if ranks.first and self.pool > 1:  # under the weights that its images are made with
+                    with times.stage("select"):
+                        self._keep(candidates, writer, making, phase.classes, chosen)
         if ranks.first:
-            self._finish(writer, candidates, provenance, found, times)
+            self._finish(writer, provenance, found, chosen)
+            if making.finished is not None:
+                making.finished.forget()
         ranks.wait()
         return DistilledDataset(out)
+
+    def _finished(self, folder: Path, ipc: int) -> FinishedLatents | None:
+        """Where latents are kept, if anything reads an image's once it is made."""
+        maker = self.maker
+        if maker.in_order or (maker.refines and self.pool > 1):
+            return FinishedLatents(folder, ipc, maker.block)
+        return None
+
+    def _batch_size(self, class_id: int) -> int:
+        asked = self.work.batch_size
+        return self.maker.largest_batch(class_id) if asked == "auto" else int(asked)
 
     def _finish(
         self,
         writer: DistilledWriter,
-        candidates: DistilledWriter,
         provenance: Mapping[str, Any],
         found: Mapping[str, ClassModes],
-        times: StageTimes,
+        chosen: Mapping[str, Sequence[int]],
     ) -> None:
-        """Select, and write the manifest."""
-        chosen: dict[str, list[int]] = {}
-        if self.pool > 1:
-            with times.stage("select"):
-                chosen = self._choose(candidates, writer)
-        nearest = {w: [i.key for i in modes.nearest] for w, modes in found.items()}
-        masses = {w: modes.modes.masses for w, modes in found.items()}
+        """Write the manifest."""
         classes = writer.dataset.classes
         streams = {info.wnid: chosen.get(info.wnid, range(writer.ipc)) for info in classes}
+        nearest, masses = {}, {}
+        for wnid, modes in found.items():
+            own = [stream % len(modes.modes.centers) for stream in streams[wnid]]
+            nearest[wnid] = [modes.nearest[k].key for k in own]
+            masses[wnid] = [modes.modes.masses[k] for k in own]
         writer.finish(provenance, nearest, masses=masses, streams=streams)
 
-    def _fill(
-        self,
-        writer: DistilledWriter,
-        wanted: list[ImageKey],
-        seed: int,
-        rows: Mapping[str, int],
-        found: Mapping[str, ClassModes],
-    ) -> None:
-        """Make this process's share of the images `wanted`.
-
-        `rows` are the classes' ids by wnid.
-        """
-        there = {key for key in wanted if writer.has(*key)}
+    def _fill(self, writer: DistilledWriter, wanted: list[ImageKey], making: Making) -> None:
+        """Make this process's share of the images `wanted`."""
+        finished = making.finished
+        there = {key for key in wanted if writer.has(*key) and (not finished or finished.has(key))}
         self.ranks.wait()  # nobody writes before everybody has looked
-        size = 1 if there == set(wanted) else self._batch_size(rows[wanted[0][0]])
+        size = 1 if there == set(wanted) else self._batch_size(making.rows[wanted[0][0]])
         size = self.ranks.agreed(size, self.backbone.device)
-        parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-        mine = [part for number, part in enumerate(parts) if self.ranks.mine(number)]
+        mine = self._parts(wanted, size, making)
         missing = [part for part in mine if not there.issuperset(part)]
-        images, left = (sum(map(len, found)) for found in (mine, missing))
+        images, left = (sum(map(len, parts)) for parts in (mine, missing))
         total, done = images * self._steps, (images - left) * self._steps
         batches, stage, pace = Batches(size, "sampling"), self._stage(left), self._pace
         announce(stage)
@@ -183,45 +204,78 @@ class GenerativeDistiller:
             BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
         ):
             for part in missing:
-                for keys, latents in self._sampled(part, batches, seed, rows, found, advance):
-                    files.write(keys, self.pixels(keys, latents))
+                for keys, latents in self._sampled(part, batches, making, advance):
+                    if finished is not None:
+                        finished.add(keys, latents)
+                    if self.pool == 1:
+                        latents = self.maker.refined(keys, latents, making)
+                    files.write(keys, self.maker.pixels(keys, latents))
+
+    def _parts(
+        self, wanted: Sequence[ImageKey], size: int, making: Making
+    ) -> list[Sequence[ImageKey]]:
+        """This process's batches, in order."""
+        waves: list[Sequence[ImageKey]] = [wanted]
+        if self.maker.in_order and making.finished is not None:
+            own = [key for key in wanted if self.ranks.mine(making.labels[key[0]])]
+            waves = list(making.finished.waves(own))
+        parts = [w[start : start + size] for w in waves for start in range(0, len(w), size)]
+        if self.maker.in_order:
+            return parts
+        return [part for number, part in enumerate(parts) if self.ranks.mine(number)]
 
     def _sampled(
         self,
-        wanted: list[ImageKey],
+        wanted: Sequence[ImageKey],
         batches: Batches,
-        seed: int,
-        rows: Mapping[str, int],
-        found: Mapping[str, ClassModes],
+        making: Making,
         advance: Callable[..., None],
     ) -> Iterator[tuple[Sequence[ImageKey], Tensor]]:
         """Samples of all `wanted` at once, or of fewer at a time once memory has run out."""
         for attempt in batches.attempts(wanted):
             bar = _BatchBar(advance, len(attempt.part), self.on_step)
             with attempt as keys:
-                latents = self.sample(keys, rows, found, seed, bar)
+                latents = self.maker.sample(keys, making, bar)
             if attempt.error is None:
                 yield attempt.part, latents
             else:
                 bar.take_back()
 
-    def _choose(self, candidates: DistilledWriter, writer: DistilledWriter) -> dict[str, list[int]]:
-        """Copy the selection of each class into the distilled set; positions by wnid."""
-        dataset, ipc = writer.dataset, writer.ipc
-        self.select.fit(
-            dataset, take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
-        )
-        chosen: dict[str, list[int]] = {}
-        for label, info in enumerate(
-            track(dataset.classes, "selecting", len(dataset.classes), "classes")
-        ):
-            images = [candidates.read_image(info.wnid, c) for c in range(candidates.ipc)]
-            chosen[info.wnid] = checked(
-                self.select(images, label, ipc), len(images), ipc, self.select
-            )
-            for k, c in enumerate(chosen[info.wnid]):
-                writer.write_image(info.wnid, k, images[c])
-        return chosen
+    def _fit_selection(self, dataset: RealDataset, ipc: int) -> None:
+        if isinstance(self.select, FirstCandidates):
+            log.warning("pool=%d: select=first leaves all but the first unused", self.pool)
+        inventory = take_inventory(dataset, "train", ipc, self.work.cache, self.work.workers)
+        self.select.fit(dataset, inventory)
+
+    def _keep(
+        self,
+        candidates: DistilledWriter,
+        writer: DistilledWriter,
+        making: Making,
+        classes: Sequence[ClassInfo],
+        chosen: dict[str, list[int]],
+    ) -> None:
+        """Choose among each class's candidates; what is chosen, refined, is the distilled set."""
+        ipc, size = writer.ipc, self.backbone.codec.output_size
+        for info in track(classes, "selecting", len(classes), "classes"):
+            wnid = info.wnid
+            images = [candidates.read_image(wnid, c) for c in range(candidates.ipc)]
+            label = making.labels[wnid]
+            kept = checked(self.select(images, label, ipc), len(images), ipc, self.select)
+            chosen[wnid] = kept
+            if not self.maker.refines:
+                for k, c in enumerate(kept):
+                    writer.write_image(wnid, k, images[c])
+                continue
+            assert making.finished is not None
+            left = [k for k in range(ipc) if not writer.has(wnid, k)]
+            for attempt in Batches(DECODE_BATCH, "refining").attempts(left):
+                with attempt as ks:
+                    keys = [(wnid, kept[k]) for k in ks]
+                    latents = self.maker.refined(keys, making.finished.of(keys), making)
+                    pixels = self.maker.pixels(keys, latents)
+                if attempt.error is None:
+                    write_images(writer, [(wnid, k) for k in attempt.part], pixels, size)
 
     @property
     def _steps(self) -> int:
@@ -272,64 +326,6 @@ class GenerativeDistiller:
         guided = f"{type(self.guidance).__name__}, cfg {getattr(self.sampler, 'cfg_scale', 1)}"
         return WorkPace(self.work.cache, f"sampling by {kind}, {guided}", backbone.device)
 
-    def _batch_size(self, class_id: int) -> int:
-        if self.work.batch_size != "auto":
-            return int(self.work.batch_size)
-        backbone = self.backbone
-
-        def one_step(images: int) -> None:
-            """A guided step needs a pair of rows for each image."""
-            ids = torch.full((2 * images,), class_id, device=backbone.device)
-            x_t = torch.zeros(2 * images, *backbone.latent_shape, device=backbone.device)
-            with torch.inference_mode():
-                backbone.predict(x_t, torch.zeros_like(ids), ids)
-
-        return largest_batch(one_step, backbone.device)
-
-    def sample(
-        self,
-        keys: Sequence[ImageKey],
-        rows: Mapping[str, int],
-        found: Mapping[str, ClassModes],
-        seed: int,
-        on_step: Callable[[DenoiseState], None] | None = None,
-    ) -> Tensor:
-        """Latents (B, C, h, w) of some images; `rows` are the classes' ids by wnid.
-
-        Raises `UserError` for a sample that is not finite.
-        """
-        shape, device = self.backbone.latent_shape, self.backbone.device
-        targets = [_target(found[wnid], k) for wnid, k in keys] if found else []
-        modes = (
-            torch.stack([t.modes.centers[t.index] for t in targets])
-            if targets
-            else torch.zeros(len(keys), *shape)
-        )  # (B, C, h, w)
-        batch = SamplingBatch(
-            class_ids=torch.tensor([rows[wnid] for wnid, _ in keys], device=device),
-            modes=modes.to(device),
-            targets=targets,
-            images=keys,
-        )
-        noise = ImageNoise(seed, keys, shape)
-        latents = self.sampler(self.backbone, batch, self.guidance, noise, self.start, on_step)
-        _require_finite(keys, latents)
-        return latents
-
-    def pixels(self, keys: Sequence[ImageKey], latents: Tensor) -> Tensor:
-        """Decoded images (B, 3, H, W) uint8 on the CPU; `UserError` if one is not finite."""
-        decoded = self._decode(latents)
-        _require_finite(keys, decoded)
-        return to_pixels(decoded)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) on the CPU."""
-        done: list[Tensor] = []
-        for attempt in self._decoding.attempts(latents):
-            with attempt as part:
-                done.append(self.backbone.codec.decode(part).cpu())
-        return torch.cat(done)
-
     def _previews(self, found: Mapping[str, ClassModes]) -> dict[str, Preview]:
         """Decoded centroids and nearest real images of the first modes of the first classes."""
         size, previews = self.backbone.codec.image_size, {}
@@ -337,16 +333,10 @@ class GenerativeDistiller:
             centers = modes.modes.centers[:MOST_MODES]
             nearest = [center_crop(i.decode(), size) for i in modes.nearest[:MOST_MODES]]
             previews[wnid] = (
-                to_pixels(self._decode(centers)),
+                to_pixels(self.maker.decode(centers)),
                 torch.stack([from_pil(image) for image in nearest]),
             )
         return previews
-
-
-def _target(modes: ClassModes, image: int) -> Target:
-    """What the class's image (or candidate) number `image` is steered to."""
-    index = image % len(modes.modes.centers)
-    return Target(modes=modes.modes, index=index, latents=modes.latents)
 
 
 class _BatchBar:
@@ -371,14 +361,3 @@ class _BatchBar:
     def take_back(self) -> None:
         """The batch comes again, smaller."""
         self._advance(-self._steps * self._images)
-
-
-def _require_finite(keys: Sequence[ImageKey], rows: Tensor) -> None:
-    bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
-    if bad.any():
-        wnid, k = keys[int(bad.nonzero()[0])]
-        raise UserError(
-            f"the sample of class {wnid}, image {k} is not finite: compute.precision=float16 "
-            "overflows (use bfloat16), the backbone's weights are bad, or guidance.scale or "
-            "sampler.cfg_scale is far too large; nothing of it was written"
-        )

@@ -61,7 +61,10 @@ class Selection(Protocol):
         """Learn what choosing needs; called once, before the first choice."""
 
     def __call__(self, candidates: Sequence[Image.Image], label: int, ipc: int) -> list[int]:
-        """The chosen positions, one for each k < ipc, among those with position % ipc == k."""
+        """`ipc` different positions; the order of choice is the order of the images.
+
+        Candidate c belongs to mode c % ipc.
+        """
 
 
 class Sampler(Protocol):

@@ -1,7 +1,8 @@
-"""Which of m x IPC candidates a class keeps: one for each mode, so that every mode stays covered.
+"""Which of m x IPC candidates a class keeps.
 
 Candidate c belongs to mode c % IPC and draws from noise stream c; candidates below IPC are the
-images of a run without a pool.
+images of a run without a pool. A selection sees all of them; most of those here keep one for each
+mode, so that every mode stays covered.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from mgd3.runtime.errors import UserError
 def checked(chosen: object, candidates: int, ipc: int, selection: object) -> list[int]:
     """What a selection chose, as plain numbers.
 
-    Raises `UserError` unless it is one of `candidates` for each mode, in the modes' order.
+    Raises `UserError` unless these are `ipc` different ones of the `candidates`.
     """
     found = list(chosen) if isinstance(chosen, Sequence | np.ndarray) else []
     numbers = [operator.index(c) for c in found if hasattr(c, "__index__")]
-    right = [c % ipc == k and 0 <= c < candidates for k, c in enumerate(numbers)]
-    if len(found) != ipc or right != [True] * ipc:
+    right = len(set(numbers)) == ipc and all(0 <= c < candidates for c in numbers)
+    if len(found) != ipc or not right:
         kind = type(selection)
         raise UserError(
             f"select: {kind.__module__}.{kind.__name__} chose {chosen!r} of {candidates} "
-            f"candidates; it must return {ipc} numbers, one candidate of each mode in turn: "
-            f"candidate c belongs to mode c % {ipc} (docs/extending.md)"
+            f"candidates; it must return {ipc} different numbers from 0 to {candidates - 1} "
+            "(docs/extending.md)"
         )
     return numbers
 

@@ -11,12 +11,21 @@ from mgd3.runtime.seeding import stream
 
 
 class ImageNoise:
-    """The sampling noise of a batch: row b draws from the stream of (seed, wnid, index) alone."""
+    """The noise of a batch: row b draws from the stream of (seed, wnid, index) alone.
+
+    What is not the sampler's has a `purpose`, and streams of its own by it: a term that draws
+    random numbers changes no sampling noise.
+    """
 
     def __init__(
-        self, seed: int, images: Sequence[tuple[str, int]], shape: tuple[int, int, int]
+        self,
+        seed: int,
+        images: Sequence[tuple[str, int]],
+        shape: tuple[int, int, int],
+        purpose: str = "",
     ) -> None:
-        self._generators = [stream(seed, wnid, index) for wnid, index in images]
+        own = [purpose] if purpose else []
+        self.generators = [stream(seed, wnid, index, *own) for wnid, index in images]
         self._shape = shape
 
     def initial(self) -> Tensor:
@@ -28,4 +37,4 @@ class ImageNoise:
         return self._draw()
 
     def _draw(self) -> Tensor:
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators])
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self.generators])

@@ -7,7 +7,7 @@ classes: nothing is shared between them but the matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,7 +18,7 @@ from mgd3.backbones.schedule import SamplingSchedule
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.starts import NoiseStart, Start
-from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch
+from mgd3.sampling.terms import DenoiseState, Guidance, Reach, SamplingBatch, reach_of
 
 
 def classifier_free(
@@ -76,7 +76,7 @@ class _Sampler:
         self.cfg_scale = checks.number("sampler.cfg_scale", cfg_scale, minimum=0)
         self.cfg_channels = checks.integer("sampler.cfg_channels", cfg_channels, minimum=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         backbone: Backbone,
@@ -95,23 +95,49 @@ class _Sampler:
         checks.integer("sampler.cfg_channels", self.cfg_channels, maximum=most)
         start, term = start or NoiseStart(), guidance.bind(batch)
         schedule = backbone.schedule.respaced(self.steps)
-        x_t = start.initial(schedule, batch.modes, noise.initial().to(batch.modes))
+        x_t = start.initial(schedule, batch, noise.initial().to(batch.modes))
         for step in reversed(range(start.steps(self.steps))):
+            reach = reach_of(term, step)
+            if reach:
+                x_t = x_t.detach().requires_grad_()
             t = torch.full_like(batch.class_ids, schedule.timesteps[step])
-            prediction = classifier_free(
-                backbone, x_t, t, batch.class_ids, self.cfg_scale, self.cfg_channels
-            )
-            x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
+            with torch.set_grad_enabled(reach is Reach.DENOISER):
+                prediction = classifier_free(
+                    backbone, x_t, t, batch.class_ids, self.cfg_scale, self.cfg_channels
+                )
+            with torch.set_grad_enabled(reach is not Reach.NONE):
+                x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
+            held = prediction.detached() if reach else prediction
             state = DenoiseState(
-                step=step, num_steps=self.steps, x_t=x_t, x0_hat=x0_hat, images=batch.images
+                step=step,
+                num_steps=self.steps,
+                x_t=x_t,
+                x0_hat=x0_hat,
+                images=batch.images,
+                eps=held.eps,
+                t=schedule.timesteps[step],
+                abar=schedule.abar[step].item(),
+                gain=self.gain(schedule, held, step),
+                eps_gain=self.eps_gain(schedule, step),
             )
             if on_step is not None:
                 on_step(state)
-            now = ReverseStep(
-                schedule=schedule, state=state, prediction=prediction, g_t=term(state)
-            )
+            g_t = term(state)
+            if reach:
+                x_t, x0_hat = x_t.detach(), x0_hat.detach()
+                state = replace(state, x_t=x_t, x0_hat=x0_hat)
+            now = ReverseStep(schedule=schedule, state=state, prediction=held, g_t=g_t)
             x_t = self.previous(now, noise)
         return x_t
+
+    def gain(self, schedule: SamplingSchedule, prediction: Prediction, step: int) -> Tensor | float:
+        """What g_t is multiplied by where it enters x_{t-1}: a number, or (B, C, h, w)."""
+        raise NotImplementedError
+
+    def eps_gain(self, schedule: SamplingSchedule, step: int) -> float:
+        """d x_{t-1} / d eps, of a deterministic step."""
+        abar, before = schedule.abar[step].item(), _abar_prev(schedule, step)
+        return (1 - before) ** 0.5 - (before * (1 - abar) / abar) ** 0.5
 
     def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
         """x_{t-1}, (B, C, h, w)."""
@@ -132,15 +158,24 @@ class DDPM(_Sampler):
         super().__init__(steps, cfg_scale, cfg_channels)
         self.variance = checks.choice("sampler.variance", variance, ["learned", "fixed"])
 
-    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
-        """x_{t-1}, (B, C, h, w)."""
-        learned = now.prediction.variance if self.variance == "learned" else None
+    def gain(self, schedule: SamplingSchedule, prediction: Prediction, step: int) -> Tensor | float:
+        """sigma_t, the sampled one: (B, C, h, w) where it is learned."""
+        learned = prediction.variance if self.variance == "learned" else None
         if self.variance == "learned" and learned is None:
             raise UserError(
                 "sampler.variance=learned needs a backbone that predicts its variance; "
                 "this one does not: set sampler.variance=fixed"
             )
-        sigma = (0.5 * now.schedule.log_variance(learned, now.state.step)).exp().to(now.state.x_t)
+        return (0.5 * schedule.log_variance(learned, step)).exp().to(prediction.eps)
+
+    def eps_gain(self, schedule: SamplingSchedule, step: int) -> float:
+        """-c_x0 sqrt(1/abar - 1): the posterior mean holds eps through x0_hat alone."""
+        abar = schedule.abar[step].item()
+        return -schedule.x0_coefficient[step].item() * (1 / abar - 1) ** 0.5
+
+    def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
+        """x_{t-1}, (B, C, h, w)."""
+        sigma = now.state.gain
         c_x0, c_xt = (
             now.schedule.x0_coefficient[now.state.step],
             now.schedule.x_t_coefficient[now.state.step],
@@ -153,6 +188,10 @@ class DDPM(_Sampler):
 
 class DDIM(_Sampler):
     """The paper's Algorithm 1, eta 0: eps_hat = eps - sqrt(1 - abar_t) g_t in both places."""
+
+    def gain(self, schedule: SamplingSchedule, prediction: Prediction, step: int) -> float:
+        """-sqrt(1 - abar_t) d x_{t-1} / d eps."""
+        return -((1 - schedule.abar[step].item()) ** 0.5) * self.eps_gain(schedule, step)
 
     def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
         """x_{t-1}, (B, C, h, w)."""
@@ -170,16 +209,22 @@ class ReleasedDDIM(_Sampler):
     Algorithm 1 and DDPM early.
     """
 
+    def gain(self, schedule: SamplingSchedule, prediction: Prediction, step: int) -> float:
+        """sqrt(abar_t)."""
+        return schedule.abar[step].item() ** 0.5
+
     def previous(self, now: ReverseStep, noise: NoiseSource) -> Tensor:
         """x_{t-1}, (B, C, h, w)."""
-        abar = now.schedule.abar[now.state.step].item()
         plain = _deterministic(now, now.state.x0_hat, now.prediction.eps)
-        return plain + abar**0.5 * now.g_t
+        return plain + now.state.gain * now.g_t
 
 
 def _deterministic(now: ReverseStep, x0: Tensor, eps: Tensor) -> Tensor:
     """sqrt(abar_{t-1}) x0 + sqrt(1 - abar_{t-1}) eps, (B, C, h, w)."""
-    abar_prev = (
-        now.schedule.abar_prev[now.state.step].item() if now.state.step else now.schedule.final_abar
-    )
+    abar_prev = _abar_prev(now.schedule, now.state.step)
     return abar_prev**0.5 * x0 + (1 - abar_prev) ** 0.5 * eps
+
+
+def _abar_prev(schedule: SamplingSchedule, step: int) -> float:
+    """abar of where a deterministic step goes to."""
+    return schedule.abar_prev[step].item() if step else schedule.final_abar

@@ -8,17 +8,21 @@ from torch import Tensor
 
 from mgd3.backbones.schedule import SamplingSchedule
 from mgd3.runtime import checks
+from mgd3.sampling.terms import SamplingBatch
 
 
 class Start(Protocol):
-    """Where the reverse process begins."""
+    """Where the reverse process begins.
+
+    It may have `fit`, called once before any image (`terms.fit_part`).
+    """
 
     needs_modes: bool
 
     def steps(self, num_steps: int) -> int:
         """How many of `num_steps` sampling steps are taken."""
 
-    def initial(self, schedule: SamplingSchedule, modes: Tensor, noise: Tensor) -> Tensor:
+    def initial(self, schedule: SamplingSchedule, batch: SamplingBatch, noise: Tensor) -> Tensor:
         """x at the first of them, (B, C, h, w)."""
 
 
@@ -31,7 +35,7 @@ class NoiseStart:
         """How many of `num_steps` steps are taken."""
         return num_steps
 
-    def initial(self, schedule: SamplingSchedule, modes: Tensor, noise: Tensor) -> Tensor:
+    def initial(self, schedule: SamplingSchedule, batch: SamplingBatch, noise: Tensor) -> Tensor:
         """The noise itself, (B, C, h, w)."""
         return noise
 
@@ -52,7 +56,7 @@ class PrototypeStart:
         """How many of `num_steps` steps are taken, at least one."""
         return max(1, int(num_steps * self.strength))
 
-    def initial(self, schedule: SamplingSchedule, modes: Tensor, noise: Tensor) -> Tensor:
+    def initial(self, schedule: SamplingSchedule, batch: SamplingBatch, noise: Tensor) -> Tensor:
         """The noised modes, (B, C, h, w)."""
         abar = schedule.abar[self.steps(len(schedule.timesteps)) - 1].item()
-        return abar**0.5 * modes + (1 - abar) ** 0.5 * noise
+        return abar**0.5 * batch.modes + (1 - abar) ** 0.5 * noise

@@ -104,10 +104,14 @@ def test_without_a_choice_the_first_ones_stay():
     assert FirstCandidates()([None] * 6, label=0, ipc=2) == [0, 1]
 
 
-@pytest.mark.parametrize("chosen", [None, [0], [0, 0], [0, 5], [-2, 1], [0.0, 1.0], "01"])
-def test_what_is_not_one_candidate_of_each_mode_is_refused(chosen):
-    with pytest.raises(UserError, match="must return 2 numbers, one candidate of each mode"):
+@pytest.mark.parametrize("chosen", [None, [0], [0, 0], [0, 4], [-2, 1], [0.0, 1.0], "01"])
+def test_what_is_not_so_many_different_candidates_is_refused(chosen):
+    with pytest.raises(UserError, match="must return 2 different numbers from 0 to 3"):
         checked(chosen, candidates=4, ipc=2, selection=FirstCandidates())
+
+
+def test_a_choice_may_take_several_of_one_mode_in_any_order():
+    assert checked([3, 1], candidates=4, ipc=2, selection=FirstCandidates()) == [3, 1]
 
 
 def test_numpys_numbers_are_numbers():

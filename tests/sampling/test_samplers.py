@@ -81,7 +81,8 @@ def test_strength_counts_steps():
     steps = [PrototypeStart(strength).steps(50) for strength in (0.0, 0.5, 0.7, 1.0)]
     assert steps == [1, 25, 35, 50]
     schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(50)
-    x = PrototypeStart(0.7).initial(schedule, torch.ones(SHAPE), torch.zeros(SHAPE))
+    batch = SamplingBatch(class_ids=torch.tensor([0]), modes=torch.ones(SHAPE))
+    x = PrototypeStart(0.7).initial(schedule, batch, torch.zeros(SHAPE))
     assert x.mean() == pytest.approx(schedule.abar[34].sqrt().item())
     with pytest.raises(UserError, match=r"start\.strength=1\.5"):
         PrototypeStart(1.5)
@@ -135,11 +136,11 @@ def test_the_two_ddim_rules_by_hand(kind, expected):
     x0_hat = schedule.predict_x0(x_t, eps, 1)
     assert x0_hat.mean() == pytest.approx(2 - 3**0.5 / 2)
     g_t = 0.1 * (3 - x0_hat)
-    state = DenoiseState(step=1, num_steps=2, x_t=x_t, x0_hat=x0_hat)
-    step = ReverseStep(
-        schedule=schedule, state=state, prediction=Prediction(eps=eps, variance=None), g_t=g_t
-    )
-    made = sampler(kind, steps=2).previous(step, ImageNoise(0, [("0", 0)], SHAPE))
+    prediction, walk = Prediction(eps=eps, variance=None), sampler(kind, steps=2)
+    gain = walk.gain(schedule, prediction, 1)
+    state = DenoiseState(step=1, num_steps=2, x_t=x_t, x0_hat=x0_hat, gain=gain)
+    step = ReverseStep(schedule=schedule, state=state, prediction=prediction, g_t=g_t)
+    made = walk.previous(step, ImageNoise(0, [("0", 0)], SHAPE))
     assert made.mean() == pytest.approx(expected, abs=1e-6)
     assert made.max() - made.min() < 1e-6
 
