@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_TRAINING = ("float32", "tf32", "bfloat16")
 
 
 def pick_device(device: str) -> torch.device:
@@ -113,6 +114,27 @@ class Work:
             checks.integer("compute.batch_size (or auto)", self.batch_size, minimum=1)
         checks.integer("compute.workers", self.workers, minimum=1)
         checks.choice("flip", self.flip, ["none", "random"])
+
+
+def check_training_precision(value: object) -> str:
+    """What networks are trained and asked in: float32, on TF32 units, or by autocast bfloat16."""
+    return checks.choice("compute.training_precision", value, _TRAINING)
+
+
+@contextmanager
+def training_in(precision: str) -> Iterator[None]:
+    """A training, a test or a question in a training precision, inside the block only.
+
+    float32 is float32 in it: PyTorch's convolutions take TF32 units otherwise. Forward passes of
+    bfloat16 go in `autocast` besides; backward ones do not.
+    """
+    with matmul_precision("high" if precision == "tf32" else "highest"):
+        yield
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A forward pass in a training precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextmanager

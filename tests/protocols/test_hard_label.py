@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.transforms import functional as tv
 
 import eval.protocols.training
-from eval.images import TestImages, held_or_mapped, student_pixels
+from eval.images import TestImages, student_pixels
+from eval.pixel_files import held_or_mapped
 from eval.protocols.augmentation import Augmentation
 from eval.protocols.hard_label import HardLabel, HardTargets, _cross_entropy
 from eval.protocols.recipe import Recipe, Steps
@@ -309,9 +310,9 @@ def test_images_that_do_not_fit_are_mapped_once_and_made_again_when_cut_short(tm
     shape, digests = (5, 3, 2, 2), list("abcde")
 
     def mapped(source):
-        return held_or_mapped(source, shape, digests, CPU, tmp_path, limit=0)
+        return held_or_mapped(source, shape, digests, CPU, tmp_path, "training", limit=0)
 
-    held = held_or_mapped(iter(images), shape, digests, CPU, tmp_path, limit=1000)
+    held = held_or_mapped(iter(images), shape, digests, CPU, tmp_path, "training", limit=1000)
     assert not list(tmp_path.iterdir())
     assert torch.equal(mapped(iter(images)), held)
     (path,) = (tmp_path / "pixels").glob("*.uint8")

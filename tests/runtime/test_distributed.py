@@ -123,12 +123,12 @@ def test_images_that_do_not_fit_are_mapped(tree, tmp_path):
             writer.write_image(wnid, k, Image.new("RGB", (9, 9), (50 * label + k, 7, 9)))
     writer.finish({"method": "m", "config": {}}, {})
     distilled, cpu = DistilledDataset(tmp_path / "set"), torch.device("cpu")
-    held = training_images(distilled, 8, cpu, tmp_path)
+    held = training_images(distilled, 8, cpu, tmp_path, 1)
     for _ in range(2):  # written, then found
-        mapped = training_images(distilled, 8, cpu, tmp_path, limit=100)
+        mapped = training_images(distilled, 8, cpu, tmp_path, 1, limit=100)
         assert all(torch.equal(a, b) for a, b in zip(held, mapped, strict=True))
     (file,) = (tmp_path / "pixels").glob("*.uint8")
-    assert file.stat().st_size == 4 * 3 * 8 * 8
+    assert file.stat().st_size == 4 * 3 * 8 * 8 + 4  # and a checksum
 
 
 def files(folder):
