@@ -19,7 +19,7 @@ from mgd3.runtime import checks
 from mgd3.runtime.compute import Work, training_in
 from mgd3.runtime.copies import to_device
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
-from mgd3.runtime.losses import Losses
+from mgd3.runtime.loss_record import Losses
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
 from mgd3.runtime.stages import Stage, announce

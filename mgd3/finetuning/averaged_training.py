@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
-from mgd3.runtime.losses import Losses
+from mgd3.runtime.loss_record import Losses
 from mgd3.storage.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)

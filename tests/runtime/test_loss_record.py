@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.losses import Losses
+from mgd3.runtime.loss_record import Losses
 
 
 def losses():
