@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from eval.protocols.augmentation import SoftAugmentation
 from eval.protocols.recipe import Plan, draw_plan
-from mgd3.runtime.compute import autocast, training_in
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.seeding import stream
 from mgd3.storage.cache import cached
 

@@ -17,8 +17,7 @@ from eval.protocols.augmentation import normalise
 from eval.protocols.recipe import Objective, Recipe
 from eval.students.dropout import part_of_batch
 from mgd3.runtime.batching import Batches, free_bytes
-from mgd3.runtime.compute import autocast, training_in
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.stopping import held

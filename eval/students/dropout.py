@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import to_device
 
 LARGEST = 2**20  # values of a mask: AlexNet's hold 0.6 million, those of GLaD's ViT 26 million
 

@@ -15,11 +15,10 @@ from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import to_pil
 from mgd3.distillers.parts import OfRealImages
 from mgd3.distillers.siamese_augmentation import SiameseAugmentation
+from mgd3.finetuning.loss_record import Losses
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Work, training_in
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import Work, to_device, training_in
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
-from mgd3.runtime.loss_record import Losses
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
 from mgd3.runtime.stages import Stage, announce

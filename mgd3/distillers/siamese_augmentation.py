@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from mgd3.runtime import checks
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import to_device
 
 Operation = Callable[[Tensor], Tensor]
 

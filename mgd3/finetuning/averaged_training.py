@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mgd3.finetuning.loss_record import Losses
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
-from mgd3.runtime.loss_record import Losses
 from mgd3.storage.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ from mgd3.backbones.weights.dit_weights import constructor_arguments
 from mgd3.finetuning.averaged_training import AveragedTraining
 from mgd3.finetuning.losses import add_noise, diffusion_loss, on_device
 from mgd3.runtime import checks
-from mgd3.runtime.compute import autocast, check_training_precision, training_in
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import autocast, check_training_precision, to_device, training_in
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
 from mgd3.runtime.stopping import held

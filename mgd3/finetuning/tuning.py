@@ -42,8 +42,7 @@ from mgd3.finetuning.memories import (
 from mgd3.finetuning.phases import Phase, overwrite
 from mgd3.modes.latents import LatentCache, Pair
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Work, autocast, check_training_precision, training_in
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import Work, autocast, check_training_precision, to_device, training_in
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream

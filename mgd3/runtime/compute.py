@@ -1,4 +1,4 @@
-"""How a backbone's networks run: device, precision, compilation, memory layout."""
+"""How networks run: device, precision, compilation, memory layout, and what is copied there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
@@ -21,7 +22,9 @@ from mgd3.runtime.gpu import unavailable, why_no_gpu
 log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
+T = TypeVar("T")
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_ALIGNED = 8  # bytes: the items of every dtype may begin at a multiple of it
 _TRAINING = ("float32", "tf32", "bfloat16")
 
 
@@ -148,3 +151,31 @@ def matmul_precision(precision: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def to_device(tree: T, device: torch.device) -> T:
+    """Tensors of the CPU, alone or in (named) tuples, lists and mappings, on `device`.
+
+    All of them together are one copy. To a GPU it goes from pinned memory, so that the CPU goes on
+    at once. Whatever else the tree holds stays as it is, and so do tensors on a device.
+    """
+    if device.type == "cpu":
+        return tree
+    leaves, shape = tree_flatten(tree)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.device.type == "cpu"]
+    ends, size = [], 0
+    for i in places:
+        size += -size % _ALIGNED + leaves[i].nbytes
+        ends.append(size)
+    packed = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for i, end in zip(places, ends, strict=True):
+        _part(packed, leaves[i], end).copy_(leaves[i])
+    there = packed.to(device, non_blocking=True)
+    for i, end in zip(places, ends, strict=True):
+        leaves[i] = _part(there, leaves[i], end)
+    return tree_unflatten(leaves, shape)
+
+
+def _part(packed: Tensor, like: Tensor, end: int) -> Tensor:
+    """The bytes before `end` as a tensor of the shape and dtype of `like`."""
+    return packed[end - like.nbytes : end].view(like.dtype).view(like.shape)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from mgd3.runtime.copies import to_device
+from mgd3.runtime.compute import to_device
 
 META = torch.device("meta")  # a device without memory: shapes and types arrive
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mgd3.finetuning.loss_record import Losses
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.loss_record import Losses
 
 
 def losses():
