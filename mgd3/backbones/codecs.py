@@ -15,6 +15,7 @@ from mgd3.backbones.weights.sources import diffusers_source, load_pretrained
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute, matmul_precision
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.held_weights import HeldWeights
 from mgd3.runtime.seeding import stream
 
 
@@ -57,6 +58,10 @@ class VAECodec:
                 f"of {type(network).__name__}; the nearest are {down} and {down + factor}"
             )
         return self.compute.place(network)
+
+    @cached_property
+    def _decoding(self) -> HeldWeights[Any]:
+        return self.compute.held(self.network)
 
     @property
     def downsampling(self) -> int:
@@ -108,10 +113,10 @@ class VAECodec:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, fh, fw), about [-1, 1], not clamped."""
-        scaled = latents / self.network.config.scaling_factor
+        scaled, network = latents / self.network.config.scaling_factor, self._decoding.current
         with self.compute.running():
             parts = [
-                self.network.decode(self.compute.layout(part)).sample
+                network.decode(self.compute.layout(part)).sample
                 for part in scaled.split(1 if self.compute.vae_slicing else len(scaled))
             ]
         return torch.cat(parts).float()

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.gpu import unavailable, why_no_gpu
+from mgd3.runtime.held_weights import HeldWeights
 
 log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
+_AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,11 +76,16 @@ class Compute:
         if self.precision == "tf32" and self.torch_device.type == "cpu":
             log.warning("compute.precision=tf32 is float32 on a CPU")
 
+    @torch.inference_mode(False)  # weights that gradients may flow through, wherever they load
     def place(self, network: Network) -> Network:
         """`network` on the device, frozen, in the chosen layout."""
         if self.channels_last:
             network = network.to(memory_format=torch.channels_last)
         return network.to(self.torch_device).eval().requires_grad_(False)
+
+    def held(self, network: Network) -> HeldWeights[Network]:
+        """`network` with the weights that autocast would cast in the chosen precision."""
+        return HeldWeights(network, _AUTOCAST.get(self.precision))
 
     def compiled(self, network: Network) -> Network:
         """`network` compiled, if that was asked for; it shares the weights."""
@@ -113,6 +121,21 @@ class Work:
             checks.integer("compute.batch_size (or auto)", self.batch_size, minimum=1)
         checks.integer("compute.workers", self.workers, minimum=1)
         checks.choice("flip", self.flip, ["none", "random"])
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside this block nothing is compiled: a probe of the memory is not worth the minutes."""
+    token = _AS_WRITTEN.set(True)
+    try:
+        yield
+    finally:
+        _AS_WRITTEN.reset(token)
+
+
+def runs_as_written() -> bool:
+    """Is this such a block?"""
+    return _AS_WRITTEN.get()
 
 
 @contextmanager
