@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mgd3.backbones.contract import Codec
+from mgd3.backbones.held_weights import HeldWeights
 from mgd3.backbones.weights.sources import diffusers_source, load_pretrained
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute, matmul_precision
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.held_weights import HeldWeights
 from mgd3.runtime.seeding import stream
 
 
@@ -61,7 +61,7 @@ class VAECodec:
 
     @cached_property
     def _decoding(self) -> HeldWeights[Any]:
-        return self.compute.held(self.network)
+        return HeldWeights(self.network, self.compute.autocast_type)
 
     @property
     def downsampling(self) -> int:

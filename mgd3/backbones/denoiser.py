@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from mgd3.backbones.held_weights import HeldWeights
 from mgd3.runtime.batching import ran_out_of_memory
 from mgd3.runtime.compute import Compute, runs_as_written
 
@@ -28,7 +29,7 @@ class Denoiser:
 
     def __init__(self, network: nn.Module, compute: Compute) -> None:
         self._compute = compute
-        self._held = compute.held(network)
+        self._held = HeldWeights(network, compute.autocast_type)
         self._rows = 0  # of the batches that the network is compiled for
 
     @cached_property

@@ -18,16 +18,15 @@ from mgd3.data.distilled import DistilledDataset, DistilledWriter
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import center_crop, from_pil
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
-from mgd3.distillers.decoding import PixelDecoder
 from mgd3.distillers.parts import FineTune, Sampler, Selection
+from mgd3.distillers.pixel_decoder import PixelDecoder
 from mgd3.distillers.pool import FirstCandidates, checked
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime import checks
 from mgd3.runtime.batching import Batches, largest_batch
-from mgd3.runtime.compute import Work, as_written
-from mgd3.runtime.copies import sent
+from mgd3.runtime.compute import Work, as_written, sent
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
@@ -171,7 +170,13 @@ class GenerativeDistiller:
         there = {key for key in wanted if writer.has(*key)}
         self.ranks.wait()  # nobody writes before everybody has looked
         size = 1 if there == set(wanted) else self._batch_size(rows[wanted[0][0]])
-        size = self.ranks.agreed(size, self.backbone.device)
+        size, most = self.ranks.least_and_most(size, self.backbone.device)
+        if size < most:
+            log.info(
+                "compute.batch_size=auto: every process samples %d at once, as the smallest of "
+                "their GPUs can; the largest could %d",
+                *(size, most),
+            )
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         mine = [part for number, part in enumerate(parts) if self.ranks.mine(number)]
         missing = [part for part in mine if not there.issuperset(part)]

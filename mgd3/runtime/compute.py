@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mgd3.runtime import checks
+from mgd3.runtime.batching import memory_words, ran_out_of_memory
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.gpu import unavailable, why_no_gpu
-from mgd3.runtime.held_weights import HeldWeights
+from mgd3.runtime.hardware import unavailable, why_no_gpu
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,10 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
+        if ran_out_of_memory(error):
+            raise UserError(
+                f"compute.device={device} has no memory left{memory_words()}"
+            ) from error
         raise unavailable(device, _reason(device)) from error
 
 
@@ -83,9 +87,10 @@ class Compute:
             network = network.to(memory_format=torch.channels_last)
         return network.to(self.torch_device).eval().requires_grad_(False)
 
-    def held(self, network: Network) -> HeldWeights[Network]:
-        """`network` with the weights that autocast would cast in the chosen precision."""
-        return HeldWeights(network, _AUTOCAST.get(self.precision))
+    @property
+    def autocast_type(self) -> torch.dtype | None:
+        """What autocast casts to in the chosen precision; None where it casts nothing."""
+        return _AUTOCAST.get(self.precision)
 
     def compiled(self, network: Network) -> Network:
         """`network` compiled, if that was asked for; it shares the weights."""
@@ -100,10 +105,10 @@ class Compute:
     def running(self) -> Iterator[None]:
         """The chosen precision, inside the block only."""
         with matmul_precision("high" if self.precision == "tf32" else "highest"):
-            if self.precision not in _AUTOCAST:
+            if self.autocast_type is None:
                 yield
                 return
-            with torch.autocast(self.torch_device.type, dtype=_AUTOCAST[self.precision]):
+            with torch.autocast(self.torch_device.type, dtype=self.autocast_type):
                 yield
 
 
@@ -121,6 +126,16 @@ class Work:
             checks.integer("compute.batch_size (or auto)", self.batch_size, minimum=1)
         checks.integer("compute.workers", self.workers, minimum=1)
         checks.choice("flip", self.flip, ["none", "random"])
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device.
+
+    On a GPU the copy joins the queue. From ordinary memory it would wait until the queue is empty.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mgd3.runtime import checks
-from mgd3.runtime.copies import sent
+from mgd3.runtime.compute import sent
 from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
 
 
