@@ -63,7 +63,7 @@ class Remaker:
     def decoded(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as images (B, 3, H, W) uint8 on the CPU."""
         decode = self.distiller.backbone.codec.decode
-        return to_pixels(torch.cat([decode(row[None]).cpu() for row in latents]))
+        return torch.cat([to_pixels(decode(row[None])).cpu() for row in latents])
 
     def _modes(self, wnid: str) -> dict[str, ClassModes]:
         """The class's modes as the set keeps them; empty where nothing needs any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from mgd3.data.background_writer import BackgroundWriter
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
 from mgd3.data.inventory import ClassImages, take_inventory
-from mgd3.data.pixels import center_crop, from_pil, to_pixels
+from mgd3.data.pixels import center_crop, from_pil
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.distillers.parts import FineTune, Sampler, Selection
+from mgd3.distillers.pixel_decoder import PixelDecoder
 from mgd3.distillers.pool import FirstCandidates, checked
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
 from mgd3.runtime import checks
 from mgd3.runtime.batching import Batches, largest_batch
-from mgd3.runtime.compute import Work
+from mgd3.runtime.compute import Work, as_written, to_device
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
@@ -39,7 +41,6 @@ log = logging.getLogger(__name__)
 
 ImageKey = tuple[str, int]  # wnid and noise stream
 CANDIDATES = ".pool"  # hidden, or readers of the set's folder take candidates for its images
-_DECODE_BATCH = 16  # a VAE needs far more memory than a step
 
 
 class GenerativeDistiller:
@@ -89,7 +90,7 @@ class GenerativeDistiller:
         self.pool = checks.integer("pool", pool, minimum=1)
         if pool == 1 and not isinstance(self.select, FirstCandidates):
             raise UserError("pool=1 leaves nothing to select; set pool=2 or more, or select=first")
-        self._decoding = Batches(_DECODE_BATCH, "decoding")
+        self._decode = PixelDecoder(backbone.codec)
 
     def least_real(self, ipc: int) -> int:
         """Each mode is the centre of one real image at least; selection has its own need."""
@@ -169,7 +170,13 @@ class GenerativeDistiller:
         there = {key for key in wanted if writer.has(*key)}
         self.ranks.wait()  # nobody writes before everybody has looked
         size = 1 if there == set(wanted) else self._batch_size(rows[wanted[0][0]])
-        size = self.ranks.agreed(size, self.backbone.device)
+        size, most = self.ranks.least_and_most(size, self.backbone.device)
+        if size < most:
+            log.info(
+                "compute.batch_size=auto: every process samples %d at once, as the smallest of "
+                "their GPUs can; the largest could %d",
+                *(size, most),
+            )
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         mine = [part for number, part in enumerate(parts) if self.ranks.mine(number)]
         missing = [part for part in mine if not there.issuperset(part)]
@@ -184,7 +191,7 @@ class GenerativeDistiller:
         ):
             for part in missing:
                 for keys, latents in self._sampled(part, batches, seed, rows, found, advance):
-                    files.write(keys, self.pixels(keys, latents))
+                    files.write(keys, partial(self._decode(latents).pixels, keys))
 
     def _sampled(
         self,
@@ -281,7 +288,7 @@ class GenerativeDistiller:
             """A guided step needs a pair of rows for each image."""
             ids = torch.full((2 * images,), class_id, device=backbone.device)
             x_t = torch.zeros(2 * images, *backbone.latent_shape, device=backbone.device)
-            with torch.inference_mode():
+            with torch.inference_mode(), as_written():
                 backbone.predict(x_t, torch.zeros_like(ids), ids)
 
         return largest_batch(one_step, backbone.device)
@@ -294,41 +301,26 @@ class GenerativeDistiller:
         seed: int,
         on_step: Callable[[DenoiseState], None] | None = None,
     ) -> Tensor:
-        """Latents (B, C, h, w) of some images; `rows` are the classes' ids by wnid.
-
-        Raises `UserError` for a sample that is not finite.
-        """
+        """Latents (B, C, h, w) of some images; `rows` are the classes' ids by wnid."""
         shape, device = self.backbone.latent_shape, self.backbone.device
         targets = [_target(found[wnid], k) for wnid, k in keys] if found else []
         modes = (
-            torch.stack([t.modes.centers[t.index] for t in targets])
+            to_device(torch.stack([t.modes.centers[t.index] for t in targets]), device)
             if targets
-            else torch.zeros(len(keys), *shape)
+            else torch.zeros(len(keys), *shape, device=device)
         )  # (B, C, h, w)
         batch = SamplingBatch(
-            class_ids=torch.tensor([rows[wnid] for wnid, _ in keys], device=device),
-            modes=modes.to(device),
+            class_ids=to_device(torch.tensor([rows[wnid] for wnid, _ in keys]), device),
+            modes=modes,
             targets=targets,
             images=keys,
         )
-        noise = ImageNoise(seed, keys, shape)
-        latents = self.sampler(self.backbone, batch, self.guidance, noise, self.start, on_step)
-        _require_finite(keys, latents)
-        return latents
+        noise = ImageNoise(seed, keys, shape, device, self._steps - 1)
+        return self.sampler(self.backbone, batch, self.guidance, noise, self.start, on_step)
 
     def pixels(self, keys: Sequence[ImageKey], latents: Tensor) -> Tensor:
-        """Decoded images (B, 3, H, W) uint8 on the CPU; `UserError` if one is not finite."""
-        decoded = self._decode(latents)
-        _require_finite(keys, decoded)
-        return to_pixels(decoded)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) on the CPU."""
-        done: list[Tensor] = []
-        for attempt in self._decoding.attempts(latents):
-            with attempt as part:
-                done.append(self.backbone.codec.decode(part).cpu())
-        return torch.cat(done)
+        """Images (B, 3, H, W) uint8 on the CPU; `UserError` if one or its latent is not finite."""
+        return self._decode(latents).pixels(keys)
 
     def _previews(self, found: Mapping[str, ClassModes]) -> dict[str, Preview]:
         """Decoded centroids and nearest real images of the first modes of the first classes."""
@@ -337,7 +329,7 @@ class GenerativeDistiller:
             centers = modes.modes.centers[:MOST_MODES]
             nearest = [center_crop(i.decode(), size) for i in modes.nearest[:MOST_MODES]]
             previews[wnid] = (
-                to_pixels(self._decode(centers)),
+                self._decode(centers).pixels([(wnid, k) for k in range(len(centers))]),
                 torch.stack([from_pil(image) for image in nearest]),
             )
         return previews
@@ -371,14 +363,3 @@ class _BatchBar:
     def take_back(self) -> None:
         """The batch comes again, smaller."""
         self._advance(-self._steps * self._images)
-
-
-def _require_finite(keys: Sequence[ImageKey], rows: Tensor) -> None:
-    bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
-    if bad.any():
-        wnid, k = keys[int(bad.nonzero()[0])]
-        raise UserError(
-            f"the sample of class {wnid}, image {k} is not finite: compute.precision=float16 "
-            "overflows (use bfloat16), the backbone's weights are bad, or guidance.scale or "
-            "sampler.cfg_scale is far too large; nothing of it was written"
-        )

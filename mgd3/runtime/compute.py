@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mgd3.runtime import checks
+from mgd3.runtime.batching import memory_words, ran_out_of_memory
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.gpu import unavailable, why_no_gpu
+from mgd3.runtime.hardware import unavailable, why_no_gpu
 
 log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 T = TypeVar("T")
+_AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALIGNED = 8  # bytes: the items of every dtype may begin at a multiple of it
 _TRAINING = ("float32", "tf32", "bfloat16")
@@ -35,6 +38,10 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
+        if ran_out_of_memory(error):
+            raise UserError(
+                f"compute.device={device} has no memory left{memory_words()}"
+            ) from error
         raise unavailable(device, _reason(device)) from error
 
 
@@ -77,11 +84,17 @@ class Compute:
         if self.precision == "tf32" and self.torch_device.type == "cpu":
             log.warning("compute.precision=tf32 is float32 on a CPU")
 
+    @torch.inference_mode(False)  # weights that gradients may flow through, wherever they load
     def place(self, network: Network) -> Network:
         """`network` on the device, frozen, in the chosen layout."""
         if self.channels_last:
             network = network.to(memory_format=torch.channels_last)
         return network.to(self.torch_device).eval().requires_grad_(False)
+
+    @property
+    def autocast_type(self) -> torch.dtype | None:
+        """What autocast casts to in the chosen precision; None where it casts nothing."""
+        return _AUTOCAST.get(self.precision)
 
     def compiled(self, network: Network) -> Network:
         """`network` compiled, if that was asked for; it shares the weights."""
@@ -96,10 +109,10 @@ class Compute:
     def running(self) -> Iterator[None]:
         """The chosen precision, inside the block only."""
         with matmul_precision("high" if self.precision == "tf32" else "highest"):
-            if self.precision not in _AUTOCAST:
+            if self.autocast_type is None:
                 yield
                 return
-            with torch.autocast(self.torch_device.type, dtype=_AUTOCAST[self.precision]):
+            with torch.autocast(self.torch_device.type, dtype=self.autocast_type):
                 yield
 
 
@@ -138,6 +151,21 @@ def training_in(precision: str) -> Iterator[None]:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """A forward pass in a training precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside this block nothing is compiled: a probe of the memory is not worth the minutes."""
+    token = _AS_WRITTEN.set(True)
+    try:
+        yield
+    finally:
+        _AS_WRITTEN.reset(token)
+
+
+def runs_as_written() -> bool:
+    """Is this such a block?"""
+    return _AS_WRITTEN.get()
 
 
 @contextmanager

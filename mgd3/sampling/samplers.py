@@ -140,7 +140,7 @@ class DDPM(_Sampler):
                 "sampler.variance=learned needs a backbone that predicts its variance; "
                 "this one does not: set sampler.variance=fixed"
             )
-        sigma = (0.5 * now.schedule.log_variance(learned, now.state.step)).exp().to(now.state.x_t)
+        sigma = (0.5 * now.schedule.log_variance(learned, now.state.step)).exp()
         c_x0, c_xt = (
             now.schedule.x0_coefficient[now.state.step],
             now.schedule.x_t_coefficient[now.state.step],

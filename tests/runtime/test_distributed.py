@@ -101,6 +101,24 @@ def test_shares_hold_every_row_once():
         assert all(len(range(count)[mine]) >= 1 for mine, _ in shares)
 
 
+def bounds(folder, rank, numbers):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(numbers)
+    )
+    found = Ranks(rank, len(numbers)).least_and_most(numbers[rank], torch.device("cpu"))
+    Path(folder, str(rank)).write_text(str(found))
+
+
+def test_processes_sample_as_many_at_once_as_the_smallest_gpu_can(tmp_path):
+    members = [MEMBERS.Process(target=bounds, args=(tmp_path, r, (64, 16))) for r in range(2)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(120)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["(16, 64)"] * 2
+    assert Ranks().least_and_most(5, torch.device("cpu")) == (5, 5)
+
+
 def test_batch_norm_needs_gpus():
     with pytest.raises(UserError, match="batch norm cannot share batches among CPU"):
         synchronised(make_student("resnet18_bn", 3, 32, seed=0), Ranks(0, 2))
