@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from eval.pixel_files import held_or_mapped
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import take_inventory
 from mgd3.data.pixels import from_pil
-from mgd3.runtime.batching import free_bytes
-from mgd3.runtime.errors import CorruptFileError
-from mgd3.runtime.progress import track
-from mgd3.storage.cache import cached
-from mgd3.storage.files import whole_file
+
+T = TypeVar("T")
+_AHEAD = 4  # decoded images that wait, for each thread
 
 
 def student_pixels(image: Image.Image, size: int, resized: int | None = None) -> Tensor:
@@ -38,8 +37,21 @@ def student_pixels(image: Image.Image, size: int, resized: int | None = None) ->
 
 def read_pixels(images: Sequence[RealImage], size: int, workers: int) -> Iterator[Tensor]:
     """`student_pixels` of each image, decoded by `workers` threads."""
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(lambda image: student_pixels(image.decode(), size), images)
+    yield from _in_threads(lambda image: student_pixels(image.decode(), size), images, workers)
+
+
+def _in_threads(work: Callable[[T], Tensor], items: Iterable[T], workers: int) -> Iterator[Tensor]:
+    """`work` of every item in order, a few ahead of what is asked for: pixels are large."""
+    pool, ahead = ThreadPoolExecutor(workers), deque[Future[Tensor]]()
+    try:
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > _AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class TestImages:
@@ -66,16 +78,13 @@ class TestImages:
     def _read(self, size: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
         inventory = take_inventory(self.dataset, "val", 1, self.cache, self.workers)
         images = [(i, label) for label, found in enumerate(inventory) for i in found.images]
-        with ThreadPoolExecutor(self.workers) as pool:
-            decoded = pool.map(lambda pair: student_pixels(pair[0].decode(), size, resized), images)
-            pixels = torch.stack(
-                list(track(decoded, "reading the test images", len(images), "images"))
-            )
-        return pixels.to(device), torch.tensor([label for _, label in images], device=device)
-
-
-log = logging.getLogger(__name__)
-_SHARE = 0.25  # of the device's free memory that pixels may take
+        made_from = [str(resized), *(digest for found in inventory for digest in found.digests)]
+        decoded = _in_threads(
+            lambda pair: student_pixels(pair[0].decode(), size, resized), images, self.workers
+        )
+        shape = (len(images), 3, size, size)
+        pixels = held_or_mapped(decoded, shape, made_from, device, self.cache, "test", sys.maxsize)
+        return pixels, torch.tensor([label for _, label in images], device=device)
 
 
 def training_images(
@@ -83,6 +92,7 @@ def training_images(
     size: int,
     device: torch.device,
     cache: Path,
+    workers: int,
     limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A distilled set's pixels (N, 3, size, size) uint8 and labels (N,) on `device`.
@@ -92,53 +102,10 @@ def training_images(
     entries = distilled.manifest["images"]
     by_wnid = {c.wnid: label for label, c in enumerate(distilled.classes)}
     labels = torch.tensor([by_wnid[entry["wnid"]] for entry in entries], device=device)
-    images = (student_pixels(image, size) for image, _ in distilled.images())
-    digests = [entry["sha256"] for entry in entries]
+    distilled.verify(cache, workers)  # pixels that were kept are those of the manifest's images
+    images = _in_threads(
+        lambda entry: student_pixels(distilled.image(entry), size), entries, workers
+    )
+    made_from = [str(size), *(entry["sha256"] for entry in entries)]
     shape = (len(entries), 3, size, size)
-    return held_or_mapped(images, shape, digests, device, cache, limit), labels
-
-
-def held_or_mapped(
-    images: Iterable[Tensor],
-    shape: tuple[int, ...],
-    digests: Sequence[str],
-    device: torch.device,
-    cache: Path,
-    limit: int | None = None,
-) -> Tensor:
-    """All `images` (3, H, W) uint8 as one tensor of `shape` on `device`.
-
-    More than `limit` bytes (None: a quarter of what is free) stay on the CPU, in a file of `cache`
-    that is mapped: the operating system keeps as much of it in memory as there is room.
-    `digests` identify the images.
-    """
-    count = torch.Size(shape).numel()
-    counted = track(images, "reading the training images", shape[0], "images")
-    if count <= (int(_SHARE * free_bytes(device)) if limit is None else limit):
-        return torch.stack(list(counted)).to(device)
-    name = hashlib.blake2s(f"{shape}{list(digests)}".encode(), digest_size=8).hexdigest()
-    path = cache / "pixels" / f"{name}.uint8"
-    return cached(path, {}, lambda: counted, MappedPixels(shape))
-
-
-@dataclass(frozen=True)
-class MappedPixels:
-    """Pixels of one shape, nothing but their bytes: a file that is mapped, not read."""
-
-    shape: tuple[int, ...]
-
-    def read(self, path: Path, key: Mapping[str, str]) -> Tensor:
-        """The file as a tensor, uint8; what it was made from is in its name."""
-        count = torch.Size(self.shape).numel()
-        if path.stat().st_size != count:
-            raise CorruptFileError(f"{path} is not {count} bytes long")
-        mapped = torch.from_file(str(path), shared=True, size=count, dtype=torch.uint8)
-        return mapped.view(self.shape)
-
-    def write(self, path: Path, value: Iterable[Tensor], key: Mapping[str, str]) -> Tensor:
-        """Image by image, so that they never are in memory together."""
-        log.info("the training images stay on disk: %s", path)
-        with whole_file(path) as file:
-            for image in value:
-                file.write(image.numpy().tobytes())
-        return self.read(path, key)
+    return held_or_mapped(images, shape, made_from, device, cache, "training", limit), labels

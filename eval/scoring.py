@@ -137,7 +137,9 @@ def evaluate_students(
     num_classes = len(distilled.classes)
     teacher = execution.ranks.in_turn(lambda: protocol.prepare(test, device))
     shared = _of_every_row(distilled, test, protocol, ids, teacher)
-    pixels, labels = training_images(distilled, protocol.stored_size, device, test.cache)
+    pixels, labels = training_images(
+        distilled, protocol.stored_size, device, test.cache, test.workers
+    )
     real = test.on(protocol.image_size, device, protocol.test_resize)
     weights = None
     if protocol.image_weights == "mass":

@@ -9,7 +9,10 @@ from conftest import ROOT
 MGD3 = (
     "runtime / storage / data / backbones / modes / sampling finetuning / distillers / api config"
 )
-EVAL = "students results images tracking external hub / protocols / metrics / reports / scoring"
+EVAL = (
+    "pixel_files / students results images tracking external hub / protocols / metrics / reports / "
+    "scoring"
+)
 RANK = {
     f"{top}.{name}": rank
     for top, levels in (("mgd3", MGD3), ("eval", EVAL))

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eval.images import TestImages, read_pixels, student_pixels
-from eval.protocols.augmentation import MEAN, STD, normalise
+from eval.protocols.augmentation import MEAN, STD, channels, normalise
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
+from mgd3.runtime.compute import training_in
 from mgd3.runtime.stages import Stage
 
 _BATCH = 64
@@ -117,6 +118,7 @@ class StudentExtractor:
         return torch.cat(features), torch.cat(logits)
 
 
+@training_in("float32")
 @torch.inference_mode()
 def features_and_logits(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """What a network's last linear layer sees of normalised images (B, 3, H, W), and says: CPU."""
@@ -154,7 +156,7 @@ class RandomStudents:
 
     def pixels(self, inputs: Tensor) -> Tensor:
         """Normalised images as pixels, (N, 3, H, W) uint8."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        mean, std = (channels(v, torch.device("cpu")) for v in (MEAN, STD))
         return ((inputs.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def network(self, seed: int, num_classes: int) -> Callable[[Tensor], Tensor]:

@@ -26,7 +26,7 @@ def redundancy(
     """
     num_classes = len(first.classes)
     protocol.prepare(test, device)
-    pixels, labels = training_images(first, protocol.stored_size, device, test.cache)
+    pixels, labels = training_images(first, protocol.stored_size, device, test.cache, test.workers)
     size, resized = protocol.image_size, protocol.test_resize
     others = [(student_pixels(i, size, resized), label) for i, label in second.images()]
     theirs = torch.stack([p for p, _ in others]).to(device)

@@ -10,7 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from eval.protocols.augmentation import SoftAugmentation, cutmix
+from eval.protocols.augmentation import SoftAugmentation
+from eval.protocols.recipe import Plan, draw_plan
+from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.seeding import stream
 from mgd3.storage.cache import cached
 
@@ -29,8 +31,7 @@ class Answers:
     @torch.no_grad()
     def __call__(self, images: Tensor, start: int = 0, whole: int | None = None) -> Tensor:
         """Float32 logits of images (B, 3, H, W): rows `start` on of a batch of `whole`."""
-        enabled = self.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+        with training_in(self.precision), autocast(self.precision, images.device):
             return self.network(images).float()
 
 
@@ -62,7 +63,7 @@ class StoredAnswers(Answers):
         kept: dict[str, Tensor] = cached(
             path, {}, lambda: {"logits": asked(images).half()}, lock=lock
         )
-        return kept["logits"].to(images.device).float()
+        return to_device(kept["logits"], images.device).float()
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,23 @@ class SoftTargets:
             return stream("labels", self.seed, epoch)
         return stream("student", student_seed, epoch)
 
+    def plan(self, count: int, size: tuple[int, int], generator: Generator) -> Plan:
+        """What is random in a batch of `count` images of `size`."""
+        return draw_plan(self.augmentation, count, size, generator)
+
     def __call__(
         self,
         predict: Predict,
         pixels: Tensor,
         target: Tensor,
         rows: Tensor,
-        draw: Generator,
+        plan: Plan,
         mine: slice,
     ) -> Tensor:
         """The mean loss of the images `mine` of pixels (B, 3, H, W) uint8, whatever their class."""
-        images = self.augmentation(pixels, draw)
-        if torch.rand((), generator=draw) < self.augmentation.cutmix:
-            images, _, _ = cutmix(images, draw)
+        images = self.augmentation.apply(pixels, plan.draws)
+        if plan.mix is not None:
+            images = plan.mix.of(images)
         images = images[mine]
         logits_of_teacher = self.answers(images, mine.start, len(rows))
         if self.double_norm_update:

@@ -1,12 +1,15 @@
 """The protocols' training transforms, batched on the device.
 
-Random numbers come from a CPU generator, so that the CPU and the GPU see the same augmentations.
+Random numbers come from a CPU generator, so that the CPU and the GPU see the same augmentations:
+what a batch needs is drawn first (`draw`), moved at once, and then only computed with (`apply`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -28,11 +31,21 @@ _RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, torchvision's default
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after as many
 
 
+class Draws(NamedTuple):
+    """What `Augmentation` does to each of B images."""
+
+    boxes: Tensor  # (B, 4): top, left, height, width
+    flips: Tensor  # (B,) bool
+    order: Tensor  # (B, 3): the jitter's parts
+    strengths: Tensor  # (B, 3): by place in that order
+    lighting: Tensor  # (B, 3, 1, 1): added to the channels
+
+
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """RandomResizedCrop, flip, colour jitter, PCA lighting, normalisation, in order; then CutMix.
 
-    Calling it does all but CutMix, which mixes targets too.
+    `apply` does all but CutMix, which mixes targets too (mixing.py).
     """
 
     crop_scale: tuple[float, float]
@@ -56,28 +69,39 @@ class Augmentation:
         whole = tuple(self.crop_scale) == tuple(self.crop_ratio) == (1, 1)
         return not whole or any((self.flip, self.jitter, self.lighting, self.cutmix))
 
-    def __call__(self, pixels: Tensor, draw: Generator) -> Tensor:
+    def mixed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of the images that CutMix mixes, where the set's have `size`."""
+        return size
+
+    def draw(self, count: int, size: tuple[int, int], generator: Generator) -> Draws:
+        """For `count` images of `size`."""
+        boxes = crop_boxes(count, size, self.crop_scale, self.crop_ratio, generator)
+        flips = torch.rand(count, generator=generator) < self.flip
+        order, strengths = draw_jitter(count, self.jitter, generator)
+        lighting = lighting_shift(count, self.lighting, generator)
+        return Draws(boxes, flips, order, strengths, lighting)
+
+    def apply(self, pixels: Tensor, draws: Draws) -> Tensor:
         """Pixels (B, 3, H, W) uint8 to normalised images of the same size, float32."""
-        images = pixels.float() / 255
-        boxes = crop_boxes(
-            len(images),
-            (images.shape[-2], images.shape[-1]),
-            self.crop_scale,
-            self.crop_ratio,
-            draw,
-        )
-        flips = torch.rand(len(images), generator=draw) < self.flip
-        images = resized_crop(images, boxes.to(images.device), flips.to(images.device))
-        images = color_jitter(images, self.jitter, draw)
-        images = images + lighting_shift(len(images), self.lighting, draw).to(images.device)
-        return normalise(images)
+        images = resized_crop(pixels.float() / 255, draws.boxes, draws.flips)
+        images = color_jitter(images, draws.order, draws.strengths)
+        return normalise(images + draws.lighting)
+
+
+class SoftDraws(NamedTuple):
+    """What `SoftAugmentation` does to each of B images."""
+
+    columns: Tensor | None  # (B, patches): the strips' order, None where they stay
+    rows: Tensor | None
+    boxes: Tensor  # (B, 4): top, left, height, width
+    flips: Tensor  # (B,) bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftAugmentation:
     """RDED's: patches shuffled, antialiased RandomResizedCrop, flip, normalisation; then CutMix.
 
-    Calling it does all but CutMix.
+    `apply` does all but CutMix.
     """
 
     size: int  # pixels of the result
@@ -98,31 +122,40 @@ class SoftAugmentation:
         whole = tuple(self.crop_scale) == (1, 1)  # of a square, whatever the ratio
         return not whole or self.patches > 1 or any((self.flip, self.cutmix))
 
-    def __call__(self, pixels: Tensor, draw: Generator) -> Tensor:
+    def mixed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of the images that CutMix mixes, where the set's have `size`."""
+        return self.size, self.size
+
+    def draw(self, count: int, size: tuple[int, int], generator: Generator) -> SoftDraws:
+        """For `count` images of `size`."""
+        columns, rows = (draw_strips(count, self.patches, generator) for _ in range(2))
+        boxes = crop_boxes(count, size, self.crop_scale, _RATIO, generator)
+        return SoftDraws(columns, rows, boxes, torch.rand(count, generator=generator) < self.flip)
+
+    def apply(self, pixels: Tensor, draws: SoftDraws) -> Tensor:
         """Pixels (B, 3, H, W) uint8 to normalised images (B, 3, size, size), float32."""
-        images = shuffle_patches(pixels, self.patches, draw).float() / 255
-        height, width = images.shape[-2:]
-        boxes = crop_boxes(len(images), (height, width), self.crop_scale, _RATIO, draw)
-        flips = torch.rand(len(images), generator=draw) < self.flip
-        images = antialiased_crop(
-            images, boxes.to(images.device), flips.to(images.device), self.size
+        pixels = shuffle_patches(pixels, draws.columns, draws.rows)
+        return normalise(
+            antialiased_crop(pixels.float() / 255, draws.boxes, draws.flips, self.size)
         )
-        return normalise(images)
 
 
-def shuffle_patches(images: Tensor, strips: int, draw: Generator) -> Tensor:
-    """Each image's vertical strips in an order of its own, then its horizontal ones."""
-    if strips == 1:
-        return images
-    for side in (3, 2):
-        length = images.shape[side]
-        order = torch.rand(len(images), strips, generator=draw).argsort(dim=1)  # (B, strips)
-        offsets = torch.arange(length // strips)
-        index = (order[:, :, None] * (length // strips) + offsets).flatten(1)  # (B, length)
+def draw_strips(count: int, strips: int, generator: Generator) -> Tensor | None:
+    """An order of `strips` strips for each image, (B, strips); None where there is but one."""
+    return torch.rand(count, strips, generator=generator).argsort(dim=1) if strips > 1 else None
+
+
+def shuffle_patches(images: Tensor, columns: Tensor | None, rows: Tensor | None) -> Tensor:
+    """Each image's vertical strips in an order of its own (B, strips), then its horizontal ones."""
+    for side, order in ((3, columns), (2, rows)):
+        if order is None:
+            continue
+        strip = images.shape[side] // order.shape[1]
+        offsets = torch.arange(strip, device=images.device)
+        index = (order[:, :, None] * strip + offsets).flatten(1)  # (B, length)
         shape = [len(images), 1, 1, 1]
-        shape[side] = length
-        index = index.view(shape).expand_as(images).to(images.device)
-        images = images.gather(side, index)
+        shape[side] = index.shape[1]
+        images = images.gather(side, index.view(shape).expand_as(images))
     return images
 
 
@@ -152,8 +185,14 @@ def _triangle_filters(length: int, start: Tensor, extent: Tensor, size: int) -> 
 
 def normalise(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] to ImageNet's zero mean and unit deviation."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (images - mean) / std
+    return (images - channels(MEAN, images.device)) / channels(STD, images.device)
+
+
+@cache
+def channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """A constant of each channel, (3, 1, 1), copied to a device once."""
+    with torch.inference_mode(False):  # a test that comes first would else keep it from gradients
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def crop_boxes(
@@ -201,20 +240,22 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def color_jitter(images: Tensor, strength: float, draw: Generator) -> Tensor:
+def draw_jitter(count: int, strength: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """An order of brightness, contrast, saturation and three strengths, (B, 3) each."""
+    order = torch.rand(count, 3, generator=generator).argsort(dim=1)
+    return order, _uniform((count, 3), -strength, strength, generator).float()
+
+
+def color_jitter(images: Tensor, order: Tensor, strengths: Tensor) -> Tensor:
     """Brightness, contrast and saturation in an order of each image's own; no clamping.
 
     Each moves the image from or to its degenerate version by a ~ U(-strength, strength):
     img + a (target - img), target = black, its mean luma, or its luma image.
     """
-    count, device = len(images), images.device
-    order = torch.rand(count, 3, generator=draw).argsort(dim=1).to(device)  # (B, 3)
-    strengths = _uniform((count, 3), -strength, strength, draw).to(images)
-    luma_weights = torch.tensor(_LUMA, device=device).view(1, 3, 1, 1)
     for position in range(3):
         kind = order[:, position].view(-1, 1, 1, 1)
         a = strengths[:, position].view(-1, 1, 1, 1)
-        luma = (images * luma_weights).sum(dim=1, keepdim=True)  # (B, 1, H, W)
+        luma = (images * channels(_LUMA, images.device)).sum(dim=1, keepdim=True)  # (B, 1, H, W)
         mean = luma.mean(dim=(2, 3), keepdim=True)  # (B, 1, 1, 1)
         target = torch.where(kind == 2, luma, torch.where(kind == 1, mean, torch.zeros_like(mean)))
         images = torch.lerp(images, target.expand_as(images), a)
@@ -226,28 +267,6 @@ def lighting_shift(count: int, deviation: float, draw: Generator) -> Tensor:
     alpha = deviation * torch.randn(count, 3, generator=draw)
     vectors, values = torch.tensor(_EIGENVECTORS), torch.tensor(_EIGENVALUES)
     return (alpha * values @ vectors.T)[:, :, None, None]
-
-
-def cutmix(images: Tensor, draw: Generator) -> tuple[Tensor, Tensor, float]:
-    """One box and one permutation for the batch (Yun et al. 2019); the share is Beta(1, 1).
-
-    Returns images with the box of `images[permutation]`, the permutation (B,), and the share of
-    the image outside the box, by which the original labels count.
-    """
-    height, width = images.shape[-2:]
-    lam = float(torch.rand((), generator=draw))  # Beta(1, 1) is uniform
-    permutation = torch.randperm(len(images), generator=draw).to(images.device)
-    y0, y1 = _span(height, lam, draw)
-    x0, x1 = _span(width, lam, draw)
-    mixed = images.clone()
-    mixed[:, :, y0:y1, x0:x1] = images[permutation, :, y0:y1, x0:x1]
-    return mixed, permutation, 1 - (y1 - y0) * (x1 - x0) / (height * width)
-
-
-def _span(side: int, lam: float, draw: Generator) -> tuple[int, int]:
-    cut = int(side * (1 - lam) ** 0.5)
-    center = int(torch.randint(side, (), generator=draw))
-    return max(center - cut // 2, 0), min(center + cut // 2, side)
 
 
 def _source_coordinates(size: int, start: Tensor, length: Tensor) -> Tensor:

@@ -12,16 +12,16 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from eval.images import TestImages
-from eval.protocols.augmentation import Augmentation, cutmix
+from eval.protocols.augmentation import Augmentation
 from eval.protocols.options import (
     check_image_size,
     check_image_weights,
-    check_training_precision,
     options,
     pairs,
 )
-from eval.protocols.recipe import Recipe, Steps, Teacher
+from eval.protocols.recipe import Plan, Recipe, Steps, Teacher, draw_plan
 from mgd3.runtime import checks
+from mgd3.runtime.compute import check_training_precision
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.seeding import stream
 
@@ -167,26 +167,31 @@ class HardTargets:
         """The stream of (student_seed, epoch)."""
         return stream("student", student_seed, epoch)
 
+    def plan(self, count: int, size: tuple[int, int], generator: Generator) -> Plan:
+        """What is random in a batch of `count` images of `size`."""
+        return draw_plan(self.augmentation, count, size, generator)
+
     def __call__(
         self,
         predict: Callable[[Tensor], Tensor],
         pixels: Tensor,
         target: Tensor,
         rows: Tensor,
-        draw: Generator,
+        plan: Plan,
         mine: slice,
     ) -> Tensor:
         """The mean loss of the images `mine` of pixels (B, 3, H, W) uint8 with labels (B,)."""
-        images, mixed, share = self.augmentation(pixels, draw), target, 1.0
-        if torch.rand((), generator=draw) < self.augmentation.cutmix:
-            images, permutation, share = cutmix(images, draw)
-            mixed = target[permutation]
+        images, mix = self.augmentation.apply(pixels, plan.draws), plan.mix
+        if mix is not None:
+            images = mix.of(images)
         logits = predict(images[mine])
         weights = None if self.weights is None else self.weights[rows]
-        loss = share * _cross_entropy(logits, target[mine], _part(weights, mine))
-        if share < 1:
-            weights = None if weights is None else weights[permutation]
-            loss = loss + (1 - share) * _cross_entropy(logits, mixed[mine], _part(weights, mine))
+        loss = _cross_entropy(logits, target[mine], _part(weights, mine))
+        if mix is not None and mix.share < 1:
+            mixed = target[mix.permutation]
+            weights = None if weights is None else weights[mix.permutation]
+            other = _cross_entropy(logits, mixed[mine], _part(weights, mine))
+            loss = mix.share * loss + (1 - mix.share) * other
         return loss
 
 

@@ -63,8 +63,3 @@ def check_image_size(value: object) -> int:
 def check_image_weights(value: object) -> str:
     """How each training image counts: all alike, or by the mass of its mode."""
     return checks.choice("protocol.image_weights", value, ["none", "mass"])
-
-
-def check_training_precision(value: object) -> str:
-    """What networks are trained and asked in: float32 or, by autocast, bfloat16."""
-    return checks.choice("compute.training_precision", value, ["float32", "bfloat16"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from eval.images import TestImages
+from eval.protocols.mixing import Mix, draw_mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Recipe:
     decay: str  # all, or weights: only what has more than one dimension and «weight» in its name
     schedule: Steps | Cosine
     tests: tuple[int, ...]  # finished epochs after which the student is tested
-    precision: str  # float32 or bfloat16 (autocast)
+    precision: str  # float32, tf32 or bfloat16 (autocast)
 
     def make_optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of a student's parameters."""
@@ -60,9 +61,10 @@ class Recipe:
             {"params": [p for n, p in named.items() if n not in decayed], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
+        fused = True if next(student.parameters()).device.type == "cuda" else None
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr)
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+            return torch.optim.AdamW(groups, lr=self.lr, fused=fused)
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=fused)
 
 
 def _is_weight(name: str, parameter: Tensor) -> bool:
@@ -79,11 +81,28 @@ class Teacher:
     network: nn.Module  # in eval mode; normalised images to logits
 
 
+class Plan(NamedTuple):
+    """All that is random in a batch: drawn on the CPU, and moved to the device at once."""
+
+    draws: Any  # of the protocol's augmentation
+    mix: Mix | None
+
+
+def draw_plan(augmentation: Any, count: int, size: tuple[int, int], generator: Generator) -> Plan:
+    """A batch's augmentation, then its CutMix, in the order that streams are drawn in."""
+    draws = augmentation.draw(count, size, generator)
+    mixed = augmentation.mixed_size(size)
+    return Plan(draws, draw_mix(augmentation.cutmix, count, mixed, generator))
+
+
 class Objective(Protocol):
     """What a student learns from a batch."""
 
     def begin(self, student_seed: int, epoch: int) -> Generator:
         """An epoch begins: where all its random numbers come from."""
+
+    def plan(self, count: int, size: tuple[int, int], generator: Generator) -> Plan:
+        """What is random in a batch of `count` images of `size`."""
 
     def __call__(
         self,
@@ -91,7 +110,7 @@ class Objective(Protocol):
         pixels: Tensor,
         target: Tensor,
         rows: Tensor,
-        draw: Generator,
+        plan: Plan,
         mine: slice,
     ) -> Tensor:
         """The mean loss of the images `mine` of a batch, all of which is augmented.

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.images import TestImages, held_or_mapped, read_pixels
+from eval.images import TestImages, read_pixels
+from eval.pixel_files import held_or_mapped
 from eval.protocols.answers import Answers
 from eval.protocols.hard_label import HardLabel, every
 from eval.protocols.observers import (
@@ -22,7 +23,6 @@ from eval.protocols.observers import (
     refuse_other_orders,
     torchvision_tensors,
 )
-from eval.protocols.options import check_training_precision
 from eval.protocols.recipe import Recipe
 from eval.protocols.training import History, StudentTraining, predicted
 from eval.protocols.trial import TrainingCost
@@ -30,6 +30,7 @@ from eval.students.registry import find_student, make_student, network_version
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.runtime import checks
+from mgd3.runtime.compute import check_training_precision
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.runtime.progress import progress
 from mgd3.runtime.stages import Stage, announce
@@ -245,9 +246,10 @@ class FullSetNetwork:
         pixels = held_or_mapped(
             read_pixels([i for i, _ in images], size, place.workers),
             (len(images), 3, size, size),
-            [digest for found in inventory for digest in found.digests],
+            [str(size), *(digest for found in inventory for digest in found.digests)],
             place.device,
             place.cache,
+            "training",
         )
         labels = torch.tensor([label for _, label in images], device=place.device)
         objective = self.protocol.objective(pixels)

@@ -15,6 +15,9 @@ from torch import Generator, Tensor, nn
 
 from eval.protocols.augmentation import normalise
 from eval.protocols.recipe import Objective, Recipe
+from eval.students.dropout import part_of_batch
+from mgd3.runtime.batching import Batches, free_bytes
+from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.stopping import held
@@ -24,7 +27,10 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINT_SECONDS = 120.0
 _LONG_EPOCH = 2.0  # seconds: longer than a signal should wait
-_TEST_BATCH = 64  # ConvNet-6 at 224 px holds 50 MB an image
+_TEST_BATCH = 64
+_TEST_BYTES = 1024  # a pixel: two layers of ConvNet's 128 channels in float32, 50 MB of 224 px
+_TEST_SHARE = 0.5  # of the free memory; where it is not enough for a student, batches are halved
+_LARGEST_TEST = 1024
 
 
 @dataclass
@@ -125,11 +131,10 @@ class StudentTraining:
         """Top-1 in percent on pixels (N, 3, H, W) uint8 that are already cropped."""
         self.student.eval()
         mine, part = self.ranks.share(len(pixels))
-        top1 = accuracy(self._predict, pixels[mine], labels[mine])
-        if self.ranks.world == 1:
-            return top1
-        right = torch.tensor(top1 / 100 * part * len(pixels), device=labels.device).round()
-        return 100 * float(self.ranks.sum(right)) / len(pixels)
+        with training_in(self.recipe.precision):
+            found = predicted(self._predict, pixels[mine])
+        right = self.ranks.sum((found == labels[mine]).sum() * (part > 0))
+        return 100 * int(right) / len(pixels)
 
     def one_epoch(self, pixels: Tensor, labels: Tensor) -> bool:
         """One pass over pixels (N, 3, H, W) uint8 in an order of this epoch's own.
@@ -141,7 +146,10 @@ class StudentTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr * recipe.schedule.factor(self.epoch)
         self.student.train()
-        with _dropout_stream(draw.initial_seed() + self.ranks.rank, labels.device):
+        with (
+            training_in(recipe.precision),
+            _dropout_stream(draw.initial_seed(), labels.device),
+        ):
             total = self._batches(pixels, labels, draw)
         if total is None:
             return False
@@ -154,12 +162,15 @@ class StudentTraining:
 
     def _batches(self, pixels: Tensor, labels: Tensor, draw: Generator) -> Tensor | None:
         """Every batch of an epoch; the sum of their losses, None if a signal ended it."""
-        device = labels.device  # pixels may be in a file, that is on the CPU
+        device, size = labels.device, (pixels.shape[-2], pixels.shape[-1])
         total = torch.zeros((), device=device)
-        for rows in torch.randperm(len(pixels), generator=draw).split(self.recipe.batch_size):
-            batch, rows = pixels[rows.to(pixels.device)].to(device), rows.to(device)
-            mine, part = self.ranks.share(len(rows))
-            loss = self.objective(self._predict, batch, labels[rows], rows, draw, mine) * part
+        for order in torch.randperm(len(pixels), generator=draw).split(self.recipe.batch_size):
+            mine, part = self.ranks.share(len(order))
+            rows, plan = to_device((order, self.objective.plan(len(order), size, draw)), device)
+            # a set that the device does not hold is in a file, that is on the CPU
+            batch = pixels[rows] if pixels.device == device else to_device(pixels[order], device)
+            with part_of_batch(len(order), mine):
+                loss = self.objective(self._predict, batch, labels[rows], rows, plan, mine) * part
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.ranks.sum_gradients(self.student.parameters())
@@ -171,8 +182,7 @@ class StudentTraining:
 
     def _predict(self, images: Tensor) -> Tensor:
         """Float32 logits of normalised images."""
-        enabled = self.recipe.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
+        with autocast(self.recipe.precision, images.device):
             return self._forward(images).float()
 
     def _state(self) -> dict[str, Tensor]:
@@ -216,7 +226,8 @@ class StudentTraining:
         for full_name, value in state.items():
             if full_name.startswith("optimizer."):
                 _, key, name = full_name.split(".", 2)
-                device = "cpu" if key == "step" else parameters[name].device
+                step_on_cpu = key == "step" and not self.optimizer.defaults.get("fused")
+                device = "cpu" if step_on_cpu else parameters[name].device
                 self.optimizer.state[parameters[name]][key] = value.to(device)
 
 
@@ -238,15 +249,10 @@ def top1_after(
 
 @contextmanager
 def _dropout_stream(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout can only draw from the global generators: they are this epoch's own inside."""
+    """Dropout draws from the global generators: they are this epoch's own inside."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def accuracy(predict: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor) -> float:
-    """Top-1 in percent of a network in eval mode on pixels (N, 3, H, W) uint8, already cropped."""
-    return top1(predicted(predict, pixels), labels)
 
 
 def top1(found: Tensor, labels: Tensor) -> float:
@@ -257,5 +263,17 @@ def top1(found: Tensor, labels: Tensor) -> float:
 @torch.inference_mode()
 def predicted(predict: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     """The labels (N,) that a network in eval mode finds for pixels (N, 3, H, W) uint8, cropped."""
-    parts = (normalise(part.float() / 255) for part in pixels.split(_TEST_BATCH))
-    return torch.cat([predict(part).argmax(dim=1) for part in parts])
+    found = []
+    for attempt in _test_batches(pixels).attempts(pixels):
+        with attempt as part:
+            found.append(predict(normalise(part.float() / 255)).argmax(dim=1))
+    return torch.cat(found)
+
+
+def _test_batches(pixels: Tensor) -> Batches:
+    """As many at once as memory takes; on a CPU a few, where more are no faster."""
+    if pixels.device.type == "cpu":
+        return Batches(_TEST_BATCH, "testing")
+    each = _TEST_BYTES * pixels.shape[-2] * pixels.shape[-1]
+    fits = int(_TEST_SHARE * free_bytes(pixels.device) / each)
+    return Batches(min(max(fits, 1), _LARGEST_TEST), "testing")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from eval.protocols.recipe import EvalProtocol, Recipe
 from eval.students.registry import make_student
 from mgd3.runtime.batching import peak_bytes, ran_out_of_memory
+from mgd3.runtime.compute import training_in
 from mgd3.storage.timing import WorkPace
 
 _FEW = 8  # images of a trial on a CPU, whose rate larger batches share
@@ -42,7 +43,10 @@ def tried(student: str, size: int, num_classes: int, batch: int, device: torch.d
             torch.cuda.synchronize(device)
 
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with (
+            training_in("float32"),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
             peak = peak_bytes(step)
             start = time.monotonic()
             step()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eval.students import glad
 from eval.students.convnet import ConvNet
+from eval.students.dropout import portable
 from eval.students.resnet import BLOCKS, resnet_bn, resnet_in
 from eval.students.resnet_ap import ResNetAP
 from mgd3.runtime.distributed import Ranks
@@ -59,7 +60,7 @@ def make_student(name: str, num_classes: int, image_size: int, seed: int) -> nn.
     factory = find_student(name, image_size)
     with torch.random.fork_rng(devices=[]):  # nn.Module draws from the global generator
         torch.manual_seed(seed)
-        student = factory(num_classes)
+        student = portable(factory(num_classes))
     for module in student.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.register_forward_pre_hook(partial(_refuse_single_values, name, image_size))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mgd3.backbones.contract import Codec
+from mgd3.backbones.held_weights import HeldWeights
 from mgd3.backbones.weights.sources import diffusers_source, load_pretrained
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute, matmul_precision
@@ -57,6 +58,10 @@ class VAECodec:
                 f"of {type(network).__name__}; the nearest are {down} and {down + factor}"
             )
         return self.compute.place(network)
+
+    @cached_property
+    def _decoding(self) -> HeldWeights[Any]:
+        return HeldWeights(self.network, self.compute.autocast_type)
 
     @property
     def downsampling(self) -> int:
@@ -110,10 +115,10 @@ class VAECodec:
 
         With a graph to the latents where the caller has autograd on.
         """
-        scaled = latents / self.network.config.scaling_factor
+        scaled, network = latents / self.network.config.scaling_factor, self._decoding.current
         with self.compute.running():
             parts = [
-                self.network.decode(self.compute.layout(part)).sample
+                network.decode(self.compute.layout(part)).sample
                 for part in scaled.split(1 if self.compute.vae_slicing else len(scaled))
             ]
         return torch.cat(parts).float()

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Prediction
+from mgd3.backbones.denoiser import Denoiser
 from mgd3.backbones.labels import label_rows, require_imagenet
 from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
+from mgd3.backbones.weights.dit_embedding import EmbeddedOnce
 from mgd3.backbones.weights.dit_weights import as_trained, from_original, require_published_heads
 from mgd3.backbones.weights.sources import diffusers_source, find_file, load_pretrained
 from mgd3.data.class_lists import ClassInfo
@@ -39,21 +41,17 @@ class BareDiT:
         self.network = network
         self.compute = compute
         self.device, self.precision = compute.torch_device, compute.precision
+        self._denoiser = Denoiser(EmbeddedOnce(network), compute)
         self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
         self.null_class = int(network.config.num_embeds_ada_norm)  # the row after the last class
         self.learned_variance = network.config.out_channels == 2 * network.config.in_channels
         side = network.config.sample_size
         self.latent_shape = (network.config.in_channels, side, side)  # (C, h, w)
 
-    @cached_property
-    def _compiled(self) -> DiTTransformer2DModel:
-        return self.compute.compiled(self.network)
-
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """Noise and, where the network learned it, variance for x_t (B, C, h, w)."""
-        with self.compute.running():
-            out = self._compiled(x_t, timestep=t, class_labels=class_ids, return_dict=False)[0]
-        eps, *variance = out.float().split(x_t.shape[1], dim=1)
+        out = self._denoiser(x_t, t, class_ids)
+        eps, *variance = out.split(x_t.shape[1], dim=1)
         return Prediction(eps=eps, variance=variance[0] if variance else None)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
+from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.schedule import NoiseSchedule
 from mgd3.backbones.weights.ldm_weights import LDMNetworks, load_ldm
@@ -61,8 +62,8 @@ class LDM:
         return self.compute.place(self._loaded.unet)
 
     @cached_property
-    def _compiled(self) -> nn.Module:
-        return self.compute.compiled(self.network)
+    def _denoiser(self) -> Denoiser:
+        return Denoiser(ConditionedUNet(self.network), self.compute)
 
     @cached_property
     def _embeddings(self) -> Tensor:
@@ -94,8 +95,4 @@ class LDM:
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w)."""
         context = self._embeddings[class_ids][:, None]  # (B, 1, D)
-        with self.compute.running():
-            eps = self._compiled(
-                self.compute.layout(x_t), t, encoder_hidden_states=context, return_dict=False
-            )[0]
-        return Prediction(eps=eps.float())
+        return Prediction(eps=self._denoiser(self.compute.layout(x_t), t, context))

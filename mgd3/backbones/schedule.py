@@ -102,7 +102,10 @@ class SamplingSchedule:
         return x_t / abar**0.5 - (1 / abar - 1) ** 0.5 * eps
 
     def log_variance(self, variance: Tensor | None, step: int) -> Tensor:
-        """Learned: v in [-1, 1] moves between the two bounds. Fixed (v None): the lower one."""
+        """Learned: v in [-1, 1] moves between the two bounds. Fixed (v None): the lower one.
+
+        The lower one is a number, () on the CPU, which multiplies a device's tensors uncopied.
+        """
         low, high = self.log_variance_min[step].item(), self.log_variance_max[step].item()
         if variance is None:
             return torch.tensor(low)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
+from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
 from mgd3.backbones.schedule import NoiseSchedule
 from mgd3.backbones.weights.sources import at_hand, diffusers_source, load_config, load_pretrained
@@ -95,8 +96,12 @@ class StableDiffusion:
         return int(self.codec.network.config.latent_channels)
 
     @cached_property
-    def _compiled(self) -> UNet2DConditionModel:
-        return self.compute.compiled(self.network)
+    def _denoiser(self) -> Denoiser:
+        return Denoiser(ConditionedUNet(self.network), self.compute)
+
+    @cached_property
+    def _abar(self) -> Tensor:
+        return self.schedule.alphas_cumprod.to(self.device)
 
     @cached_property
     def _scheduler(self) -> dict[str, Any]:
@@ -147,16 +152,11 @@ class StableDiffusion:
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w); a network may also predict v = alpha eps - sigma x0."""
-        with self.compute.running():
-            out = self._compiled(
-                self.compute.layout(x_t),
-                t,
-                encoder_hidden_states=self._states[class_ids.to(self._states.device)],
-                return_dict=False,
-            )[0].float()
+        states = self._states[class_ids.to(self._states.device)]  # (B, tokens, D)
+        out = self._denoiser(self.compute.layout(x_t), t, states)
         if self._scheduler.get("prediction_type", "epsilon") == "epsilon":
             return Prediction(eps=out)
-        abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t).view(-1, 1, 1, 1)
+        abar = self._abar[t].to(x_t).view(-1, 1, 1, 1)
         return Prediction(eps=abar.sqrt() * out + (1 - abar).sqrt() * x_t)
 
     def _require_parts(self, vae: str | None) -> None:

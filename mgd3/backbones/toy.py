@@ -41,6 +41,7 @@ class Toy:
         self.codec = PixelCodec(image_size)
         self.latent_shape = (1, image_size, image_size)
         self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
+        self._abar = self.schedule.alphas_cumprod.to(self.device)
 
     def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
         """The label itself."""
@@ -48,7 +49,7 @@ class Toy:
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The optimal noise estimate for x_t (B, 1, h, w)."""
-        abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t).view(-1, 1, 1, 1)
+        abar = self._abar[t].to(x_t).view(-1, 1, 1, 1)
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         is_null = (class_ids == self.null_class).view(-1, 1, 1, 1)
         mu = self.mean + self.shift * class_ids.view(-1, 1, 1, 1).to(x_t)

@@ -24,7 +24,7 @@ from mgd3.config.identity import choices_with, register
 from mgd3.config.schema import CONFIGS, ROOT
 from mgd3.config.scripts import SCRIPTS, Script
 from mgd3.runtime import checks
-from mgd3.runtime.errors import CorruptFileError, UserError
+from mgd3.runtime.errors import CorruptFileError, UserError, first_line
 from mgd3.runtime.stopping import Stopped, received
 from mgd3.runtime.text import one_line
 from mgd3.storage.files import REFUSALS
@@ -110,20 +110,37 @@ def errors_for_people(resumes: bool = True) -> Iterator[None]:
             raise
         reason = REFUSALS.get(error.errno or 0, f"{error.strerror}; choose another hydra.run.dir")
         _exit(f"{error.filename or 'a file of this run'}: {reason}")
-    except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if (sentence := _sentence_for(error)) is None:
             raise
-        operation = str(error).split(" does not have")[0]
-        _exit(
-            f"compute.deterministic=true: {operation} has no deterministic form on this device; "
-            "take compute.device=cpu or another student, or leave compute.deterministic=false"
-        )
+        _exit(sentence)
     except KeyboardInterrupt as error:
         _end(error.signal if isinstance(error, Stopped) else signal.SIGINT, resumes)
     except Exception:
         if not received():  # else what a process leaves behind that others waited for
             raise
         _end(received(), resumes)
+
+
+def _sentence_for(error: Exception) -> str | None:
+    """What PyTorch raised and a user can mend; None for anything else, such as a bug."""
+    if "does not have a deterministic implementation" in str(error):
+        operation = str(error).split(" does not have")[0]
+        return (
+            f"compute.deterministic=true: {operation} has no deterministic form on this device; "
+            "take compute.device=cpu or another student, or leave compute.deterministic=false"
+        )
+    from mgd3.runtime.batching import memory_words, ran_out_of_memory
+
+    if ran_out_of_memory(error):
+        return f"out of memory ({first_line(error)}){memory_words()}"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = first_line(getattr(error, "inner_exception", error))
+        return (
+            f"compute.compile=true: torch.compile failed ({reason}); the same command "
+            "with compute.compile=false goes on where this one stopped"
+        )
+    return None
 
 
 class _Filter:

@@ -26,6 +26,7 @@ from mgd3.config.schema import choices as choices_of
 from mgd3.config.schema import find_plugins, hydra_ready, plain, prepared
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.hardware import usable_cores
 from mgd3.runtime.text import is_printable
 from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path
@@ -76,6 +77,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("name", checks.name, replace=True)
     OmegaConf.register_new_resolver("version", _version, replace=True)
     OmegaConf.register_new_resolver("of_steps", _of_steps, replace=True)
+    OmegaConf.register_new_resolver("usable_cores", usable_cores, replace=True)
     OmegaConf.register_new_resolver("at_most", lambda *values: min(values), replace=True)
     OmegaConf.register_new_resolver(
         "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True

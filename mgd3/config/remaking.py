@@ -75,7 +75,8 @@ class Remaker:
 
     def decoded(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as images (B, 3, H, W) uint8 on the CPU."""
-        return torch.cat([self.distiller.maker.pixels([], row[None]) for row in latents])
+        key = (self.distilled.classes[0].wnid, 0)  # of a message that none will need
+        return torch.cat([self.distiller.maker.pixels([key], row[None]) for row in latents])
 
     def _modes(self, wnid: str) -> dict[str, ClassModes]:
         """The class's modes as the set keeps them; empty where nothing needs any."""

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.gpu import refuse_missing_gpu
+from mgd3.runtime.hardware import refuse_missing_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = str(ROOT / "configs")

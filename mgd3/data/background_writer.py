@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from PIL import Image
@@ -28,16 +28,19 @@ class BackgroundWriter:
             if kind is None:
                 self._wait()
 
-    def write(self, keys: Sequence[tuple[str, int]], pixels: Tensor) -> None:
-        """Begin with a batch (B, 3, H, W) uint8, once the last one is done."""
+    def write(self, keys: Sequence[tuple[str, int]], pixels: Callable[[], Tensor]) -> None:
+        """Begin with a batch once the last one is done.
+
+        `pixels` gives its images (B, 3, H, W) uint8; the threads call it, so that it may wait for
+        a device, or raise.
+        """
         self._wait()
         self._pending = [
-            self._pool.submit(self._write, key, image)
-            for key, image in zip(keys, pixels, strict=True)
+            self._pool.submit(self._write, key, row, pixels) for row, key in enumerate(keys)
         ]
 
-    def _write(self, key: tuple[str, int], pixels: Tensor) -> None:
-        write_images(self._writer, [key], pixels[None], self._size)
+    def _write(self, key: tuple[str, int], row: int, pixels: Callable[[], Tensor]) -> None:
+        write_images(self._writer, [key], pixels()[row, None], self._size)
 
     def _wait(self) -> None:
         """Raises what went wrong while writing."""

@@ -231,13 +231,16 @@ class DistilledDataset:
         """Every image with its label; `UserError` if a file is missing or was altered."""
         labels = {c.wnid: label for label, c in enumerate(self.classes)}
         for entry in self.manifest["images"]:
-            path = self.path(entry)
-            data = path.read_bytes() if path.is_file() else b""
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise _altered(self.folder, [entry["file"]])
-            with reading(path, "replace the image or leave it out"):
-                image = decode(io.BytesIO(data))
-            yield image, labels[entry["wnid"]]
+            yield self.image(entry), labels[entry["wnid"]]
+
+    def image(self, entry: Mapping[str, Any]) -> Image.Image:
+        """The image of one of the manifest's entries; `UserError` as `images`."""
+        path = self.path(entry)
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise _altered(self.folder, [entry["file"]])
+        with reading(path, "replace the image or leave it out"):
+            return decode(io.BytesIO(data))
 
     def mass_weights(self) -> list[float]:
         """What each image counts for: its mode's share of the class, times the IPC (mean 1).

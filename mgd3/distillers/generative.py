@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
 from mgd3.data.inventory import ClassImages, take_inventory
-from mgd3.data.pixels import center_crop, from_pil, to_pixels
+from mgd3.data.pixels import center_crop, from_pil
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.distillers.finished import FinishedLatents, ImageKey
-from mgd3.distillers.image_maker import DECODE_BATCH, ImageMaker, Making
+from mgd3.distillers.image_maker import REFINE_BATCH, ImageMaker, Making
 from mgd3.distillers.parts import FineTune, Sampler, Selection
+from mgd3.distillers.pixel_decoder import require_finite
 from mgd3.distillers.pool import FirstCandidates, checked
 from mgd3.distillers.refining import NoRefinement, Refine
 from mgd3.finetuning.phases import NoFineTuning
@@ -191,7 +193,13 @@ class GenerativeDistiller:
         there = {key for key in wanted if writer.has(*key) and (not finished or finished.has(key))}
         self.ranks.wait()  # nobody writes before everybody has looked
         size = 1 if there == set(wanted) else self._batch_size(making.rows[wanted[0][0]])
-        size = self.ranks.agreed(size, self.backbone.device)
+        size, most = self.ranks.least_and_most(size, self.backbone.device)
+        if size < most:
+            log.info(
+                "compute.batch_size=auto: every process samples %d at once, as the smallest of "
+                "their GPUs can; the largest could %d",
+                *(size, most),
+            )
         mine = self._parts(wanted, size, making)
         missing = [part for part in mine if not there.issuperset(part)]
         images, left = (sum(map(len, parts)) for parts in (mine, missing))
@@ -206,10 +214,11 @@ class GenerativeDistiller:
             for part in missing:
                 for keys, latents in self._sampled(part, batches, making, advance):
                     if finished is not None:
+                        require_finite(keys, latents)  # or others would read it
                         finished.add(keys, latents)
                     if self.pool == 1:
                         latents = self.maker.refined(keys, latents, making)
-                    files.write(keys, self.maker.pixels(keys, latents))
+                    files.write(keys, partial(self.maker.decode(latents).pixels, keys))
 
     def _parts(
         self, wanted: Sequence[ImageKey], size: int, making: Making
@@ -269,7 +278,7 @@ class GenerativeDistiller:
                 continue
             assert making.finished is not None
             left = [k for k in range(ipc) if not writer.has(wnid, k)]
-            for attempt in Batches(DECODE_BATCH, "refining").attempts(left):
+            for attempt in Batches(REFINE_BATCH, "refining").attempts(left):
                 with attempt as ks:
                     keys = [(wnid, kept[k]) for k in ks]
                     latents = self.maker.refined(keys, making.finished.of(keys), making)
@@ -333,7 +342,7 @@ class GenerativeDistiller:
             centers = modes.modes.centers[:MOST_MODES]
             nearest = [center_crop(i.decode(), size) for i in modes.nearest[:MOST_MODES]]
             previews[wnid] = (
-                to_pixels(self.maker.decode(centers)),
+                self.maker.decode(centers).pixels([(wnid, k) for k in range(len(centers))]),
                 torch.stack([from_pil(image) for image in nearest]),
             )
         return previews

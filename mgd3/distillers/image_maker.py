@@ -12,13 +12,13 @@ from torch import Tensor
 from mgd3.backbones.contract import Backbone
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import take_inventory
-from mgd3.data.pixels import to_pixels
 from mgd3.distillers.finished import FinishedLatents, ImageKey
 from mgd3.distillers.parts import Sampler
+from mgd3.distillers.pixel_decoder import PixelDecoder
 from mgd3.distillers.refining import NoRefinement, Refine
 from mgd3.modes.discovery import ClassModes
-from mgd3.runtime.batching import Batches, largest_batch
-from mgd3.runtime.compute import Work
+from mgd3.runtime.batching import largest_batch
+from mgd3.runtime.compute import Work, as_written, to_device
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import Start
@@ -33,7 +33,7 @@ from mgd3.sampling.terms import (
     reach_of,
 )
 
-DECODE_BATCH = 16  # a VAE needs far more memory than a step
+REFINE_BATCH = 16  # images at once: their graphs need far more memory than a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class ImageMaker:
     ) -> None:
         self.backbone, self.sampler, self.guidance = backbone, sampler, guidance
         self.start, self.refine = start, refine
-        self._decoding = Batches(DECODE_BATCH, "decoding")
+        self.decode = PixelDecoder(backbone.codec)
 
     @property
     def needs_modes(self) -> bool:
@@ -113,7 +113,7 @@ class ImageMaker:
             ids = torch.full((2 * images,), class_id, device=backbone.device)
             x_t = torch.zeros(2 * images, *backbone.latent_shape, device=backbone.device)
             differentiates = reach_of(self.guidance)
-            with torch.set_grad_enabled(bool(differentiates)):
+            with torch.set_grad_enabled(bool(differentiates)), as_written():
                 x_t.requires_grad_(bool(differentiates))
                 eps = backbone.predict(x_t, torch.zeros_like(ids), ids).eps
                 if differentiates:  # a term may look at the image
@@ -130,12 +130,10 @@ class ImageMaker:
     ) -> Tensor:
         """Latents (B, C, h, w) of some images.
 
-        Raises `UserError` for a sample that is not finite.
+        `on_step` sees every step.
         """
         batch, noise = self._batch(keys, making), self._noise(keys, making)
-        latents = self.sampler(self.backbone, batch, self.guidance, noise, self.start, on_step)
-        _require_finite(keys, latents)
-        return latents
+        return self.sampler(self.backbone, batch, self.guidance, noise, self.start, on_step)
 
     def refined(self, keys: Sequence[ImageKey], latents: Tensor, making: Making) -> Tensor:
         """Finished latents (B, C, h, w) after `refine`."""
@@ -143,12 +141,13 @@ class ImageMaker:
             return latents
         noise = self._noise(keys, making, "refine")
         batch = self._batch(keys, making)
-        moved = self.refine(self.backbone, latents.to(self.backbone.device), batch, noise)
-        _require_finite(keys, moved)
-        return moved
+        return self.refine(self.backbone, latents.to(self.backbone.device), batch, noise)
 
     def _noise(self, keys: Sequence[ImageKey], making: Making, purpose: str = "") -> ImageNoise:
-        return ImageNoise(making.seed, keys, self.backbone.latent_shape, purpose)
+        backbone, steps = self.backbone, self.start.steps(self.sampler.steps)
+        return ImageNoise(
+            making.seed, keys, backbone.latent_shape, backbone.device, steps - 1, purpose
+        )
 
     def _batch(self, keys: Sequence[ImageKey], making: Making) -> SamplingBatch:
         """What guidance, start and refinement are told of these images."""
@@ -158,8 +157,10 @@ class ImageMaker:
         modes = (
             torch.stack([t.modes.centers[t.index] for t in targets])
             if targets
-            else torch.zeros(len(keys), *shape)
+            else torch.zeros(len(keys), *shape, device=device)
         )  # (B, C, h, w)
+        class_ids = torch.tensor([making.rows[wnid] for wnid, _ in keys])
+        modes, class_ids = to_device((modes, class_ids), device)
 
         def before(row: int) -> Tensor:
             assert finished is not None
@@ -167,8 +168,8 @@ class ImageMaker:
             return finished.of(read).to(device) if read else torch.zeros(0, *shape, device=device)
 
         return SamplingBatch(
-            class_ids=torch.tensor([making.rows[wnid] for wnid, _ in keys], device=device),
-            modes=modes.to(device),
+            class_ids=class_ids,
+            modes=modes,
             targets=targets,
             images=keys,
             labels=[making.labels[wnid] for wnid, _ in keys],
@@ -177,32 +178,11 @@ class ImageMaker:
         )
 
     def pixels(self, keys: Sequence[ImageKey], latents: Tensor) -> Tensor:
-        """Decoded images (B, 3, H, W) uint8 on the CPU; `UserError` if one is not finite."""
-        decoded = self.decode(latents)
-        _require_finite(keys, decoded)
-        return to_pixels(decoded)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) on the CPU."""
-        done: list[Tensor] = []
-        for attempt in self._decoding.attempts(latents):
-            with attempt as part, torch.no_grad():
-                done.append(self.backbone.codec.decode(part).cpu())
-        return torch.cat(done)
+        """Images (B, 3, H, W) uint8 on the CPU; `UserError` if one or its latent is not finite."""
+        return self.decode(latents).pixels(keys)
 
 
 def _target(modes: ClassModes, image: int) -> Target:
     """What the class's image (or candidate) number `image` is steered to."""
     index = image % len(modes.modes.centers)
     return Target(modes=modes.modes, index=index, latents=modes.latents)
-
-
-def _require_finite(keys: Sequence[ImageKey], rows: Tensor) -> None:
-    bad = ~rows.flatten(1).isfinite().all(dim=1)  # (B,)
-    if bad.any():
-        wnid, k = keys[int(bad.nonzero()[0])]
-        raise UserError(
-            f"the sample of class {wnid}, image {k} is not finite: compute.precision=float16 "
-            "overflows (use bfloat16), the backbone's weights are bad, or guidance.scale or "
-            "sampler.cfg_scale is far too large; nothing of it was written"
-        )

@@ -15,8 +15,9 @@ from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.data.pixels import to_pil
 from mgd3.distillers.parts import OfRealImages
 from mgd3.distillers.siamese_augmentation import SiameseAugmentation
+from mgd3.finetuning.loss_record import Losses
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Work
+from mgd3.runtime.compute import Work, to_device, training_in
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
@@ -132,6 +133,12 @@ class DistributionMatching(OfRealImages):
             pass  # from the start
         made, velocity = made.to(device).requires_grad_(), velocity.to(device)
         stage, pace = self._stage(len(real), ipc, done), self._pace(len(real), ipc)
+        losses = Losses(
+            lambda step, loss: UserError(
+                f"the matching loss is {loss} in iteration {done + step}; lower method.lr (now "
+                f"{self.lr})"
+            )
+        )
         announce(stage)
         with (
             progress(
@@ -140,22 +147,21 @@ class DistributionMatching(OfRealImages):
             held() as asked,
         ):
             for i in range(done, self.iterations):
-                loss = self._loss(real, made, seed, i)
-                if not loss.isfinite():
-                    raise UserError(
-                        f"the matching loss is {loss.item()} in iteration {i}; lower method.lr "
-                        f"(now {self.lr})"
-                    )
-                (gradient,) = torch.autograd.grad(loss, made)
+                with training_in("float32"):
+                    loss = self._loss(real, made, seed, i)
+                    losses.add(loss)
+                    (gradient,) = torch.autograd.grad(loss, made)
                 velocity.mul_(self.momentum).add_(gradient)
                 with torch.no_grad():
                     made -= self.lr * velocity
-                advance(1, note=f"loss {loss.item():.3f}")
+                advance(1, note=f"loss {losses.recent(1):.3f}")
                 if (i + 1) % self.checkpoint_iterations == 0 or asked():
+                    losses.all()  # of one that diverged nothing is kept
                     state = {"images": made.detach(), "velocity": velocity}
                     save_tensors(checkpoint, state | {"iteration": torch.tensor(i + 1)}, {})
                 if asked():
                     break
+        losses.all()
         return made.detach().cpu()
 
     def _loss(self, real: list[Tensor], made: Tensor, seed: int, iteration: int) -> Tensor:
@@ -168,7 +174,9 @@ class DistributionMatching(OfRealImages):
             rows = torch.randperm(len(x), generator=draw)[: self.real_batch]
             apply = self.augmentation.draw(draw)
             with torch.no_grad():
-                parts = [network(apply(part.to(device))) for part in x[rows].split(_EMBED_BATCH)]
+                parts = [
+                    network(apply(to_device(part, device))) for part in x[rows].split(_EMBED_BATCH)
+                ]
             gap = torch.cat(parts).mean(dim=0) - network(apply(images)).mean(dim=0)
             loss = loss + gap.square().sum()
         return loss

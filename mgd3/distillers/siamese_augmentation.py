@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from mgd3.runtime import checks
+from mgd3.runtime.compute import to_device
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -71,7 +72,7 @@ def _flip(draw: Generator) -> Operation:
 
 def _affine(matrix: Sequence[Sequence[float]]) -> Operation:
     def apply(x: Tensor) -> Tensor:
-        theta = torch.tensor(matrix, device=x.device, dtype=x.dtype).expand(len(x), 2, 3)
+        theta = to_device(torch.tensor(matrix, dtype=x.dtype), x.device).expand(len(x), 2, 3)
         grid = F.affine_grid(theta, list(x.shape), align_corners=True)
         return F.grid_sample(x, grid, align_corners=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mgd3.finetuning.loss_record import Losses
 from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.storage.tensors import load_tensors, save_tensors
 
@@ -38,7 +39,7 @@ class AveragedTraining:
         self.parameters = dict(parameters)
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.step = 0
-        self.losses: list[float] = []
+        self._losses = Losses(self._diverged)
         self.extra: dict[str, Tensor] = {}  # what else a step depends on, kept with a checkpoint
         self._lr_key = lr_key
         self._lr, self._ema_decay, self._warm = lr, ema_decay, warm_average
@@ -50,12 +51,8 @@ class AveragedTraining:
             self._restore()
 
     def learn(self, loss: Tensor, lr_factor: float = 1.0) -> None:
-        """One step down the gradient of `loss`; `UserError` if it is not finite."""
-        if not loss.isfinite():
-            raise UserError(
-                f"the training loss is {loss.item()} at step {self.step}; lower {self._lr_key} "
-                f"(now {self._lr}); the last good checkpoint is {self._checkpoint}"
-            )
+        """One step down the gradient of `loss`; `UserError` if it, or one before, is not finite."""
+        self._losses.add(loss)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * lr_factor
         self._optimizer.zero_grad(set_to_none=True)
@@ -65,14 +62,23 @@ class AveragedTraining:
         decay = min(self._ema_decay, warm)
         current = [p.detach() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
-        self.losses.append(loss.item())
         self.step += 1
 
     @property
+    def losses(self) -> list[float]:
+        """Of every finished step; `UserError` if one is not finite."""
+        return self._losses.all()
+
+    @property
     def recent_loss(self) -> float:
-        """Mean of the last hundred steps."""
-        recent = self.losses[-100:]
-        return sum(recent) / max(1, len(recent))
+        """Mean of the last hundred steps that have been looked at."""
+        return self._losses.recent(100)
+
+    def _diverged(self, step: int, loss: float) -> UserError:
+        return UserError(
+            f"the training loss is {loss} at step {step}; lower {self._lr_key} (now {self._lr}); "
+            f"the last good checkpoint is {self._checkpoint}"
+        )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -84,7 +90,8 @@ class AveragedTraining:
             self._swap()
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint; `UserError`, and none, after a loss that is not finite."""
+        losses = torch.tensor(self.losses)
         state = {f"network.{k}": p.detach() for k, p in self.parameters.items()}
         state |= {f"average.{k}": p for k, p in self.average.items()}
         for name, parameter in self.parameters.items():
@@ -92,7 +99,7 @@ class AveragedTraining:
                 state[f"{moment}.{name}"] = self._optimizer.state[parameter][moment]
         state |= {f"extra.{k}": v for k, v in self.extra.items()}
         state["step"] = torch.tensor(self.step)
-        state["losses"] = torch.tensor(self.losses)
+        state["losses"] = losses
         save_tensors(self._checkpoint, state, self._made_from)
 
     def _swap(self) -> None:
@@ -109,7 +116,8 @@ class AveragedTraining:
         log.info("going on from step %d of %s", self.step, self._checkpoint)
 
     def _take(self, state: dict[str, Tensor]) -> None:
-        self.step, self.losses = int(state["step"]), state["losses"].tolist()
+        self.step = int(state["step"])
+        self._losses.restore(state["losses"].tolist())
         self.extra = {
             k.removeprefix("extra."): v for k, v in state.items() if k.startswith("extra.")
         }

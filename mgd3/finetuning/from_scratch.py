@@ -14,8 +14,9 @@ from torch import Tensor
 from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.backbones.weights.dit_weights import constructor_arguments
 from mgd3.finetuning.averaged_training import AveragedTraining
-from mgd3.finetuning.losses import add_noise, diffusion_loss
+from mgd3.finetuning.losses import add_noise, diffusion_loss, on_device
 from mgd3.runtime import checks
+from mgd3.runtime.compute import autocast, check_training_precision, to_device, training_in
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
 from mgd3.runtime.stopping import held
@@ -32,7 +33,7 @@ class TrainSettings:
     weight_decay: float
     ema_decay: float
     label_dropout: float  # share of rows trained without their class, for classifier-free guidance
-    precision: str  # float32 or bfloat16 (autocast)
+    precision: str  # float32, tf32 or bfloat16 (autocast)
     seed: int
     checkpoint_steps: int
 
@@ -42,7 +43,7 @@ class TrainSettings:
         checks.number("train.lr", self.lr, minimum=0)
         checks.number("train.ema_decay", self.ema_decay, minimum=0, maximum=1)
         checks.number("train.label_dropout", self.label_dropout, minimum=0, maximum=1)
-        checks.choice("compute.training_precision", self.precision, ["float32", "bfloat16"])
+        check_training_precision(self.precision)
         checks.integer("train.checkpoint_steps", self.checkpoint_steps, minimum=1)
 
     def lr_factor(self, step: int) -> float:
@@ -81,7 +82,8 @@ class Trainer:
             },
             lr_key="train.lr",
         )
-        self._schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(1000)
+        schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod()).respaced(1000)
+        self._schedule = on_device(schedule, next(network.parameters()).device)
 
     @property
     def step(self) -> int:
@@ -124,7 +126,9 @@ class Trainer:
         """Train up to the next checkpoint and write it, earlier where that is asked for."""
         settings = self.settings
         while True:
-            self.state.learn(self._loss(latents, class_ids), settings.lr_factor(self.step))
+            with training_in(settings.precision):
+                loss = self._loss(latents, class_ids)
+                self.state.learn(loss, settings.lr_factor(self.step))
             advance(1, note=f"loss {self.state.recent_loss:.4f}")
             due = self.step % settings.checkpoint_steps == 0 or self.step == settings.steps
             if due or asked():
@@ -138,12 +142,13 @@ class Trainer:
         settings, device = self.settings, latents.device
         draw = stream("train", settings.seed, self.step)
         rows = torch.randint(len(latents), (settings.batch_size,), generator=draw)
-        t = torch.randint(1000, (settings.batch_size,), generator=draw).to(device)
+        t = torch.randint(1000, (settings.batch_size,), generator=draw)
         dropped = torch.rand(settings.batch_size, generator=draw) < settings.label_dropout
-        x0, labels = latents[rows], class_ids[rows].clone()
-        eps = torch.randn(x0.shape, generator=draw).to(device)
-        labels[dropped] = self.network.config.num_embeds_ada_norm
+        eps = torch.randn((settings.batch_size, *latents.shape[1:]), generator=draw)
+        rows, t, dropped, eps = to_device((rows, t, dropped, eps), device)
+        x0, null = latents[rows], self.network.config.num_embeds_ada_norm
+        labels = torch.where(dropped, null, class_ids[rows])
         x_t = add_noise(x0, eps, t, self._schedule)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        with autocast(settings.precision, device):
             out = self.network(x_t, timestep=t, class_labels=labels).sample
         return diffusion_loss(out.float(), x0, x_t, eps, t, self._schedule).mean()

@@ -10,6 +10,12 @@ from torch import Tensor
 from mgd3.backbones.schedule import SamplingSchedule
 
 
+def on_device(schedule: SamplingSchedule, device: torch.device) -> SamplingSchedule:
+    """The schedule's float64 constants where a training looks them up, copied once."""
+    tensors = {k: v.to(device) for k, v in vars(schedule).items() if isinstance(v, Tensor)}
+    return SamplingSchedule(**(vars(schedule) | tensors))
+
+
 def add_noise(x0: Tensor, eps: Tensor, t: Tensor, schedule: SamplingSchedule) -> Tensor:
     """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, (B, C, h, w) (paper eq. 1)."""
     abar = _rows(schedule.abar, t, x0)

@@ -55,16 +55,17 @@ class LatentMemory:
         if self.policy == "fifo":
             return held[-self.size :]
         similar = cosines(held, held)  # (M, M)
-        redundancy, stays = similar.sum(dim=1), torch.ones(len(held), dtype=torch.bool)
-        stays = stays.to(held.device)
+        redundancy = similar.sum(dim=1)
+        stays = torch.ones(len(held), dtype=torch.bool, device=held.device)
         for _ in range(len(held) - self.size):
             if self.policy == "max_redundancy":
-                victim = redundancy.masked_fill(~stays, -torch.inf).argmax()
+                victim = redundancy.masked_fill(~stays, -torch.inf).argmax(dim=0, keepdim=True)
             else:
-                victim = redundancy.masked_fill(~stays, torch.inf).argmin()
-            stays[victim] = False
-            redundancy = redundancy - similar[:, victim]
-        return held[stays]
+                victim = redundancy.masked_fill(~stays, torch.inf).argmin(dim=0, keepdim=True)
+            stays = stays.index_fill(0, victim, False)
+            redundancy = redundancy - similar.index_select(1, victim)[:, 0]
+        # the places that stay, in order: a mask would make the CPU wait for how many they are
+        return held[stays.logical_not().byte().argsort(stable=True)[: self.size]]
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """Its content, for a checkpoint."""
@@ -82,29 +83,34 @@ class LatentMemory:
                 into[int(label)] = items.to(device)
 
 
+def rows_by_class(labels: Tensor) -> dict[int, Tensor]:
+    """The rows (n,) of each class of a batch, classes ascending, of labels (B,) on the CPU."""
+    return {label: (labels == label).nonzero()[:, 0] for label in labels.unique().tolist()}
+
+
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarity of every pair of flattened latents, (A, B)."""
     return F.normalize(a.flatten(1), dim=1) @ F.normalize(b.flatten(1), dim=1).T
 
 
 def representativeness_loss(
-    x0_hat: Tensor, labels: Tensor, real: LatentMemory, loss_sum: str = "paper"
+    x0_hat: Tensor, rows: Mapping[int, Tensor], real: LatentMemory, loss_sum: str = "paper"
 ) -> Tensor:
     """Of each class of the batch 1 - min cos(x0_hat, real memory), summed as `loss_sum` says."""
-    return _summed(lambda own, held: 1 - cosines(own, held).min(), x0_hat, labels, real, loss_sum)
+    return _summed(lambda own, held: 1 - cosines(own, held).min(), x0_hat, rows, real, loss_sum)
 
 
 def diversity_loss(
-    x0_hat: Tensor, labels: Tensor, generated: LatentMemory, loss_sum: str = "paper"
+    x0_hat: Tensor, rows: Mapping[int, Tensor], generated: LatentMemory, loss_sum: str = "paper"
 ) -> Tensor:
     """Of each class of the batch max cos(x0_hat, generated memory), summed as `loss_sum` says."""
-    return _summed(lambda own, held: cosines(own, held).max(), x0_hat, labels, generated, loss_sum)
+    return _summed(lambda own, held: cosines(own, held).max(), x0_hat, rows, generated, loss_sum)
 
 
 def _summed(
     of_class: Callable[[Tensor, Tensor], Tensor],
     x0_hat: Tensor,
-    labels: Tensor,
+    rows: Mapping[int, Tensor],
     memory: LatentMemory,
     loss_sum: str,
 ) -> Tensor:
@@ -113,11 +119,10 @@ def _summed(
     «paper»: w_k = 1/K, the mean. «released»: Li et al.'s trainer adds sums that still grow within
     its loop over classes, so the i-th of them (i = 1..K) counts K - i + 1 times: (K - i + 1)/K.
     """
-    present = labels.unique().tolist()
     terms = []
-    for place, label in enumerate(present):
+    for place, (label, of_label) in enumerate(rows.items()):
         if label in memory.items:
-            times = len(present) - place if loss_sum == "released" else 1
-            term = of_class(x0_hat[labels == label], memory.items[label])
-            terms.append(term * (times / len(present)))
+            times = len(rows) - place if loss_sum == "released" else 1
+            term = of_class(x0_hat[of_label], memory.items[label])
+            terms.append(term * (times / len(rows)))
     return torch.stack(terms).sum() if terms else x0_hat.new_zeros(())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mgd3.backbones.contract import Backbone, Codec
 from mgd3.backbones.dit import DiT
+from mgd3.backbones.schedule import SamplingSchedule
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
@@ -28,7 +29,7 @@ from mgd3.finetuning.averaged_training import AveragedTraining
 from mgd3.finetuning.difffit import DiffFit
 from mgd3.finetuning.inputs import TrainingLatents, training_latents
 from mgd3.finetuning.loss_curves import loss_curve
-from mgd3.finetuning.losses import add_noise, diffusion_loss
+from mgd3.finetuning.losses import add_noise, diffusion_loss, on_device
 from mgd3.finetuning.memories import (
     LOSS_SUMS,
     POLICIES,
@@ -36,11 +37,12 @@ from mgd3.finetuning.memories import (
     LatentMemory,
     diversity_loss,
     representativeness_loss,
+    rows_by_class,
 )
 from mgd3.finetuning.phases import Phase, overwrite
 from mgd3.modes.latents import LatentCache, Pair
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Work
+from mgd3.runtime.compute import Work, autocast, check_training_precision, to_device, training_in
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress
 from mgd3.runtime.seeding import stream
@@ -117,7 +119,7 @@ class FineTuning:
         checks.choice("finetune.memory_update", self.memory_update, UPDATES)
         checks.choice("finetune.loss_sum", self.loss_sum, LOSS_SUMS)
         checks.choice("finetune.latents", self.latents, ["mean", "sample"])
-        checks.choice("compute.training_precision", self.precision, ["float32", "bfloat16"])
+        check_training_precision(self.precision)
         checks.flag("finetune.gradient_checkpointing", self.gradient_checkpointing)
         checks.integer("finetune.seed", self.seed, minimum=0)
 
@@ -231,6 +233,8 @@ class FineTuning:
         real.restore("real", state.extra, device)
         generated.restore("generated", state.extra, device)
         per_epoch = max(1, len(latents) // self.batch_size)
+        whole = len(backbone.schedule.alphas_cumprod)
+        schedule = on_device(backbone.schedule.respaced(whole), device)
         steps = self._steps(len(latents))
         stage, pace = self._stage(part, len(latents), work, state.step), self._pace(part, work)
         announce(stage)
@@ -249,8 +253,10 @@ class FineTuning:
                     )
                     batch = order[k * self.batch_size : (k + 1) * self.batch_size]
                     draw = stream("finetune", self.seed, state.step, "input")
-                    x0, y = latents.at(batch, draw).to(device), labels[batch].to(device)
-                    state.learn(self._loss(backbone, x0, y, state.step, real, generated))
+                    x0, y = latents.at(batch, draw), labels[batch]
+                    with training_in(self.precision):
+                        loss = self._loss(backbone, schedule, x0, y, state.step, real, generated)
+                        state.learn(loss)
                     if k == per_epoch - 1:
                         real.end_epoch()
                         generated.end_epoch()
@@ -273,23 +279,25 @@ class FineTuning:
     def _loss(
         self,
         backbone: DiT,
+        schedule: SamplingSchedule,
         x0: Tensor,
         labels: Tensor,
         step: int,
         real: LatentMemory,
         generated: LatentMemory,
     ) -> Tensor:
-        """Of latents x0 (B, C, h, w) of `labels` (B,); the memories are extended afterwards."""
+        """Of latents x0 (B, C, h, w) of `labels` (B,), on the CPU; extends the memories."""
         draw = stream("finetune", self.seed, step)
         t = torch.randint(1000, (len(x0),), generator=draw)
         dropped = torch.rand(len(x0), generator=draw) < self.label_dropout
         eps = torch.randn(x0.shape, generator=draw).to(x0)
-        t, shown = t.to(x0.device), labels.clone()
-        shown[dropped.to(labels.device)] = backbone.null_class
-        schedule = backbone.schedule.respaced(len(backbone.schedule.alphas_cumprod))
+        shown = torch.where(dropped, backbone.null_class, labels)
+        x0, t, eps, shown, rows = to_device(
+            (x0, t, eps, shown, rows_by_class(labels)), backbone.device
+        )
         x_t = add_noise(x0, eps, t, schedule)
         network = backbone.bare.network
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with autocast(self.precision, x0.device):
             out = network(x_t, timestep=t, class_labels=shown, return_dict=False)[0]
         out = out.float()
         loss = diffusion_loss(out, x0, x_t, eps, t, schedule).mean()
@@ -297,10 +305,10 @@ class FineTuning:
             return loss
         abar = schedule.abar.to(x0)[t].view(-1, 1, 1, 1)
         x0_hat = x_t / abar.sqrt() - (1 / abar - 1).sqrt() * out[:, : x0.shape[1]]
-        l_r = representativeness_loss(x0_hat, labels, real, self.loss_sum)
-        l_d = diversity_loss(x0_hat, labels, generated, self.loss_sum)
+        l_r = representativeness_loss(x0_hat, rows, real, self.loss_sum)
+        l_d = diversity_loss(x0_hat, rows, generated, self.loss_sum)
         loss = loss + self.representativeness * l_r + self.diversity * l_d
-        for c in labels.unique().tolist():
-            real.extend(c, x0[labels == c])
-            generated.extend(c, x0_hat[labels == c])
+        for label, of_label in rows.items():
+            real.extend(label, x0[of_label])
+            generated.extend(label, x0_hat[of_label])
         return loss

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.hardware import full_gpu
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,20 @@ def _limits() -> list[int]:
     except OSError:
         return [sys.maxsize]
     return [sys.maxsize if limit == "max" else max(0, int(limit) - int(used))]
+
+
+def memory_words() -> str:
+    """How full the GPU is, and what can be done, after a colon; nothing where there is none."""
+    if not torch.cuda.is_available():
+        return ""
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # too full for the few hundred megabytes that any use of it takes
+        return (
+            ": the GPU is full (nvidia-smi says by whom); take another with compute.device=cuda:N"
+        )
+    name = f"cuda:{torch.cuda.current_device()}"
+    return f": {full_gpu(name, free, total, torch.cuda.memory_reserved())}"
 
 
 def largest_batch(work: Callable[[int], object], device: torch.device) -> int:
@@ -185,5 +200,5 @@ def _too_large(doing: str) -> UserError:
     return UserError(
         f"out of memory while {doing} a single image; try compute.vae_slicing=true, "
         "compute.precision=bfloat16 or a smaller backbone.image_size, or free memory that other "
-        "processes hold"
+        f"processes hold{memory_words()}"
     )

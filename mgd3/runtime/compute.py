@@ -1,4 +1,4 @@
-"""How a backbone's networks run: device, precision, compilation, memory layout."""
+"""How networks run: device, precision, compilation, memory layout, and what is copied there."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mgd3.runtime import checks
+from mgd3.runtime.batching import memory_words, ran_out_of_memory
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.gpu import unavailable, why_no_gpu
+from mgd3.runtime.hardware import unavailable, why_no_gpu
 
 log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
+T = TypeVar("T")
+_AS_WRITTEN: ContextVar[bool] = ContextVar("as_written", default=False)
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_ALIGNED = 8  # bytes: the items of every dtype may begin at a multiple of it
+_TRAINING = ("float32", "tf32", "bfloat16")
 
 
 def pick_device(device: str) -> torch.device:
@@ -31,6 +38,10 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
+        if ran_out_of_memory(error):
+            raise UserError(
+                f"compute.device={device} has no memory left{memory_words()}"
+            ) from error
         raise unavailable(device, _reason(device)) from error
 
 
@@ -73,11 +84,17 @@ class Compute:
         if self.precision == "tf32" and self.torch_device.type == "cpu":
             log.warning("compute.precision=tf32 is float32 on a CPU")
 
+    @torch.inference_mode(False)  # weights that gradients may flow through, wherever they load
     def place(self, network: Network) -> Network:
         """`network` on the device, frozen, in the chosen layout."""
         if self.channels_last:
             network = network.to(memory_format=torch.channels_last)
         return network.to(self.torch_device).eval().requires_grad_(False)
+
+    @property
+    def autocast_type(self) -> torch.dtype | None:
+        """What autocast casts to in the chosen precision; None where it casts nothing."""
+        return _AUTOCAST.get(self.precision)
 
     def compiled(self, network: Network) -> Network:
         """`network` compiled, if that was asked for; it shares the weights."""
@@ -92,10 +109,10 @@ class Compute:
     def running(self) -> Iterator[None]:
         """The chosen precision, inside the block only."""
         with matmul_precision("high" if self.precision == "tf32" else "highest"):
-            if self.precision not in _AUTOCAST:
+            if self.autocast_type is None:
                 yield
                 return
-            with torch.autocast(self.torch_device.type, dtype=_AUTOCAST[self.precision]):
+            with torch.autocast(self.torch_device.type, dtype=self.autocast_type):
                 yield
 
 
@@ -115,6 +132,42 @@ class Work:
         checks.choice("flip", self.flip, ["none", "random"])
 
 
+def check_training_precision(value: object) -> str:
+    """What networks are trained and asked in: float32, on TF32 units, or by autocast bfloat16."""
+    return checks.choice("compute.training_precision", value, _TRAINING)
+
+
+@contextmanager
+def training_in(precision: str) -> Iterator[None]:
+    """A training, a test or a question in a training precision, inside the block only.
+
+    float32 is float32 in it: PyTorch's convolutions take TF32 units otherwise. Forward passes of
+    bfloat16 go in `autocast` besides; backward ones do not.
+    """
+    with matmul_precision("high" if precision == "tf32" else "highest"):
+        yield
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A forward pass in a training precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside this block nothing is compiled: a probe of the memory is not worth the minutes."""
+    token = _AS_WRITTEN.set(True)
+    try:
+        yield
+    finally:
+        _AS_WRITTEN.reset(token)
+
+
+def runs_as_written() -> bool:
+    """Is this such a block?"""
+    return _AS_WRITTEN.get()
+
+
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """float32 products as they are («highest») or on TF32 units («high»), inside the block only."""
@@ -126,3 +179,31 @@ def matmul_precision(precision: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def to_device(tree: T, device: torch.device) -> T:
+    """Tensors of the CPU, alone or in (named) tuples, lists and mappings, on `device`.
+
+    All of them together are one copy. To a GPU it goes from pinned memory, so that the CPU goes on
+    at once. Whatever else the tree holds stays as it is, and so do tensors on a device.
+    """
+    if device.type == "cpu":
+        return tree
+    leaves, shape = tree_flatten(tree)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.device.type == "cpu"]
+    ends, size = [], 0
+    for i in places:
+        size += -size % _ALIGNED + leaves[i].nbytes
+        ends.append(size)
+    packed = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for i, end in zip(places, ends, strict=True):
+        _part(packed, leaves[i], end).copy_(leaves[i])
+    there = packed.to(device, non_blocking=True)
+    for i, end in zip(places, ends, strict=True):
+        leaves[i] = _part(there, leaves[i], end)
+    return tree_unflatten(leaves, shape)
+
+
+def _part(packed: Tensor, like: Tensor, end: int) -> Tensor:
+    """The bytes before `end` as a tensor of the shape and dtype of `like`."""
+    return packed[end - like.nbytes : end].view(like.dtype).view(like.shape)

@@ -74,6 +74,15 @@ class Ranks:
         """Is work item number `item` this process's, where they take turns?"""
         return item % self.world == self.rank
 
+    def least_and_most(self, number: int, device: torch.device) -> tuple[int, int]:
+        """The smallest and the largest of what the processes give."""
+        if self.world == 1:
+            return number, number
+        bounds = torch.tensor([-number, number], dtype=torch.int64, device=device)
+        distributed.all_reduce(bounds, op=distributed.ReduceOp.MAX)
+        least, most = bounds.tolist()
+        return -least, most
+
     def agreed(self, number: int, device: torch.device) -> int:
         """The first process's number."""
         return self.agreed_list([number], device)[0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mgd3.runtime import checks
+from mgd3.runtime.compute import to_device
 from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
 
 
@@ -86,7 +87,7 @@ class TangentModeGuidance(ModeGuidance):
 
     def bind(self, batch: SamplingBatch) -> GuidanceTerm:
         """The projected term of one batch."""
-        pull, basis = super().bind(batch), self._basis(batch).to(batch.modes)
+        pull, basis = super().bind(batch), to_device(self._basis(batch), batch.modes.device)
 
         def projected(state: DenoiseState) -> Tensor:
             g_t = pull(state)

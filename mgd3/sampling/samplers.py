@@ -166,7 +166,7 @@ class DDPM(_Sampler):
                 "sampler.variance=learned needs a backbone that predicts its variance; "
                 "this one does not: set sampler.variance=fixed"
             )
-        return (0.5 * schedule.log_variance(learned, step)).exp().to(prediction.eps)
+        return (0.5 * schedule.log_variance(learned, step)).exp()
 
     def eps_gain(self, schedule: SamplingSchedule, step: int) -> float:
         """-c_x0 sqrt(1/abar - 1): the posterior mean holds eps through x0_hat alone."""

@@ -25,6 +25,7 @@ from eval.protocols.augmentation import (
     STD,
     Augmentation,
     SoftAugmentation,
+    draw_strips,
     lighting_shift,
     shuffle_patches,
 )
@@ -156,7 +157,7 @@ class RDEDPerImage(PerImage):
 
 def _shuffled(image: Tensor) -> Tensor:
     draw = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    return shuffle_patches(image[None], 2, draw)[0]
+    return shuffle_patches(image[None], *(draw_strips(1, 2, draw) for _ in range(2)))[0]
 
 
 def reference_soft_epochs(device: str, epochs: int) -> float:

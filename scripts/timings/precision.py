@@ -20,7 +20,7 @@ from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
 from mgd3.storage.checkpoints import read_weights
-from timings.sampling import random_dit
+from timings.sampling import DIGITS, random_dit
 from timings.stopwatch import Report, apart, default_device
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden/dit_mode_guidance.pt"
@@ -33,8 +33,7 @@ def latents(network: str, images: int, steps: int, compute: Compute) -> np.ndarr
         tensors, _ = read_weights("weights", _GOLDEN)
         backbone = BareDiT(compute.place(from_original(tensors, num_heads=4)), compute)
     elif network == "dit_digits":
-        path = "mgd3/backbones/weights/dit_digits.safetensors"
-        backbone = DiT(path, None, image_size=8, compute=compute)
+        backbone = DiT(DIGITS, None, image_size=8, compute=compute)
     else:
         backbone = random_dit(network, compute)
     keys = [("0", k) for k in range(images)]
@@ -46,7 +45,7 @@ def latents(network: str, images: int, steps: int, compute: Compute) -> np.ndarr
                 modes=torch.zeros(images, *backbone.latent_shape, device=backbone.device),
             ),
             ModeGuidance(scale=0.1, stop_t=steps // 2),
-            ImageNoise(0, keys, backbone.latent_shape),
+            ImageNoise(0, keys, backbone.latent_shape, backbone.device, steps - 1),
         )
         .cpu()
         .numpy()

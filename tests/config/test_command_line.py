@@ -14,7 +14,7 @@ from conftest import ROOT, run
 from mgd3.config.arguments import understood
 from mgd3.config.scripts import SCRIPTS
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.gpu import why_no_gpu
+from mgd3.runtime.hardware import why_no_gpu
 
 # Runs each script's own words in one process, and says whether torch was loaded for it.
 WORDS = """

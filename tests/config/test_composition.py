@@ -84,7 +84,8 @@ def test_run_shows_its_own_keys_alone():
     assert set(composed()) == {
         "ipc", "seed", "students", "student_seeds", "first_student_seed", "pool", "flip",
         "on_step", "cache", "data", "runs", "plan", "report", "folder", "dataset", "backbone",
-        "modes", "guidance", "start", "finetune", "features", "surrogate", "refine", "select", "sampler", "protocol",
+        "modes", "guidance", "start", "finetune", "features", "surrogate", "refine", "select",
+        "sampler", "protocol",
         "compute", "tracker", "method",
     }  # fmt: skip
 

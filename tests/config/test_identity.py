@@ -48,6 +48,7 @@ CHANGES = [  # base command, then the change
     ("", "protocol.epochs_by_ipc=[[null,5]]", SCORES),
     ("", "protocol.epochs=5", SCORES),
     ("", "compute.training_precision=bfloat16", SCORES),
+    ("", "compute.training_precision=tf32", SCORES),
     ("method=random", "compute.precision=bfloat16", SAME),  # real images have no precision
     ("method=random", "backbone=toy modes=gmm guidance=none sampler.steps=9", SAME),
     ("method=random", "seed=1", SET),

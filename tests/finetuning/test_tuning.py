@@ -23,6 +23,7 @@ from mgd3.finetuning.memories import (
     cosines,
     diversity_loss,
     representativeness_loss,
+    rows_by_class,
 )
 from mgd3.finetuning.tuning import FineTuning
 from mgd3.runtime.compute import Compute, Work
@@ -49,22 +50,24 @@ def test_losses_by_hand():
     x0_hat, labels = latents((1, 0), (0, 2), (3, 0)), torch.tensor([0, 0, 1])
     real = memory(c0=[(1, 0), (1, 1)], c1=[(-1, 0)])
     # class 0: the smallest cosine of (1,0), (0,2) with (1,0), (1,1) is 0; class 1: -1
-    assert representativeness_loss(x0_hat, labels, real).item() == pytest.approx((1 + 2) / 2)
+    assert representativeness_loss(x0_hat, rows_by_class(labels), real).item() == pytest.approx(
+        (1 + 2) / 2
+    )
     # class 0: the largest is 1; class 1: -1
-    assert diversity_loss(x0_hat, labels, real).item() == pytest.approx((1 - 1) / 2)
+    assert diversity_loss(x0_hat, rows_by_class(labels), real).item() == pytest.approx((1 - 1) / 2)
 
 
 def test_a_class_without_a_memory_counts_in_the_mean_alone():
     x0_hat, labels = latents((1, 0), (0, 1)), torch.tensor([0, 1])
-    assert representativeness_loss(x0_hat, labels, memory()).item() == 0
-    half = representativeness_loss(x0_hat, labels, memory(c1=[(1, 0)])).item()
+    assert representativeness_loss(x0_hat, rows_by_class(labels), memory()).item() == 0
+    half = representativeness_loss(x0_hat, rows_by_class(labels), memory(c1=[(1, 0)])).item()
     assert half == pytest.approx((1 - 0) / 2)
 
 
 def test_gradients_flow_through_the_estimate_and_not_into_memories():
     x0_hat = latents((1.0, 0.5)).requires_grad_()
     real = memory(c0=[(0, 1)])
-    representativeness_loss(x0_hat, torch.tensor([0]), real).backward()
+    representativeness_loss(x0_hat, rows_by_class(torch.tensor([0])), real).backward()
     assert x0_hat.grad[0, 0, 0, 1] < 0  # towards the memory's item
     real.extend(0, x0_hat)
     assert not real.items[0].requires_grad
@@ -99,13 +102,13 @@ def test_the_released_sum_counts_earlier_classes_more_often():
     x0_hat = latents((1, 0), (0, 1), (1, 1))
     labels, real = torch.tensor([0, 1, 2]), memory(c0=[(0, 1)], c1=[(0, 1)], c2=[(1, 0)])
     terms = [1 - 0, 1 - 1, 1 - 0.5**0.5]  # of the classes 0, 1, 2
-    paper = representativeness_loss(x0_hat, labels, real).item()
+    paper = representativeness_loss(x0_hat, rows_by_class(labels), real).item()
     assert paper == pytest.approx(sum(terms) / 3)
-    released = representativeness_loss(x0_hat, labels, real, "released").item()
+    released = representativeness_loss(x0_hat, rows_by_class(labels), real, "released").item()
     assert released == pytest.approx((3 * terms[0] + 2 * terms[1] + terms[2]) / 3)
     # a class without a memory has its place in the loop all the same
     gone = memory(c0=[(0, 1)], c2=[(1, 0)])
-    assert diversity_loss(x0_hat, labels, gone, "released").item() == pytest.approx(
+    assert diversity_loss(x0_hat, rows_by_class(labels), gone, "released").item() == pytest.approx(
         (3 * 0 + 1 * 0.5**0.5) / 3
     )
 
@@ -117,7 +120,7 @@ def test_the_released_sum_weighs_eight_of_ten_classes_as_much_as_arithmetic_says
     for _ in range(2000):
         labels = torch.randint(10, (8,), generator=draw)
         x0_hat = latents(*[(1, 0)] * 8)  # every class's term is 1
-        found.append(diversity_loss(x0_hat, labels, held, "released").item())
+        found.append(diversity_loss(x0_hat, rows_by_class(labels), held, "released").item())
     expected = (10 * (1 - 0.9**8) + 1) / 2
     assert expected == pytest.approx(3.348, abs=1e-3)
     assert sum(found) / len(found) == pytest.approx(expected, abs=0.05)
@@ -300,10 +303,10 @@ class KilledError(BaseException):
 class Dying(FineTuning):
     """Ends in its ninth step."""
 
-    def _loss(self, backbone, x0, labels, step, real, generated):
+    def _loss(self, backbone, schedule, x0, labels, step, *memories):
         if step == 8:
             raise KilledError
-        return super()._loss(backbone, x0, labels, step, real, generated)
+        return super()._loss(backbone, schedule, x0, labels, step, *memories)
 
 
 @pytest.mark.parametrize("update", ["batch", "epoch"])

@@ -11,11 +11,12 @@ from eval.protocols.augmentation import (
     SoftAugmentation,
     color_jitter,
     crop_boxes,
-    cutmix,
+    draw_jitter,
     lighting_shift,
     normalise,
     resized_crop,
 )
+from eval.protocols.mixing import draw_mix
 
 
 def draw(seed=0):
@@ -24,6 +25,10 @@ def draw(seed=0):
 
 def images(count=6, size=(20, 24)):
     return torch.rand(count, 3, *size, generator=draw(9))
+
+
+def augmented(augmentation, pixels, seed=0):
+    return augmentation.apply(pixels, augmentation.draw(len(pixels), pixels.shape[2:], draw(seed)))
 
 
 def test_resized_crop_is_torchvisions():
@@ -53,18 +58,18 @@ def test_an_impossible_crop_keeps_the_whole_image():
 
 
 def test_jitter_of_strength_zero_changes_nothing():
-    assert torch.equal(color_jitter(images(), 0.0, draw()), images())
+    assert torch.equal(color_jitter(images(), *draw_jitter(6, 0.0, draw())), images())
 
 
 def test_jitter_moves_along_the_three_targets():
     """Grey stays grey under saturation; black stays black under brightness; nothing is clamped."""
     grey = torch.full((64, 3, 4, 4), 0.5)
-    out = color_jitter(grey, 0.4, draw())
+    out = color_jitter(grey, *draw_jitter(64, 0.4, draw()))
     assert torch.allclose(out[:, 0], out[:, 1]) and torch.allclose(out[:, 1], out[:, 2])
     factor = out[:, 0, 0, 0] / 0.5  # only brightness moves a flat grey image
     assert factor.min() >= 0.6 - 1e-6 and factor.max() <= 1.4 + 1e-6
     assert factor.max() - factor.min() > 0.5
-    assert color_jitter(torch.ones(64, 3, 4, 4), 0.4, draw()).max() > 1.05
+    assert color_jitter(torch.ones(64, 3, 4, 4), *draw_jitter(64, 0.4, draw())).max() > 1.05
 
 
 def test_lighting_follows_imagenets_covariance():
@@ -83,14 +88,15 @@ def test_normalisation_is_last():
     )
     pixels = torch.randint(0, 256, (2, 3, 8, 8), generator=draw(), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-    assert torch.allclose(plain(pixels, draw()), (pixels / 255 - mean) / std, atol=1e-5)
+    assert torch.allclose(augmented(plain, pixels), (pixels / 255 - mean) / std, atol=1e-5)
     assert normalise(mean.expand(1, 3, 2, 2)).abs().max() == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_cutmix_counts_the_pixels_it_mixed(seed):
     x = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 16, 12)
-    mixed, permutation, share = cutmix(x, draw(seed))
+    permutation, _, share = mix = draw_mix(1.0, 5, (16, 12), draw(seed))
+    mixed = mix.of(x)
     pasted = mixed != x
     for row in range(5):
         if permutation[row] == row:
@@ -110,8 +116,8 @@ def test_augmentation_depends_on_its_generator_alone():
         cutmix=1.0,
     )
     pixels = torch.randint(0, 256, (4, 3, 8, 8), generator=draw(), dtype=torch.uint8)
-    assert torch.equal(augmentation(pixels, draw(1)), augmentation(pixels, draw(1)))
-    assert not torch.equal(augmentation(pixels, draw(1)), augmentation(pixels, draw(2)))
+    assert torch.equal(augmented(augmentation, pixels, 1), augmented(augmentation, pixels, 1))
+    assert not torch.equal(augmented(augmentation, pixels, 1), augmented(augmentation, pixels, 2))
 
 
 OFF = {
@@ -133,4 +139,4 @@ def test_an_augmentation_that_is_off_only_normalises():
     """So that «augmented» says what students see: also whole crops of a square of any ratio."""
     pixels = torch.randint(0, 256, (64, 3, 8, 8), generator=draw(), dtype=torch.uint8)
     for off in (Augmentation(**OFF), SoftAugmentation(**SOFT_OFF)):
-        assert torch.allclose(off(pixels, draw()), normalise(pixels / 255), atol=1e-5)
+        assert torch.allclose(augmented(off, pixels), normalise(pixels / 255), atol=1e-5)

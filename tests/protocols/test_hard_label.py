@@ -11,11 +11,14 @@ from torch import nn
 from torchvision.transforms import functional as tv
 
 import eval.protocols.training
-from eval.images import TestImages, held_or_mapped, student_pixels
+from eval.images import TestImages, student_pixels
+from eval.metrics.features import features_and_logits
+from eval.pixel_files import held_or_mapped
+from eval.protocols.answers import Answers
 from eval.protocols.augmentation import Augmentation
 from eval.protocols.hard_label import HardLabel, HardTargets, _cross_entropy
 from eval.protocols.recipe import Recipe, Steps
-from eval.protocols.training import StudentTraining
+from eval.protocols.training import StudentTraining, predicted
 from eval.students.registry import find_student, make_student
 from mgd3.config.build import build_protocol
 from mgd3.config.schema import plain
@@ -309,9 +312,9 @@ def test_images_that_do_not_fit_are_mapped_once_and_made_again_when_cut_short(tm
     shape, digests = (5, 3, 2, 2), list("abcde")
 
     def mapped(source):
-        return held_or_mapped(source, shape, digests, CPU, tmp_path, limit=0)
+        return held_or_mapped(source, shape, digests, CPU, tmp_path, "training", limit=0)
 
-    held = held_or_mapped(iter(images), shape, digests, CPU, tmp_path, limit=1000)
+    held = held_or_mapped(iter(images), shape, digests, CPU, tmp_path, "training", limit=1000)
     assert not list(tmp_path.iterdir())
     assert torch.equal(mapped(iter(images)), held)
     (path,) = (tmp_path / "pixels").glob("*.uint8")
@@ -337,3 +340,72 @@ def test_weights_multiply_each_images_loss(tmp_path):
     rows = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     loss = _cross_entropy(logits, target, torch.tensor([0.5, 3.0]))
     assert loss.item() == pytest.approx((0.5 * rows[0] + 3 * rows[1]).item() / 2)
+
+
+def test_tests_do_not_depend_on_how_many_images_are_seen_at_once(monkeypatch):
+    net, (pixels, _) = make_student("convnet2_w8", 4, 8, seed=0).eval(), data(50)
+    expected, sizes = predicted(net, pixels), []
+
+    def little_memory(images):
+        sizes.append(len(images))
+        if len(images) > 16:
+            raise torch.OutOfMemoryError
+        return net(images)
+
+    assert torch.equal(predicted(little_memory, pixels), expected)
+    assert sizes == [50, 25, 12, 12, 12, 12, 2]
+    monkeypatch.setattr(eval.protocols.training, "_TEST_BATCH", 7)
+    assert torch.equal(predicted(net, pixels), expected)
+
+
+def test_a_batch_draws_from_its_stream_in_this_order():
+    """Boxes, flips, jitter, lighting, then CutMix: finished runs were trained so."""
+    plan = HardTargets(AUGMENTATION).plan(4, (8, 8), torch.Generator().manual_seed(5))
+    assert plan.draws.boxes.tolist() == [[0, 0, 7, 8], [2, 0, 6, 7], [0, 0, 8, 7], [1, 0, 7, 8]]
+    assert plan.draws.order.tolist() == [[1, 0, 2], [0, 1, 2], [0, 2, 1], [0, 1, 2]]
+    assert plan.draws.strengths[0].tolist() == pytest.approx(
+        [-0.099436, 0.209236, 0.178397], abs=1e-5
+    )
+    assert plan.draws.lighting.flatten()[:3].tolist() == pytest.approx(
+        [-0.001109, -0.001874, -0.001775], abs=1e-5
+    )
+    assert plan.mix.permutation.tolist() == [1, 0, 3, 2] and plan.mix.box == (2, 6, 2, 6)
+
+
+class Watched(nn.Module):
+    """A student that notes how float32 is computed, forwards and backwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 4), set()
+
+    def note(self, *_):
+        now = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        self.seen.add((*now, torch.is_grad_enabled()))
+
+    def forward(self, x):
+        self.note()
+        out = self.layer(x.mean(dim=(2, 3)))
+        if out.requires_grad:
+            out.register_hook(self.note)
+        return out
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_float32_is_float32_in_trainings_tests_answers_and_measures(tmp_path, precision):
+    """PyTorch's convolutions take TF32 units of a GPU unless told otherwise."""
+    tf32 = ("high", True) if precision == "tf32" else ("highest", False)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    net, recipe = Watched(), dataclasses.replace(RECIPE, precision=precision)
+    StudentTraining(net, recipe, HardTargets(AUGMENTATION), 0, tmp_path / "x").fit(
+        *data(), data(), lambda h: None
+    )
+    teacher = Watched()
+    Answers(teacher, precision)(torch.rand(2, 3, 8, 8))
+    for seen in (net.seen, teacher.seen):
+        assert {(matmul, conv) for matmul, conv, _ in seen} == {tf32}
+    measured = Watched()
+    features_and_logits(measured, torch.rand(2, 3, 8, 8))
+    assert measured.seen == {("highest", False, False)}
+    after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    assert after == before == ("highest", True)

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import resized_crop
 
 from eval.images import TestImages
 from eval.protocols.answers import Answers, StoredAnswers, soft_loss
-from eval.protocols.augmentation import antialiased_crop, shuffle_patches
+from eval.protocols.augmentation import antialiased_crop, draw_strips, shuffle_patches
 from eval.results.rows import read_results
 from eval.students.registry import make_student
 from mgd3.config.build import build_protocol
@@ -84,7 +84,8 @@ def test_crops_are_torchvisions_with_antialiasing():
 
 def test_patches_keep_every_pixel_and_move_strips_as_wholes():
     image = torch.arange(16).view(1, 1, 4, 4).expand(64, 3, 4, 4).to(torch.uint8)
-    shuffled = shuffle_patches(image, 2, torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    shuffled = shuffle_patches(image, *(draw_strips(64, 2, draw) for _ in range(2)))
     left, right = [0, 1], [2, 3]
     expected = set()
     for columns in (left + right, right + left):
@@ -92,7 +93,8 @@ def test_patches_keep_every_pixel_and_move_strips_as_wholes():
             expected.add(tuple(image[0, 0][rows][:, columns].flatten().tolist()))
     seen = {tuple(one[0].flatten().tolist()) for one in shuffled}
     assert seen == expected  # all four arrangements of 64 images, and no other
-    assert torch.equal(shuffle_patches(image, 1, torch.Generator()), image)
+    assert draw_strips(64, 1, draw) is None
+    assert shuffle_patches(image, None, None) is image
 
 
 @pytest.mark.parametrize(

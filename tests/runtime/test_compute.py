@@ -1,5 +1,7 @@
 """Precision, memory layout, batch sizes: options that must not change what is computed."""
 
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, run
 from networks import small_vae
-from support import GOLDEN
+from support import GOLDEN, composed
 
 from eval.results.rows import read_results
 from mgd3.backbones.codecs import make_codec
@@ -20,6 +22,7 @@ from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.batching import Batches, free_bytes, largest_batch, peak_bytes
 from mgd3.runtime.compute import Compute, Work
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.hardware import full_gpu
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.samplers import DDPM
 
@@ -174,6 +177,36 @@ def in_parts(batches, work):
         with attempt as part:
             done.append(work(part))
     return torch.cat(done)
+
+
+@pytest.mark.parametrize(
+    ("free", "own", "said"),
+    [
+        (
+            1,
+            2,
+            "cuda:0 has 1.0 of 80.0 GiB free: other processes hold 77.0 .*compute.device=cuda:N",
+        ),
+        (1, 78, "cuda:0 has 1.0 of 80.0 GiB free, and this process holds 78.0$"),
+    ],
+)
+def test_a_full_gpu_says_who_fills_it(free, own, said):
+    assert re.search(said, full_gpu("cuda:0", free << 30, 80 << 30, own << 30))
+
+
+def test_memory_that_runs_out_anywhere_is_a_sentence(capsys):
+    with pytest.raises(SystemExit), errors_for_people():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory") and "Tried to allocate 2.00 GiB" in said
+
+
+def test_gpu_fast_takes_the_cores_that_its_process_has(monkeypatch):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert composed("compute=gpu_fast").compute.workers == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")  # so many processes share them
+    assert composed("compute=gpu_fast").compute.workers == 1
+    assert composed("compute=gpu_fast", "compute.workers=3").compute.workers == 3
 
 
 def test_other_errors_are_not_taken_for_memory():

@@ -101,6 +101,24 @@ def test_shares_hold_every_row_once():
         assert all(len(range(count)[mine]) >= 1 for mine, _ in shares)
 
 
+def bounds(folder, rank, numbers):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=len(numbers)
+    )
+    found = Ranks(rank, len(numbers)).least_and_most(numbers[rank], torch.device("cpu"))
+    Path(folder, str(rank)).write_text(str(found))
+
+
+def test_processes_sample_as_many_at_once_as_the_smallest_gpu_can(tmp_path):
+    members = [MEMBERS.Process(target=bounds, args=(tmp_path, r, (64, 16))) for r in range(2)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(120)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["(16, 64)"] * 2
+    assert Ranks().least_and_most(5, torch.device("cpu")) == (5, 5)
+
+
 def test_batch_norm_needs_gpus():
     with pytest.raises(UserError, match="batch norm cannot share batches among CPU"):
         synchronised(make_student("resnet18_bn", 3, 32, seed=0), Ranks(0, 2))
@@ -123,12 +141,12 @@ def test_images_that_do_not_fit_are_mapped(tree, tmp_path):
             writer.write_image(wnid, k, Image.new("RGB", (9, 9), (50 * label + k, 7, 9)))
     writer.finish({"method": "m", "config": {}}, {})
     distilled, cpu = DistilledDataset(tmp_path / "set"), torch.device("cpu")
-    held = training_images(distilled, 8, cpu, tmp_path)
+    held = training_images(distilled, 8, cpu, tmp_path, 1)
     for _ in range(2):  # written, then found
-        mapped = training_images(distilled, 8, cpu, tmp_path, limit=100)
+        mapped = training_images(distilled, 8, cpu, tmp_path, 1, limit=100)
         assert all(torch.equal(a, b) for a, b in zip(held, mapped, strict=True))
     (file,) = (tmp_path / "pixels").glob("*.uint8")
-    assert file.stat().st_size == 4 * 3 * 8 * 8
+    assert file.stat().st_size == 4 * 3 * 8 * 8 + 4  # and a checksum
 
 
 def files(folder):

@@ -300,7 +300,7 @@ def test_nothing_keeps_a_gradient_or_a_tensor_that_can_have_none(tmp_path):
     maker = ImageMaker(backbone, DDPM(4, 2.0, 3), guidance, NoiseStart(), NoRefinement())
     making = Making(seed=0, rows={"a": 0}, labels={"a": 0}, found={})
     latents = maker.sample([("a", 0), ("a", 1)], making)
-    decoded = maker.decode(latents)
+    decoded = backbone.codec.decode(latents)
     network = backbone.bare.network
     assert all(p.grad is None and not p.requires_grad for p in network.parameters())
     tensors = [latents, decoded, *network.parameters(), *(s.x0_hat for s in guidance.seen)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mgd3.backbones.weights.dit_embedding import SharedEmbedder
 from mgd3.runtime.errors import UserError
 from mgd3.storage.checkpoints import load_strictly, refuse_tensors
 
@@ -49,6 +50,10 @@ def as_trained(network: DiTTransformer2DModel) -> None:
         copy = block.norm1.emb.state_dict()
         if all(torch.equal(copy[k], v) for k, v in embedder.items()):
             block.norm1.emb = first.emb
+    if all(block.norm1.emb is first.emb for block in network.transformer_blocks):
+        shared = SharedEmbedder(first.emb)
+        for block in network.transformer_blocks:
+            block.norm1.emb = shared
     for block in network.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
         block.norm3.eps = 1e-6

@@ -96,6 +96,7 @@ def at_hand(key: str, source: str, part: str) -> Path:
     return fetch_repository(source, [part])
 
 
+@torch.inference_mode(False)  # weights that gradients may flow through
 def load_pretrained(
     key: str, source: str, subfolder: str, model: Any = None, alone: bool = True
 ) -> Any:

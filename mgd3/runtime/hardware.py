@@ -1,4 +1,4 @@
-"""Why there is no GPU to compute on, as far as that can be told without loading torch."""
+"""GPUs and cores of this machine, as far as they can be told without loading torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,30 @@ def unavailable(device: object, reason: str) -> UserError:
     """That a device is not here, with what can be done."""
     return UserError(
         f"compute.device={device} is not available here: {reason}. Allowed: auto (a GPU if there "
-        "is one), cpu, cuda, or cuda:N of several"
+        "is one), cpu, cuda, or cuda:N of several; compute=gpu_fast asks for cuda, compute=auto "
+        "takes what there is"
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; those that torchrun starts side by side share them."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def full_gpu(name: str, free: int, total: int, own: int) -> str:
+    """Who holds a GPU's memory, and what can be done; `own` is this process's part, in bytes."""
+    gib = 2**30
+    others = max(0, total - free - own)
+    held = f"{name} has {free / gib:.1f} of {total / gib:.1f} GiB free"
+    if others < 0.1 * total:
+        return f"{held}, and this process holds {own / gib:.1f}"
+    return (
+        f"{held}: other processes hold {others / gib:.1f} (nvidia-smi lists them). Wait for them, "
+        "end them, or take another GPU with compute.device=cuda:N"
     )
 
 
