@@ -57,6 +57,9 @@ def distil(
         "ipc": ipc,
         "seed": seed,
     }
+    encoding = getattr(backbone.codec, "encoding_precision", "float32")
+    if encoding != "float32":  # which stands for itself
+        identity["encoding_precision"] = encoding
     train = content_of(
         dataset, take_inventory(dataset, "train", ipc, work.cache, workers), work.cache
     )

@@ -66,7 +66,7 @@ def encode(
     """All training latents (N, C, h, w) and their labels (N,), mirror images after the others."""
     latents, labels = [], []
     for flip in ["none", "all"] if cfg.train.mirror else ["none"]:
-        cache = LatentCache(Path(cfg.cache) / "latents", codec, flip)
+        cache = LatentCache(Path(cfg.cache) / "latents", codec, flip, cfg.compute.workers)
         classes = list(zip(dataset.classes, inventory, strict=True))
         with cache.encoding(classes):
             for label, (info, images) in enumerate(classes):
@@ -188,7 +188,9 @@ def main(cfg: DictConfig) -> None:
         if cfg.judge is not None:
             find_student(cfg.judge, cfg.protocol.image_size)
         dataset = build(cfg, "dataset")
-        compute = Compute(device=cfg.compute.device)
+        compute = Compute(
+            device=cfg.compute.device, encoding_precision=cfg.compute.encoding_precision
+        )
         codec = make_codec(
             cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
         )

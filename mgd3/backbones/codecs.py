@@ -14,7 +14,7 @@ from mgd3.backbones.contract import Codec
 from mgd3.backbones.held_weights import HeldWeights
 from mgd3.backbones.weights.sources import diffusers_source, load_pretrained
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Compute, matmul_precision
+from mgd3.runtime.compute import Compute, to_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.seeding import stream
 
@@ -44,6 +44,7 @@ class VAECodec:
         )
         self.samples_latents = latents == "sample"
         self.compute = compute or Compute()
+        self.encoding_precision = self.compute.encoding_precision
         self._load = load
 
     @cached_property
@@ -70,16 +71,18 @@ class VAECodec:
 
     @cached_property
     def id(self) -> str:
-        """Digest of the weights that latents depend on."""
+        """Digest of the weights that latents depend on, and what else moves them."""
         digest = hashlib.blake2s(str(self.network.config.scaling_factor).encode(), digest_size=8)
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         kind = type(self.network).__name__ + ("-sample" if self.samples_latents else "")
-        return f"{kind}-{self.image_size}px-{digest.hexdigest()}"
+        precision = self.encoding_precision
+        rounded = "" if precision == "float32" else f"-{precision}"
+        return f"{kind}-{self.image_size}px-{digest.hexdigest()}{rounded}"
 
     @torch.no_grad()
     def encode(self, images: Tensor, keys: Sequence[str]) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f), always in float32."""
+        """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H/f, W/f)."""
         mean, std = self._posterior(images)
         if not self.samples_latents:
             return mean * self.network.config.scaling_factor
@@ -90,7 +93,7 @@ class VAECodec:
             )
         shape = mean.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=stream("latent", key)) for key in keys])
-        return (mean + std * noise.to(mean)) * self.network.config.scaling_factor
+        return (mean + std * to_device(noise, mean.device)) * self.network.config.scaling_factor
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,15 +103,15 @@ class VAECodec:
         return mean * factor, torch.zeros_like(mean) if std is None else std * factor
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Unscaled; a first stage without a posterior gives its latents alone."""
+        """Unscaled, float32; a first stage without a posterior gives its latents alone."""
         means, deviations = [], []
-        with matmul_precision("highest"):
+        with self.compute.encoding():
             for part in images.split(1 if self.compute.vae_slicing else len(images)):
                 encoded = self.network.encode(self.compute.layout(part))
                 posterior = getattr(encoded, "latent_dist", None)
                 means.append(encoded.latents if posterior is None else posterior.mean)
                 deviations += [] if posterior is None else [posterior.std]
-        return torch.cat(means), torch.cat(deviations) if deviations else None
+        return torch.cat(means).float(), torch.cat(deviations).float() if deviations else None
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, fh, fw), about [-1, 1], not clamped.
@@ -137,7 +140,13 @@ class PixelCodec:
     downsampling = 1
     samples_latents = False
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, compute: Compute | None = None) -> None:
+        """Raises `UserError` for an encoding precision: no network encodes."""
+        if compute is not None and compute.encoding_precision != "float32":
+            raise UserError(
+                f"compute.encoding_precision={compute.encoding_precision}: this backbone's latents "
+                "are pixels, which nothing encodes; leave it at float32"
+            )
         self.image_size = checks.integer("backbone.image_size", image_size, minimum=1)
         self.output_size = self.image_size
 
@@ -176,7 +185,7 @@ def make_codec(
             raise UserError(
                 f"backbone.latents={latents}: without a backbone.vae latents are pixels"
             )
-        return PixelCodec(image_size)
+        return PixelCodec(image_size, compute)
     source = diffusers_source(f"backbone.{key}", vae)
     return VAECodec(
         lambda: load_pretrained(f"backbone.{key}", source, "vae"),

@@ -38,7 +38,7 @@ class Toy:
         self.shift = checks.number("backbone.shift", shift)
         self.std = checks.number("backbone.std", std, minimum=0)
         self.device = (compute or Compute()).torch_device
-        self.codec = PixelCodec(image_size)
+        self.codec = PixelCodec(image_size, compute)
         self.latent_shape = (1, image_size, image_size)
         self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
         self._abar = self.schedule.alphas_cumprod.to(self.device)

@@ -122,7 +122,9 @@ def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
 
 def build_compute(cfg: DictConfig) -> Compute:
     """How the backbone's networks run."""
-    keys = ("device", "precision", "compile", "channels_last", "vae_slicing")
+    keys = (
+        "device", "precision", "encoding_precision", "compile", "channels_last", "vae_slicing",
+    )  # fmt: skip
     return Compute(**{key: cfg.compute[key] for key in keys})
 
 

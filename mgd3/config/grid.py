@@ -34,7 +34,8 @@ FULL = "full"  # as an `ipc`: all real images
 _PARTS = ("dataset", "backbone", "protocol")  # that a rehearsal replaces in every row
 # Overrides that change no number.
 _NEUTRAL = ("tracker", "dataset.root", "runs", "cache", "data", "report")
-_ROUNDING = ("compute.precision", "compute.training_precision")  # of compute: these do
+# Of compute: these do.
+_ROUNDING = ("compute.precision", "compute.training_precision", "compute.encoding_precision")
 _FILTERS = ("row", *PLACES, "student")
 _OWN = ("table", "figure", "grid", "plan", "rehearsal", "explain")  # scripts/reproduce.py's
 

@@ -33,7 +33,9 @@ from mgd3.storage.files import local_path
 
 TRAIN = "train"  # what a method reads beside groups and keys: the real training images
 _KEYS = ("ipc", "seed", "pool", "flip")
-_COMPUTE = ("precision", "training_precision")  # what of compute= moves a result, if by rounding
+# What of compute= moves a result, if by rounding.
+_COMPUTE = ("precision", "training_precision", "encoding_precision")
+_UNSAID = {"encoding_precision": "float32"}  # left out, as if there were no such key
 _GROUPS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
     "surrogate", "select", "refine", "sampler", "protocol", "metrics",
@@ -131,7 +133,7 @@ def set_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     for key in reads(cfg):
         if key != TRAIN and choices.get(key) != _NEUTRAL.get(key, ...):
             found[key] = _part(cfg, key, choices)
-    return found
+    return {k: part for k, part in found.items() if k not in _UNSAID or part != _UNSAID[k]}
 
 
 def score_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:

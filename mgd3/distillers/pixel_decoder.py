@@ -10,26 +10,10 @@ from torch import Tensor
 from mgd3.backbones.contract import Codec
 from mgd3.data.pixels import to_pixels
 from mgd3.runtime.batching import Batches
+from mgd3.runtime.compute import HostCopy
 from mgd3.runtime.errors import UserError
 
 _DECODE_BATCH = 16  # a VAE needs far more memory than a step
-
-
-class HostCopy:
-    """A tensor of a device on its way to the host, while the device goes on with other work."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        on_gpu = tensor.device.type == "cuda"
-        self._tensor = tensor.to("cpu", non_blocking=on_gpu)  # into pinned memory, if so
-        self._arrived = torch.cuda.Event() if on_gpu else None
-        if self._arrived is not None:
-            self._arrived.record(torch.cuda.current_stream(tensor.device))
-
-    def get(self) -> Tensor:
-        """The tensor on the CPU, once it is there; from any thread."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._tensor
 
 
 class PixelDecoder:

@@ -51,11 +51,12 @@ def training_latents(
     folder: Path,
     sampled: bool,
     flip: float,
+    workers: int = 1,
 ) -> TrainingLatents:
     """The latents of some classes' images, one class after the other, encoded once per cache."""
 
     def moments(mirror: str) -> tuple[Tensor, Tensor | None]:
-        cache = LatentCache(folder, codec, mirror)
+        cache = LatentCache(folder, codec, mirror, workers)
         with cache.encoding(classes, moments=True):
             found = [cache.moments(info, images) for info, images in classes]
         means, deviations = zip(*found, strict=True)

@@ -203,7 +203,7 @@ class FineTuning:
     def _tune(self, part: _Part, work: Work) -> dict[str, Tensor]:
         """Train on the latents of a part's classes, whose conditioning rows are its `rows`."""
         folder, sampled = work.cache / "latents", self.latents == "sample"
-        latents = training_latents(part.pairs, part.codec, folder, sampled, self.flip)
+        latents = training_latents(part.pairs, part.codec, folder, sampled, self.flip, work.workers)
         counts = torch.tensor([len(images.images) for _, images in part.pairs])
         labels = torch.tensor(part.rows).repeat_interleave(counts)
         return self._train(part, latents, labels, work)

@@ -86,7 +86,7 @@ def mode_stages(
 
 
 def _shelf(codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path) -> _Shelf:
-    latents = LatentCache(work.cache / "latents", codec, work.flip)
+    latents = LatentCache(work.cache / "latents", codec, work.flip, work.workers)
     pace = WorkPace(
         work.cache, f"{ipc} modes of a class by {type(finder).__name__}", torch.device("cpu")
     )

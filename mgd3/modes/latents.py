@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,42 +13,39 @@ from torch import Tensor
 
 from mgd3.backbones.contract import Codec
 from mgd3.data.class_lists import ClassInfo
-from mgd3.data.datasets import RealImage
+from mgd3.data.decode_queue import DecodeQueue
 from mgd3.data.inventory import ClassImages
-from mgd3.data.pixels import center_crop, from_pil, to_unit
-from mgd3.runtime.batching import Batches
-from mgd3.runtime.errors import UserError
+from mgd3.modes.encoding import Encode, Encoder, device_of
 from mgd3.runtime.progress import progress
-from mgd3.runtime.seeding import stream
 from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached
 from mgd3.storage.timing import WorkPace
 
-# Fixed, because a network rounds differently in another batch and k-means may then differ too.
-_CHUNK = 16
 _MOMENTS = "-moments"  # ends the name of a file that holds the posterior's
 Pair: TypeAlias = tuple[ClassInfo, ClassImages]
-_Encode: TypeAlias = Callable[[Sequence[RealImage]], tuple[Tensor, ...]]
 
 
 class LatentCache:
-    """Encodes class by class; never more than one class's latents and one batch of pixels held.
+    """Encodes class by class; never more than one class's latents and a few batches of pixels held.
 
     `flip`: «none», «all», or «random» as in the released loader (p = 0.5, each image's stream).
     Files lie in `folder`/<codec>/<wnid>-<digest>.safetensors; the digest covers the images'
     contents and order, so a changed image or option gets another file.
     """
 
-    def __init__(self, folder: Path, codec: Codec, flip: str) -> None:
+    def __init__(self, folder: Path, codec: Codec, flip: str, workers: int = 1) -> None:
+        """`workers` threads decode."""
         self.folder = folder
         self.codec = codec
         self.flip = flip
-        self._batches = Batches(_CHUNK, "encoding")
+        self._workers = workers
+        self._encoder = Encoder(codec, flip)
         self._advance: Callable[..., None] | None = None  # of the bar of all classes
+        self._queue: DecodeQueue | None = None  # of all classes
 
     def stage(self, classes: Sequence[Pair], moments: bool = False) -> Stage:
         """Encoding what the cache lacks of some classes."""
-        new = self._missing(classes, moments)
+        new = _count(self._missing(classes, moments))
         each = self._pace.seconds
         return Stage(
             what=f"encodes {new:,} {self._images} as latents",
@@ -59,17 +56,22 @@ class LatentCache:
     @contextmanager
     def encoding(self, classes: Sequence[Pair], moments: bool = False) -> Iterator[None]:
         """One bar for all classes that are encoded inside, announced where it takes long."""
-        stage, new = self.stage(classes, moments), self._missing(classes, moments)
-        if not new:
+        missing, stage = self._missing(classes, moments), self.stage(classes, moments)
+        if not missing:
             yield
             return
         announce(stage)
-        with progress("encoding", new, self._images, stage=stage, pace=self._pace) as advance:
-            self._advance = advance
+        with (
+            progress(
+                "encoding", _count(missing), self._images, stage=stage, pace=self._pace
+            ) as bar,
+            self._decoding(missing) as queue,
+        ):
+            self._advance, self._queue = bar, queue
             try:
                 yield
             finally:
-                self._advance = None
+                self._advance = self._queue = None
 
     @property
     def _images(self) -> str:
@@ -78,30 +80,35 @@ class LatentCache:
 
     @property
     def _pace(self) -> WorkPace:
-        compute = getattr(self.codec, "compute", None)
-        device = compute.torch_device if compute else torch.device("cpu")
-        return WorkPace(self.folder.parent, f"encoding by {self.codec.id}", device)
+        kind = f"encoding by {self.codec.id}"
+        return WorkPace(self.folder.parent, kind, device_of(self.codec))
 
-    def _missing(self, classes: Sequence[Pair], moments: bool) -> int:
-        """Images of those classes that the cache has no latents of."""
-        return sum(
-            len(images.images)
-            for info, images in classes
-            if not self._path(f"{self.key(info, images)}{_MOMENTS if moments else ''}").is_file()
-        )
+    def _missing(self, classes: Sequence[Pair], moments: bool) -> list[Pair]:
+        """Those classes that the cache has no latents of."""
+        end = _MOMENTS if moments else ""
+        return [pair for pair in classes if not self._path(f"{self.key(*pair)}{end}").is_file()]
+
+    def _decoding(self, classes: Sequence[Pair]) -> DecodeQueue:
+        by_wnid = {info.wnid: images.images for info, images in classes}
+        return self._encoder.queue(self._workers, by_wnid)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
     def latents(self, info: ClassInfo, images: ClassImages) -> Tensor:
         """All latents of a class, (N, C, h, w) float32, in the images' order."""
-        (latents,) = self._cached(self.key(info, images), info, images, self._of, ["latents"])
+        key, encode = self.key(info, images), self.codec.encode
+        (latents,) = self._cached(
+            key, info, images, lambda pixels, keys: (encode(pixels, keys),), ["latents"]
+        )
         return latents
 
     def moments(self, info: ClassInfo, images: ClassImages) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of a class's latents, (N, C, h, w) each."""
-        key = f"{self.key(info, images)}{_MOMENTS}"
-        mean, std = self._cached(key, info, images, self._moments_of, ["mean", "std"])
+        key, moments = f"{self.key(info, images)}{_MOMENTS}", self.codec.moments
+        mean, std = self._cached(
+            key, info, images, lambda pixels, _: moments(pixels), ["mean", "std"]
+        )
         return mean, std
 
     def key(self, info: ClassInfo, images: ClassImages) -> str:
@@ -113,64 +120,33 @@ class LatentCache:
         return f"{self.codec.id}/{info.wnid}-{digest}"
 
     def _cached(
-        self, key: str, info: ClassInfo, images: ClassImages, encode: _Encode, names: list[str]
+        self, key: str, info: ClassInfo, images: ClassImages, encode: Encode, names: list[str]
     ) -> list[Tensor]:
         """What `encode` gives of all images of a class, by name, from the cache if it is there."""
 
         def make() -> dict[str, Tensor]:
-            parts = list(self._encode(info, images, encode))
+            parts = list(self._encoded(info, images, encode))
             return {name: torch.cat([p[k] for p in parts]) for k, name in enumerate(names)}
 
         found: dict[str, Tensor] = cached(self._path(key), {"wnid": info.wnid}, make)
+        if self._queue is not None:  # another process may have encoded this class
+            self._queue.leave(info.wnid, images.images)
         return [found[name] for name in names]
 
-    def _encode(
-        self, info: ClassInfo, images: ClassImages, encode: _Encode
+    def _encoded(
+        self, info: ClassInfo, images: ClassImages, encode: Encode
     ) -> Iterator[tuple[Tensor, ...]]:
-        with self._bar(info, images) as advance:
-            for start in range(0, len(images.images), _CHUNK):
-                batch = images.images[start : start + _CHUNK]
-                for attempt in self._batches.attempts(batch):
-                    with attempt as part:
-                        latents = self._finite(part, encode(part))
-                        advance(len(part))
-                    if attempt.error is None:
-                        yield latents
+        """Batch by batch: under the bar of all classes, or this one's own."""
+        if self._queue is not None and self._advance is not None:
+            yield from self._encoder.encode(images.images, self._queue, encode, self._advance)
+            return
+        what, count = f"encoding {info.wnid} {info.name}", len(images.images)
+        with (
+            progress(what, count, "real images", pace=self._pace) as advance,
+            self._decoding([(info, images)]) as queue,
+        ):
+            yield from self._encoder.encode(images.images, queue, encode, advance)
 
-    def _bar(
-        self, info: ClassInfo, images: ClassImages
-    ) -> AbstractContextManager[Callable[..., None]]:
-        """The bar of all classes, or this one's own."""
-        if self._advance is not None:
-            return nullcontext(self._advance)
-        what = f"encoding {info.wnid} {info.name}"
-        return progress(what, len(images.images), "real images", pace=self._pace)
 
-    def _of(self, images: Sequence[RealImage]) -> tuple[Tensor]:
-        return (self.codec.encode(self._pixels_of(images), [image.key for image in images]),)
-
-    def _moments_of(self, images: Sequence[RealImage]) -> tuple[Tensor, Tensor]:
-        return self.codec.moments(self._pixels_of(images))
-
-    def _finite(
-        self, images: Sequence[RealImage], latents: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """The latents (B, C, h, w) on the host; `UserError` naming one that is not finite."""
-        found = tuple(part.cpu() for part in latents)
-        for part in found:
-            bad = ~part.flatten(1).isfinite().all(dim=1)  # (B,)
-            if bad.any():
-                key = images[int(bad.nonzero()[0])].key
-                raise UserError(f"the latent of {key} is not finite; its file or the VAE is bad")
-        return found
-
-    def _pixels_of(self, images: Sequence[RealImage]) -> Tensor:
-        """(B, 3, H, W) in [-1, 1]."""
-        return to_unit(torch.stack([self._pixels(image) for image in images]))
-
-    def _pixels(self, image: RealImage) -> Tensor:
-        pixels = from_pil(center_crop(image.decode(), self.codec.image_size))
-        if self.flip == "none":
-            return pixels
-        mirrored = self.flip == "all" or torch.rand((), generator=stream("flip", image.key)) < 0.5
-        return pixels.flip(-1) if mirrored else pixels
+def _count(classes: Sequence[Pair]) -> int:
+    return sum(len(images.images) for _, images in classes)

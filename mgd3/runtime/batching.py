@@ -107,13 +107,15 @@ def memory_words() -> str:
     return f": {full_gpu(name, free, total, torch.cuda.memory_reserved())}"
 
 
-def largest_batch(work: Callable[[int], object], device: torch.device) -> int:
+def largest_batch(
+    work: Callable[[int], object], device: torch.device, doing: str = "sampling"
+) -> int:
     """The batch that free memory takes, from what `work(1)` and `work(2)` need; a power of two.
 
     Raises `UserError` if there is no memory for one.
     """
     if not _fits(work, 1):  # it also loads weights and fills caches, which are not to be counted
-        raise _too_large("sampling")
+        raise _too_large(doing)
     if not _fits(work, 2):
         return 1
     one, two = (peak_bytes(partial(work, n)) for n in (1, 2))
@@ -121,7 +123,7 @@ def largest_batch(work: Callable[[int], object], device: torch.device) -> int:
     room = _SHARE * free_bytes(device) - max(0, one - per_image)
     fits = max(1, min(LARGEST_BATCH, int(room / per_image)))
     size = 1 << (fits.bit_length() - 1)
-    log.info("compute.batch_size=auto: %d at once, %.2f GiB each", size, per_image / 2**30)
+    log.info("%s %d images at once, %.2f GiB each", doing, size, per_image / 2**30)
     return size
 
 

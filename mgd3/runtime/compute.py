@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,13 +58,14 @@ def _reason(device: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Options of the denoiser and the decoder; weights and latents are float32 in any case.
+    """Options of a backbone's networks; weights and latents are float32 in any case.
 
-    Real images are always encoded in float32, because all runs share their latents.
+    All runs share the latents of real images: those of each encoding precision are kept apart.
     """
 
     device: str = "auto"
     precision: str = "float32"  # or tf32 (GPU only), bfloat16, float16: the last two by autocast
+    encoding_precision: str = "float32"  # of real images: or tf32 (GPU only), bfloat16
     compile: bool = False  # torch.compile: a minute at first, faster afterwards
     channels_last: bool = False  # memory layout of convolutions
     vae_slicing: bool = False  # encode and decode one image at a time
@@ -72,6 +73,8 @@ class Compute:
 
     def __post_init__(self) -> None:
         checks.choice("compute.precision", self.precision, ["float32", "tf32", *_AUTOCAST])
+        known = ["float32", "tf32", "bfloat16"]  # VAEs overflow in float16
+        checks.choice("compute.encoding_precision", self.encoding_precision, known)
         for key in ("compile", "channels_last", "vae_slicing"):
             checks.flag(f"compute.{key}", getattr(self, key))
         compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
@@ -81,8 +84,9 @@ class Compute:
                 "by CXX; install one, or leave compute.compile=false"
             )
         object.__setattr__(self, "torch_device", pick_device(self.device))
-        if self.precision == "tf32" and self.torch_device.type == "cpu":
-            log.warning("compute.precision=tf32 is float32 on a CPU")
+        for key in ("precision", "encoding_precision"):
+            if getattr(self, key) == "tf32" and self.torch_device.type == "cpu":
+                log.warning("compute.%s=tf32 is float32 on a CPU", key)
 
     @torch.inference_mode(False)  # weights that gradients may flow through, wherever they load
     def place(self, network: Network) -> Network:
@@ -105,14 +109,21 @@ class Compute:
         images = images.to(self.torch_device)
         return images.to(memory_format=torch.channels_last) if self.channels_last else images
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """The chosen precision, inside the block only."""
-        with matmul_precision("high" if self.precision == "tf32" else "highest"):
-            if self.autocast_type is None:
+        return self._computing(self.precision)
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """The precision of encoding, inside the block only."""
+        return self._computing(self.encoding_precision)
+
+    @contextmanager
+    def _computing(self, precision: str) -> Iterator[None]:
+        with matmul_precision("high" if precision == "tf32" else "highest"):
+            if precision not in _AUTOCAST:
                 yield
                 return
-            with torch.autocast(self.torch_device.type, dtype=self.autocast_type):
+            with torch.autocast(self.torch_device.type, dtype=_AUTOCAST[precision]):
                 yield
 
 
@@ -207,3 +218,20 @@ def to_device(tree: T, device: torch.device) -> T:
 def _part(packed: Tensor, like: Tensor, end: int) -> Tensor:
     """The bytes before `end` as a tensor of the shape and dtype of `like`."""
     return packed[end - like.nbytes : end].view(like.dtype).view(like.shape)
+
+
+class HostCopy:
+    """A tensor of a device on its way to the host, while the device goes on with other work."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        on_gpu = tensor.device.type == "cuda"
+        self._tensor = tensor.to("cpu", non_blocking=on_gpu)  # into pinned memory, if so
+        self._arrived = torch.cuda.Event() if on_gpu else None
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def get(self) -> Tensor:
+        """The tensor on the CPU, once it is there; from any thread."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor

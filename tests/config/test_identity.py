@@ -47,6 +47,12 @@ CHANGES = [  # base command, then the change
     ("", "protocol=hard_label", SCORES),
     ("", "protocol.epochs_by_ipc=[[null,5]]", SCORES),
     ("", "protocol.epochs=5", SCORES),
+    ("", "compute.encoding_precision=bfloat16", SET),
+    ("", "compute.encoding_precision=float32", SAME),
+    ("method=closest_real", "compute.encoding_precision=tf32", SET),
+    ("method=minimax", "compute.encoding_precision=tf32", SET),  # it is fine-tuned on latents
+    ("method=unguided", "compute.encoding_precision=bfloat16", SAME),
+    ("method=random", "compute.encoding_precision=bfloat16", SAME),
     ("", "compute.training_precision=bfloat16", SCORES),
     ("", "compute.training_precision=tf32", SCORES),
     ("method=random", "compute.precision=bfloat16", SAME),  # real images have no precision

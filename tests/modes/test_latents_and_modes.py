@@ -1,20 +1,24 @@
 """Encoding once, remembering by content, and finding modes."""
 
 import json
+import shutil
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
+from networks import small_vae
 from safetensors import safe_open
 from sklearn.cluster import KMeans
 
-from mgd3.backbones.codecs import PixelCodec
+from mgd3.backbones.codecs import PixelCodec, make_codec
 from mgd3.data.digits import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.data.pixels import from_pil, to_pixels, to_unit
 from mgd3.modes.discovery import ModeFile, discover_modes
 from mgd3.modes.finders import KMeansModes
 from mgd3.modes.latents import LatentCache
-from mgd3.runtime.compute import Work
+from mgd3.runtime.compute import Compute, Work
 from mgd3.runtime.errors import CorruptFileError, UserError
 from mgd3.storage.tensors import load_tensors, save_tensors
 
@@ -85,6 +89,80 @@ class BadCodec(PixelCodec):
         latents = super().encode(images, keys).clone()
         latents[2, 0, 0, 0] = float("nan")
         return latents
+
+
+class Counted:
+    """A real image that says when it is decoded."""
+
+    begun: ClassVar[set] = set()
+
+    def __init__(self, image):
+        self.image, self.key = image, image.key
+
+    def decode(self):
+        self.begun.add(self.key)
+        return self.image.decode()
+
+
+class Watching(PixelCodec):
+    """Notes how many images are begun when a batch arrives."""
+
+    def __init__(self):
+        super().__init__(8)
+        self.encoded, self.ahead = 0, []
+
+    def encode(self, images, keys):
+        assert Counted.begun.issuperset(keys)
+        self.encoded += len(keys)
+        self.ahead.append(len(Counted.begun) - self.encoded)
+        return super().encode(images, keys)
+
+
+def test_files_are_decoded_ahead_of_the_codec_and_never_far(digits, tmp_path):
+    dataset, inventory = digits
+    pairs = [
+        (info, replace(found, images=tuple(map(Counted, found.images))))
+        for info, found in zip(dataset.classes[:3], inventory, strict=False)
+    ]
+    expected = LatentCache(tmp_path / "one", PixelCodec(8), "none", 1)
+    codec, Counted.begun = Watching(), set()
+    cache = LatentCache(tmp_path / "two", codec, "none", 3)
+    with cache.encoding(pairs):
+        first = cache.latents(*pairs[0])
+        expected_middle = expected.latents(*pairs[1])  # as if another process had encoded it
+        path = cache.folder / f"{cache.key(*pairs[1])}.safetensors"
+        shutil.copy(expected.folder / f"{expected.key(*pairs[1])}.safetensors", path)
+        codec.encoded += len(pairs[1][1].images)
+        assert torch.equal(cache.latents(*pairs[1]), expected_middle)
+        last = cache.latents(*pairs[2])
+    assert torch.equal(first, expected.latents(*pairs[0]))
+    assert torch.equal(last, expected.latents(*pairs[2]))
+    assert max(codec.ahead) <= 32 and codec.ahead[-1] == 0
+    of_first = codec.ahead[: -(-len(first) // 16)]
+    assert of_first[-1] > 0, "the next class waits for this one"
+
+
+def test_every_precision_of_encoding_has_latents_of_its_own(digits, tmp_path):
+    dataset, inventory = digits
+    small_vae(tmp_path / "vae")
+    found, files = {}, {}
+    for precision in ("float32", "bfloat16"):
+        compute = Compute(device="cpu", encoding_precision=precision)
+        codec = make_codec(str(tmp_path / "vae"), 16, compute=compute)
+        cache = LatentCache(tmp_path / "latents", codec, "none")
+        found[precision] = cache.latents(dataset.classes[2], inventory[2])
+        cache.moments(dataset.classes[2], inventory[2])
+        files |= {path: path.read_bytes() for path in cache.folder.rglob("*.safetensors")}
+    assert len(files) == 4 and all(path.read_bytes() == old for path, old in files.items())
+    difference = (found["float32"] - found["bfloat16"]).abs().max()
+    assert 0 < difference < 0.05 * found["float32"].abs().max()
+
+
+def test_a_precision_of_encoding_is_refused_where_nothing_encodes():
+    with pytest.raises(UserError, match="encoding_precision=tf32: this backbone's latents are pix"):
+        make_codec(None, 8, compute=Compute(device="cpu", encoding_precision="tf32"))
+    with pytest.raises(UserError, match="encoding_precision='float16' is unknown"):
+        Compute(device="cpu", encoding_precision="float16")
 
 
 def test_nan_in_a_latent_names_the_image(digits, tmp_path):

@@ -77,15 +77,22 @@ def test_weights_and_results_are_float32_in_every_precision(tmp_path):
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_encoding_is_float32_whatever_the_precision(tmp_path):
+def test_encoding_has_a_precision_of_its_own(tmp_path):
     small_vae(tmp_path / "vae")
     images = torch.rand(3, 3, 64, 64) * 2 - 1
-    plain, half, sliced = (
+    plain, half, sliced, rounded = (
         make_codec(str(tmp_path / "vae"), 64, compute=Compute(**options)).encode(images, "abc")
-        for options in ({}, {"precision": "bfloat16"}, {"vae_slicing": True})
+        for options in (
+            {},
+            {"precision": "bfloat16"},
+            {"vae_slicing": True},
+            {"encoding_precision": "bfloat16"},
+        )
     )
     assert torch.equal(plain, half)
     assert torch.allclose(plain, sliced, atol=1e-5)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - plain).abs().max() < 0.02 * plain.abs().max()
 
 
 @pytest.mark.parametrize(
