@@ -3,7 +3,9 @@
 sampling    one image at a time, its conditional and null pair as a batch of two  |  batched
 evaluation  transforms per image in a DataLoader, float32; teachers; tests         |  on the device
 backbone    DiT-XL/2: batches, precisions, compilation, share of the matrix rate
+encoding    decoding and encoding of photographs, one after another  |  side by side
 modes       every mode finder: time and memory per class
+scale       a whole run of 10, 100 and 1,000 classes: exponents
 precision   what tf32, bfloat16 and float16 change in the pixels
 
 Every measurement has a process of its own, so that peak memory is its own too. Times are the best
@@ -29,7 +31,7 @@ if __name__ == "__main__":
 
 import hydra
 from omegaconf import DictConfig
-from timings import backbone, evaluation, modes, precision, sampling
+from timings import backbone, encoding, evaluation, modes, precision, sampling, scale
 from timings.stopwatch import default_device
 
 from mgd3.config.schema import CONFIGS, plain
@@ -49,7 +51,9 @@ def main(cfg: DictConfig) -> None:
             options["modes"]["num_modes"],
             options["modes"]["workers"],
         ),
+        "encoding": lambda: encoding.main(**options["encoding"]),
         "precision": precision.main,
+        "scale": lambda: scale.main(**options["scale"]),
     }
     what = [options["what"]] if isinstance(options["what"], str) else options["what"]
     for subject in what:

@@ -151,6 +151,7 @@ class _Shelf:
             self._latents.encoding(missing),
             progress("finding modes", len(missing), "classes", stage=stage) as advance,
             ThreadPoolExecutor(workers) as pool,
+            times.gathering(),
         ):
             for info, images in missing:
                 with times.stage("encode"):

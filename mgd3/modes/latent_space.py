@@ -14,7 +14,7 @@ from mgd3.backbones.contract import Backbone
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
 from mgd3.data.pixels import center_crop, from_pil, to_unit
-from mgd3.modes.encoding import device_of
+from mgd3.modes.encoder import device_of
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import to_device
 from mgd3.runtime.errors import UserError

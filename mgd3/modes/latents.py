@@ -15,7 +15,7 @@ from mgd3.backbones.contract import Codec
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.decode_queue import DecodeQueue
 from mgd3.data.inventory import ClassImages
-from mgd3.modes.encoding import Encode, Encoder, device_of
+from mgd3.modes.encoder import Encode, Encoder, device_of
 from mgd3.runtime.progress import progress
 from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached

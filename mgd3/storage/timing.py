@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class StageTimes:
         """`keep` False writes nothing: for a process beside the one that does."""
         self.path = path
         self.keep = keep
+        self._gathered: dict[str, float] | None = None
 
     def read(self) -> dict[str, float]:
         """Seconds by stage; empty before the first stage ends."""
@@ -37,10 +38,29 @@ class StageTimes:
             yield
         finally:
             taken = round(time.monotonic() - start, 3)
-            if taken and self.keep:  # a stage that does nothing is none
-                seconds = self.read()
-                seconds[name] = round(seconds.get(name, 0.0) + taken, 3)
-                write_json(self.path, seconds)
+            if self._gathered is not None:
+                self._gathered[name] = self._gathered.get(name, 0.0) + taken
+            else:
+                self._add({name: taken})
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Stages that come and go inside, class by class, are written once, when the block ends."""
+        self._gathered = {}
+        try:
+            yield
+        finally:
+            gathered, self._gathered = self._gathered, None
+            self._add(gathered)
+
+    def _add(self, taken: Mapping[str, float]) -> None:
+        new = {name: s for name, s in taken.items() if s}  # a stage that does nothing is none
+        if new and self.keep:
+            seconds = self.read()
+            write_json(
+                self.path,
+                seconds | {name: round(seconds.get(name, 0.0) + s, 3) for name, s in new.items()},
+            )
 
 
 class WorkPace:
