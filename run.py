@@ -30,7 +30,7 @@ from mgd3.config.schema import CONFIGS, refuse_unknown, validate
 from mgd3.runtime.checks import flag
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.screen import tell
-from mgd3.storage.files import nothing_left_behind
+from mgd3.storage.files import nothing_left_behind, remove_empty
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,16 @@ def run(cfg: DictConfig) -> None:
     try:
         with nothing_left_behind(_folder(), Path(cfg.runs)):
             validate(cfg)
-            only_planned = flag("plan", cfg.plan)
-        if only_planned:
+            machine = cfg.plan if isinstance(cfg.plan, str) else None
+            only_planned = machine is None and flag("plan", cfg.plan)
+        if machine is not None:
+            from scripts.machine_plan import print_machine_plan
+
+            try:
+                print_machine_plan(cfg, machine)
+            finally:
+                remove_empty(_folder())
+        elif only_planned:
             from scripts.run_plan import print_plan  # torch and all that it takes
 
             print_plan(cfg, one=not in_sweep)

@@ -76,7 +76,8 @@ def validate(cfg: DictConfig) -> None:
             checks.integer(key, cfg[key], minimum=least)
     if cfg.get("report") is not None:
         checks.flag("report", cfg.report)
-    refuse_missing_gpu(cfg.compute.device)
+    if not isinstance(cfg.get("plan"), str):  # which is for another machine
+        refuse_missing_gpu(cfg.compute.device)
 
 
 def refuse_unknown(cfg: DictConfig) -> None:
