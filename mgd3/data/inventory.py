@@ -27,6 +27,7 @@ from mgd3.storage.timing import WorkPace
 log = logging.getLogger(__name__)
 
 _BROKEN = "broken: "  # then why
+_LOOKERS = 16  # threads that ask for files' sizes and times
 _Entries = dict[str, tuple[tuple[int, int], str]]  # by key: size and time, digest
 
 
@@ -48,7 +49,7 @@ def take_inventory(
     """
     listing = [dataset.images(split, label) for label in range(len(dataset.classes))]
     memories = [_Memory(dataset, split, info, cache) for info in dataset.classes]
-    known = [memory.of(images) for memory, images in zip(memories, listing, strict=True)]
+    known = _known(memories, listing)
     stage, pace = _stage(dataset, split, listing, known, cache), _pace(cache)
     announce(stage)
     found: dict[str, str] = {}
@@ -105,12 +106,26 @@ def looking(dataset: RealDataset, split: str, cache: Path) -> tuple[Stage, list[
     if dataset.location is None:  # in memory
         known = [{i.key: _digest(i) for i in images} for images in listing]
     else:
-        memories = [_Memory(dataset, split, info, cache) for info in dataset.classes]
-        known = [memory.of(images) for memory, images in zip(memories, listing, strict=True)]
+        known = _known([_Memory(dataset, split, c, cache) for c in dataset.classes], listing)
     return _stage(dataset, split, listing, known, cache), [
         ClassImages(tuple(images), tuple(digests[i.key] for i in images if i.key in digests))
         for images, digests in zip(listing, known, strict=True)
     ]
+
+
+def _known(
+    memories: Sequence[_Memory], listing: Sequence[Sequence[RealImage]]
+) -> list[dict[str, str]]:
+    """What is remembered of each class; on network storage every file's time is a wait."""
+    with (
+        progress("looking for changed images", len(memories), "classes") as advance,
+        ThreadPoolExecutor(_LOOKERS) as pool,
+    ):
+        found = []
+        for digests in pool.map(_Memory.of, memories, listing):
+            found.append(digests)
+            advance()
+    return found
 
 
 def _stage(
@@ -161,11 +176,14 @@ def _left_out(dataset: RealDataset) -> list[str]:
 
 def _copies(dataset: RealDataset, inventories: Mapping[str, Sequence[ClassImages]]) -> list[str]:
     """Photographs that stand in two splits, or in two classes."""
-    places: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    first: dict[str, tuple[str, int]] = {}
+    places: dict[str, set[tuple[str, int]]] = defaultdict(set)  # of those in several
     for split, inventory in inventories.items():
         for label, images in enumerate(inventory):
+            place = split, label
             for digest in images.digests:
-                places[digest].add((split, label))
+                if (before := first.setdefault(digest, place)) is not place:
+                    places[digest] |= {before, place}
     leaked = sum(len({split for split, _ in at}) > 1 for at in places.values())
     shared = sum(len({label for _, label in at}) > 1 for at in places.values())
     found = []

@@ -111,7 +111,7 @@ def picture(rows: Sequence[Row]) -> bytes:
             axis.plot(dense, y[0] + slope * (dense - x[0]), "--", color="grey", label="linear")
             axis.plot(x, y, "o", label="measured")
             axis.set(xscale="log", yscale="log", xlabel="classes", title=title)
-            for scale, values in ((axis.xaxis, x), (axis.yaxis, y)):
+            for scale, values in ((axis.xaxis, x), (axis.yaxis, y[[0, -1]])):
                 scale.set_ticks(values, [f"{v:,.0f}" for v in values])
                 scale.set_ticks([], minor=True)
             axis.set_ylim(y.min() / 2, y.max() * 2)

@@ -78,7 +78,7 @@ class ClassFolders:
 
     def place(self, split: str, wnid: str, file: str) -> Path:
         """Where a picture lies."""
-        return self.folders[split] / wnid / file
+        return self.folders[split].joinpath(wnid, file)  # one path, not two: there may be millions
 
     def remarks(self) -> list[str]:
         """What of the tree is no part of the dataset."""
