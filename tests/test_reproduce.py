@@ -216,12 +216,15 @@ def test_a_failed_cell_leaves_the_others(tmp_path):
     assert "Row DiT cannot be run so: guidance.scale is not a key" in table
 
 
+ONE_JOB = "table=5", "rehearsal=true", 'only.row="Random (seeded)"', "only.seed=0"
+
+
 def launched(cwd, python):
     """What a run comes to that Hydra's launcher starts with `python`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))
         return reproduce(
-            cwd, "table=5", "rehearsal=true", 'only.row="Random (seeded)"', "only.seed=0",
+            cwd, *ONE_JOB,
             "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5",
         )  # fmt: skip
 
@@ -231,6 +234,12 @@ def test_jobs_go_where_the_launcher_sends_them(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.rglob("results.jsonl"))) == 1
     assert len(list(tmp_path.rglob("*_result.pkl"))) == 1, "in a process of its own"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert reproduce(alone, *ONE_JOB).returncode == 0
+    images = {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.png")}
+    assert images, "and the same bytes as in one process"
+    assert all((tmp_path / path).read_bytes() == content for path, content in images.items())
 
 
 def test_a_node_without_the_packages_is_named(tmp_path):
