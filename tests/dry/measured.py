@@ -30,6 +30,7 @@ class Figures:
     difference: float = 0.0  # the largest, from the CPU's values
     refused: str = ""  # why it did not run
     waits: Counter = field(default_factory=Counter)  # of a step, by (what, line)
+    copies: Counter = field(default_factory=Counter)  # of a step, by (direction, line)
     to_device: Counter = field(default_factory=Counter)  # bytes of a step, by line
     to_host: Counter = field(default_factory=Counter)
     expanded: Counter = field(default_factory=Counter)  # bytes of the whole run, by line
@@ -86,6 +87,7 @@ def _compared(subject: Subject, folder: Path) -> dict[str, Any]:
     return {
         "difference": max(_distance(values[k], v) for k, v in expected.items()),
         "waits": each(lambda c: c.waits),
+        "copies": each(lambda c: c.copies),
         "to_device": each(lambda c: c.bytes_by_line(TO_DEVICE)),
         "to_host": each(lambda c: c.bytes_by_line(TO_HOST)),
         "expanded": expanded,

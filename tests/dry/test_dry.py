@@ -19,13 +19,13 @@ pytestmark = pytest.mark.timeout(600)  # the table: a minute of one core, and as
 # The most waits of a step: values that the host reads, and copies that block. A subject's limit is
 # that of the longest beginning of its name.
 MOST_WAITS = {
-    "sampling": 2,  # the step's noise, and the fixed variance of LDM and Stable Diffusion
+    "sampling": 2,  # goal 1: the step's noise; the fixed variance of LDM and Stable Diffusion
     "sampling toy": 4,  # and its timestep
     "decoding": 5,  # of a batch: class rows, modes, x_T, the finite check, pixels
     "encoding": 3,  # of 16 images: pixels, the posterior's noise, latents
-    "hard_label": 11,
-    "soft_label": 9,
-    "soft_label_fkd": 8,
+    "hard_label": 11,  # goal 2
+    "soft_label": 9,  # goal 2
+    "soft_label_fkd": 8,  # goal 3: the stored answers go to a file or come from it
     "fine-tuning": 32,
     "fine-tuning plain": 13,
     "from scratch": 13,
