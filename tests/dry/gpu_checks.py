@@ -2,7 +2,8 @@
 
 import pytest
 
-from dry.subjects import sampling, student, weights
+from dry.generating import sampling, weights
+from dry.learning import student
 from mgd3.runtime.compute import pick_device
 
 MAKES = {

@@ -17,7 +17,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dry.count import Counts, counting
-from dry.subjects import Subject, Values, weights
+from dry.generating import weights
+from dry.subjects import Subject
+from dry.work import Values
 
 
 @dataclass
