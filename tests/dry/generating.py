@@ -119,7 +119,7 @@ def decoding(backbone: str) -> Make:
     """Batches of four images: two steps, decoded, checked, written."""
 
     def make(device: str, batches: int, folder: Path) -> Callable[[], Values]:
-        return _distilling(backbone, "ddim", "none", 2, 2 * batches, device, folder, marks=False)
+        return _distilling(backbone, "ddpm", "none", 2, 2 * batches, device, folder, marks=False)
 
     return make
 
