@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 TABLES := $(addprefix table,1 2 3 4 5 6 7 8 9 10)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test campaign lint clean figures self_adaptive_memory results $(TABLES)
+.PHONY: help env demo test dry campaign lint clean figures self_adaptive_memory results $(TABLES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ demo: $(STAMP) ## even and odd digits by three methods: hidden modes, students, 
 	@$(BIN)/python run.py experiment=demo $(ARGS)
 	@$(BIN)/python scripts/report.py folder=runs/demo by=guidance.stop_t
 
-test: $(STAMP) ## the test suite (CPU, no network), two modules at a time
+test: $(STAMP) ## the test suite (CPU even beside a GPU, no network), two modules at a time
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+dry: $(STAMP) ## where a GPU would wait and what would be copied, counted without one; ARGS="hard_label decoding"
+	@PYTHONPATH=tests $(BIN)/python -m dry $(ARGS)
 
 campaign: $(STAMP) ## hundreds of kills, signals, races and bad inputs; 8 minutes on 2 cores
 	@PYTHONPATH=tests $(BIN)/python -m campaign $(ARGS)

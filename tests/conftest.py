@@ -4,6 +4,15 @@ import contextlib
 import io
 import logging
 import os
+
+# Tests mean the CPU, beside a GPU too, so none is seen from here on: torch looks once, when it is
+# first asked. Tests marked `gpu` run processes of their own, in the environment `seeing_gpus`.
+_SEEN = "MGD3_TESTS_SEE"  # what could be seen; processes that share the tests inherit it
+_SHOWN = "shown"  # one of those processes of their own
+os.environ.setdefault(_SEEN, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+if os.environ[_SEEN] != _SHOWN:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import runpy
 import subprocess
 import sys
@@ -22,7 +31,7 @@ os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
 
 # Modules that take longest start first, so that no process waits for the last one at the end.
 LONGEST = (
-    "test_reproduce", "test_grid", "test_run", "test_distributed", "test_compute",
+    "test_reproduce", "test_grid", "test_run", "test_dry", "test_distributed", "test_compute",
     "test_resumption", "test_campaign", "test_scripts", "test_privacy",
 )  # fmt: skip
 
@@ -35,6 +44,27 @@ QUICK = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(m) if (m := item.path.stem) in LONGEST else 99)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not _gpus():
+        pytest.skip("torch finds no GPU")
+
+
+def seeing_gpus():
+    """An environment for processes that may see what GPUs there are."""
+    seen = os.environ[_SEEN]
+    shown = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | {_SEEN: _SHOWN}
+    return shown if seen == "all" else shown | {"CUDA_VISIBLE_DEVICES": seen}
+
+
+def _gpus():
+    """How many torch finds, in a process that may see them."""
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=seeing_gpus(), capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
 
 
 def command(*overrides, script="run.py"):

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, run, seeing_gpus
 
 from mgd3.config.arguments import understood
 from mgd3.config.scripts import SCRIPTS
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.hardware import why_no_gpu
 
 # Runs each script's own words in one process, and says whether torch was loaded for it.
 WORDS = """
@@ -208,13 +207,17 @@ def test_a_missing_gpu_is_explained(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_that_is_there_is_not_missed(monkeypatch):
-    import torch
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert not (torch.cuda.is_available() and why_no_gpu())
-    if not torch.backends.cuda.is_built():
-        assert "for CPUs alone" in why_no_gpu()
+def test_a_gpu_that_is_there_is_not_missed():
+    """Asked where it can be seen: in a process of its own."""
+    code = (
+        "import torch; from mgd3.runtime.hardware import why_no_gpu as why\n"
+        "assert not (torch.cuda.is_available() and why()), why()\n"
+        "assert torch.backends.cuda.is_built() or 'for CPUs alone' in why(), why()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=seeing_gpus(), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_shell_completes_words_without_torch():
