@@ -251,7 +251,9 @@ def top1_after(
 def _dropout_stream(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout draws from the global generators: they are this epoch's own inside."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         yield
 
 

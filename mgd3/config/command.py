@@ -29,8 +29,8 @@ from mgd3.runtime.stopping import Stopped, received
 from mgd3.runtime.text import one_line
 from mgd3.storage.files import REFUSALS
 
-# The first is OpenMP's own, the others are GNU's and Intel's
-_HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# The first is GNU OpenMP's, which PyTorch's Linux builds use; OpenMP's own; Intel's
+_HOW_THREADS_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 def start() -> None:
@@ -52,13 +52,14 @@ def start() -> None:
 
 
 def _let_threads_sleep() -> None:
-    """OpenMP's threads sleep while they wait, unless the environment says how they wait.
+    """OpenMP's threads soon sleep while they wait, unless the environment says how they wait.
 
-    By default they spin, which takes a whole core from whatever runs beside this process. Read
-    once, when torch is loaded.
+    By default they spin, which takes a whole core from whatever runs beside this process. To sleep
+    at once (OMP_WAIT_POLICY=passive) costs small networks half of their speed where nothing does
+    (docs/speed.md). Read once, when torch is loaded.
     """
     if not any(os.environ.get(name) for name in _HOW_THREADS_WAIT):
-        os.environ[_HOW_THREADS_WAIT[0]] = "passive"
+        os.environ[_HOW_THREADS_WAIT[0]] = "1000"  # turns of a loop, about a microsecond
 
 
 def _complete(given: list[str], script: Script) -> None:

@@ -237,11 +237,12 @@ def test_a_shell_completes_words_without_torch():
 
 
 @pytest.mark.parametrize("said_before", [None, "active"])
-def test_threads_wait_without_spinning_unless_told_otherwise(said_before):
+def test_threads_soon_sleep_while_they_wait_unless_told_otherwise(said_before):
     """Before torch is loaded, which is when OpenMP reads it."""
     code = (
         "import os, sys; sys.argv = ['run.py', 'ipc=1']; from mgd3.config.command import start; "
-        "start(); assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+        "start(); assert 'torch' not in sys.modules; "
+        "print(*(os.environ.get(k) for k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     )
     taken = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     environment = {k: v for k, v in os.environ.items() if k not in taken}
@@ -250,4 +251,5 @@ def test_threads_wait_without_spinning_unless_told_otherwise(said_before):
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT
     )
-    assert done.stdout.strip() == (said_before or "passive"), done.stderr
+    expected = f"{said_before} None" if said_before else "None 1000"
+    assert done.stdout.strip() == expected, done.stderr
