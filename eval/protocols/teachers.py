@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,16 +110,20 @@ class FullSetNetwork:
         network or of other classes.
         """
         own, place = self.options, self.place
-        classes = dataset.classes
-        net = make_student(own.student, len(classes), self.image_size, own.seed).to(place.device)
+        net = self.fresh(dataset)
         if own.weights is not None:
             self._read(net, own.weights, dataset)
             log.info("%s: %s", own.student, own.weights)
             return net.eval()
         if inventory is None:
             inventory = take_inventory(dataset, "train", 1, place.cache, place.workers)
-        self._find_or_train(net, _wnids(dataset), dataset, inventory)
+        self._find_or_train(net, class_key(dataset), dataset, inventory)
         return net.eval()
+
+    def fresh(self, dataset: RealDataset) -> nn.Module:
+        """The network of these classes, untrained."""
+        own, classes = self.options, len(dataset.classes)
+        return make_student(own.student, classes, self.image_size, own.seed).to(self.place.device)
 
     def answers(
         self, net: nn.Module, pixels: Tensor, labels: Tensor, dataset: RealDataset
@@ -149,7 +153,7 @@ class FullSetNetwork:
         self, net: nn.Module, path: Path, metadata: Mapping[str, str], dataset: RealDataset
     ) -> None:
         """A file that `network` has written, for these classes and images of this size."""
-        own, classes = self.options, _wnids(dataset)
+        own, classes = self.options, class_key(dataset)
         made_from = metadata_json(metadata, "made_from", list[Any], str(path)) or []
         if made_from[2:3] not in ([], [self.image_size]):
             raise UserError(
@@ -172,12 +176,11 @@ class FullSetNetwork:
         dataset: RealDataset,
         inventory: Sequence[ClassImages],
     ) -> None:
-        recipe = self._recipe(inventory)
-        path, made_from = self._file(classes, inventory)
+        path, made_from = self.file(classes, inventory)
         checkpoint = path.with_suffix(".part")
 
         def trained() -> dict[str, Tensor]:
-            self._train(net, recipe, checkpoint, dataset, inventory)
+            self.train(net, checkpoint, dataset, inventory)
             return net.state_dict()
 
         net.load_state_dict(cached(path, {"classes": classes, "made_from": made_from}, trained))
@@ -185,7 +188,7 @@ class FullSetNetwork:
             checkpoint.unlink(missing_ok=True)
         log.info("%s: %s", self.options.student, path)
 
-    def _file(self, classes: str, inventory: Sequence[ClassImages]) -> tuple[Path, str]:
+    def file(self, classes: str, inventory: Sequence[ClassImages]) -> tuple[Path, str]:
         """Where the network of these classes and images lies in the cache; what it is made from."""
         own = self.options
         how = asdict(self._recipe(inventory)), asdict(self.protocol.augmentation)
@@ -202,7 +205,7 @@ class FullSetNetwork:
         own = self.options
         if own.weights is not None:
             return Stage(what=f"reads {own.student} from {own.place_of_weights}", there=True)
-        path, _ = self._file(_wnids(dataset), inventory)
+        path, _ = self.file(class_key(dataset), inventory)
         images = sum(len(found.images) for found in inventory)
         what = f"trains {own.student} on {images:,} real images for {own.epochs:,} epochs"
         if path.is_file():
@@ -231,15 +234,17 @@ class FullSetNetwork:
             tests=every(max(1, epochs // 10), epochs),
         )
 
-    def _train(
+    def train(
         self,
         net: nn.Module,
-        recipe: Recipe,
         checkpoint: Path,
         dataset: RealDataset,
         inventory: Sequence[ClassImages],
+        after_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
+        """Train `net`, or go on from `checkpoint`; `after_epoch` is told how many are finished."""
         own, place, size = self.options, self.place, self.image_size
+        recipe = self._recipe(inventory)
         stage, cost = self.stage(dataset, inventory), self._cost(inventory)
         announce(stage)
         images = [(i, label) for label, found in enumerate(inventory) for i in found.images]
@@ -261,9 +266,11 @@ class FullSetNetwork:
             def on_epoch(history: History) -> None:
                 note = f"top-1 {history.top1_last:.1f} %" if history.tested else ""
                 advance(1, note=note)
+                after_epoch(training.epoch)
 
             training.fit(pixels, labels, test, on_epoch)
 
 
-def _wnids(dataset: RealDataset) -> str:
+def class_key(dataset: RealDataset) -> str:
+    """The classes in their order, as files keep them."""
     return json.dumps([c.wnid for c in dataset.classes])

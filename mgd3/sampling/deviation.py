@@ -1,0 +1,69 @@
+"""IGD's deviation term (Chen et al., ICLR 2025): away from the class's earlier images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mgd3.runtime import checks
+from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
+from mgd3.sampling.window import Window
+
+_FLOOR = 1e-12
+
+
+class DeviationGuidance:
+    """Lowers the cosine of each sample to the most similar finished latents of its class.
+
+    In steps low..high x_{t-1} moves by -gamma d cos(x_t, m)/d x_t, where m is the nearest to the
+    noisy x_t, by cosine, of the class's last `memory` images. The shift is absolute: no sigma_t.
+    The first image of a class has nothing to leave, and is that of a run without this term.
+    """
+
+    needs_modes, needs_finished = False, True
+
+    def __init__(self, gamma: float, low: int, high: int, memory: int) -> None:
+        self.gamma = checks.number("guidance (deviation): gamma", gamma, minimum=0)
+        self.window = Window("guidance (deviation)", low, high)
+        self.memory = checks.integer("guidance (deviation): memory", memory, minimum=1)
+
+    def check(self, num_steps: int) -> None:
+        """The window must lie among the sampling steps."""
+        self.window.check(num_steps)
+
+    def bind(self, batch: SamplingBatch) -> GuidanceTerm:
+        """The term of one batch, which keeps each row's memory."""
+        assert batch.finished is not None, "the distiller gives finished latents"
+        memories = [batch.finished(row)[-self.memory :] for row in range(len(batch.images))]
+
+        def term(state: DenoiseState) -> Tensor:
+            if state.step not in self.window or not self.gamma:
+                return torch.zeros_like(state.x0_hat)
+            return state.from_shift(-self.gamma * cosine_gradient(state.x_t.detach(), memories))
+
+        return term
+
+
+def cosine_gradient(x: Tensor, memories: Sequence[Tensor]) -> Tensor:
+    """d cos(x, m)/d x of each row's nearest m, (B, C, h, w): (m/|m| - cos x/|x|) / |x|.
+
+    x is (B, C, h, w), each row's memory (n, C, h, w); zero where a memory is empty.
+    """
+    rows = [
+        _row_gradient(row.flatten(), memory.flatten(1).to(row)).view_as(row)
+        if len(memory)
+        else torch.zeros_like(row)
+        for row, memory in zip(x, memories, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _row_gradient(x: Tensor, memory: Tensor) -> Tensor:
+    """Of x (D,) to the nearest of a memory (n, D)."""
+    norm = x.norm().clamp(min=_FLOOR)
+    unit, ways = x / norm, memory / memory.norm(dim=1, keepdim=True).clamp(min=_FLOOR)
+    cosines = ways @ unit  # (n,)
+    nearest = cosines.argmax()
+    return (ways[nearest] - cosines[nearest] * unit) / norm

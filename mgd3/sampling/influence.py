@@ -1,0 +1,162 @@
+"""IGD's influence term (Chen et al., ICLR 2025): towards what a student would learn from.
+
+An image is good if a student's gradient on it points where the gradient on its class's real images
+does, at several moments of the student's training. The moments are a surrogate's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mgd3.backbones.contract import Backbone, Codec
+from mgd3.data.datasets import RealDataset
+from mgd3.data.inventory import ClassImages
+from mgd3.runtime import checks
+from mgd3.runtime.compute import Work
+from mgd3.runtime.errors import UserError
+from mgd3.sampling.terms import DenoiseState, Reach, SamplingBatch, gradient
+from mgd3.sampling.window import Window
+
+_RELEASED_FLOOR = 1e-6  # added to the product of norms in the released cosine
+_FLOOR = 1e-12
+
+
+class Snapshot(Protocol):
+    """A student at one moment of its training."""
+
+    def gradient(self, images: Tensor, label: int) -> Tensor:
+        """Of the mean cross-entropy of images (B, 3, H, W) in [-1, 1] in all parameters, (P,).
+
+        It has a graph to images that require a gradient.
+        """
+
+
+class Trajectory(Protocol):
+    """A student on its way through the full real set."""
+
+    snapshots: Sequence[Snapshot]
+
+    def real(self, label: int) -> Tensor:
+        """By snapshot the mean gradient of a class's real images, (E, P)."""
+
+
+class Surrogate(Protocol):
+    """Whose gradients are compared."""
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> Trajectory:
+        """The trajectory on these classes, trained now unless the cache has it."""
+
+
+class InfluenceGuidance:
+    """Turns a student's gradient on each decoded x0_hat to that on its class's real images.
+
+    In steps low..high x_{t-1} moves by -k rho g / rms(g) rms(eps) sqrt(1 - abar), where g is the
+    gradient in x_t of 1 - cosine, averaged over the snapshots. So the shift's size depends on k and
+    rho alone; it is absolute: no sigma_t.
+    """
+
+    needs_modes = False
+    reach = Reach.DENOISER
+
+    def __init__(
+        self, k: float, rho: float, low: int, high: int, surrogate: Surrogate | None = None
+    ) -> None:
+        self.k = checks.number("guidance (influence): k", k, minimum=0)
+        self.rho = checks.number("guidance (influence): rho", rho, minimum=0)
+        self.window = Window("guidance (influence)", low, high)
+        self.surrogate = surrogate
+        self._fitted: tuple[Trajectory, Codec] | None = None
+
+    def check(self, num_steps: int) -> None:
+        """The window must lie among the sampling steps, and there must be a surrogate."""
+        self.window.check(num_steps)
+        if self.surrogate is None:
+            raise UserError(
+                "guidance: influence compares the gradients of a student on its way; add "
+                "surrogate=trajectory"
+            )
+
+    def fit(
+        self,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        backbone: Backbone,
+        work: Work,
+    ) -> None:
+        """Train the surrogate and take its real gradients, unless the cache has them."""
+        assert self.surrogate is not None, "check first"
+        self._fitted = self.surrogate.fit(dataset, inventory), backbone.codec
+
+    def bind(self, batch: SamplingBatch) -> InfluenceTerm:
+        """The term of one batch, which holds the real gradients of its classes."""
+        assert self._fitted is not None, "fit first"
+        trajectory, codec = self._fitted
+        real = {label: trajectory.real(label) for label in set(batch.labels)}
+        return InfluenceTerm(self, trajectory.snapshots, codec, batch.labels, real)
+
+
+@dataclass(frozen=True)
+class InfluenceTerm:
+    """One batch's."""
+
+    options: InfluenceGuidance
+    snapshots: Sequence[Snapshot]
+    codec: Codec
+    labels: Sequence[int]  # by row
+    real: dict[int, Tensor]  # by label, (E, P)
+
+    def reach(self, step: int) -> Reach:
+        """Through the denoiser inside the window."""
+        return Reach.DENOISER if self._acts(step) else Reach.NONE
+
+    def __call__(self, state: DenoiseState) -> Tensor:
+        """g_t, (B, C, h, w)."""
+        if not self._acts(state.step):
+            return torch.zeros_like(state.x0_hat)
+        assert state.eps is not None
+        # Row by row to the latents, while the denoiser's graph waits; it is walked once for all
+        rows = state.x0_hat.detach().split(1)
+        pulls = torch.cat(
+            [self._pull(x, label) for x, label in zip(rows, self.labels, strict=True)]
+        )
+        found = gradient(state, lambda: (state.x0_hat * pulls).flatten(1).sum(dim=1))
+        size = self.options.k * self.options.rho
+        return state.from_shift(-size * normalised(found, state.eps, state.abar))
+
+    def _acts(self, step: int) -> bool:
+        return step in self.options.window and self.options.k * self.options.rho > 0
+
+    def _pull(self, latents: Tensor, label: int) -> Tensor:
+        """d loss/d latents of one clean row (1, C, h, w)."""
+        with torch.enable_grad():
+            latents = latents.detach().requires_grad_()
+            image = self.codec.decode(latents)  # (1, 3, H, W)
+            seen = image.detach().requires_grad_()
+            pull = torch.zeros_like(seen)
+            for snapshot, real in zip(self.snapshots, self.real[label], strict=True):
+                loss = misalignment(snapshot.gradient(seen, label), real) / len(self.snapshots)
+                pull += torch.autograd.grad(loss, seen)[0]
+            (found,) = torch.autograd.grad(image, latents, pull)
+        return found
+
+
+def misalignment(own: Tensor, real: Tensor) -> Tensor:
+    """1 - cosine of two gradients (P,), in [0, 2]; the floor is the released code's."""
+    real = real.to(own)
+    return 1 - own @ real / (own.norm() * real.norm() + _RELEASED_FLOOR)
+
+
+def normalised(found: Tensor, eps: Tensor, abar: float) -> Tensor:
+    """Each row's direction (B, C, h, w) at the size rms(eps) sqrt(1 - abar)."""
+    size = _rms(eps) * (1 - abar) ** 0.5
+    return found * (size / _rms(found).clamp(min=_FLOOR))
+
+
+def _rms(rows: Tensor) -> Tensor:
+    """(B, 1, 1, 1)."""
+    return rows.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()

@@ -1,0 +1,178 @@
+"""IGD's influence: a student's gradient on each image turns to that on its class's real images."""
+
+import pytest
+import torch
+from test_gradients import KINDS, SHAPE, toy, walk
+
+from eval.metrics.gradients import StudentSnapshot
+from eval.students.registry import make_student
+from mgd3.backbones.codecs import PixelCodec
+from mgd3.runtime.errors import UserError
+from mgd3.sampling.combination import Sum
+from mgd3.sampling.guidance import NoGuidance
+from mgd3.sampling.influence import InfluenceGuidance, misalignment, normalised
+from mgd3.sampling.noise import ImageNoise
+from mgd3.sampling.samplers import DDIM, DDPM
+from mgd3.sampling.terms import Reach, SamplingBatch
+
+CLASSES = 3
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Students:
+    """Two students with fresh weights on images of 4 px, and as real images any."""
+
+    def __init__(self, student="convnet2_w4"):
+        nets = [make_student(student, CLASSES, 4, seed).double().eval() for seed in (0, 1)]
+        self.snapshots = [StudentSnapshot(n, n.state_dict(), 4, "imagenet") for n in nets]
+        self.asked = []
+
+    def fit(self, dataset, inventory):
+        return self
+
+    def real(self, label):
+        self.asked.append(label)
+        images = draw(5, 3, 4, 4, seed=label).clamp(-1, 1)
+        return torch.stack([s.gradient(images, label) for s in self.snapshots])
+
+
+def influence(k=20.0, student="convnet2_w4", low=2, high=6):
+    guidance = InfluenceGuidance(k, rho=0.0015, low=low, high=high, surrogate=Students(student))
+    guidance.fit(None, [], toy(), None)
+    return guidance
+
+
+def batch_of(rows):
+    return SamplingBatch(
+        class_ids=torch.tensor([k % CLASSES for k in rows]),
+        modes=torch.zeros(len(rows), *SHAPE, dtype=torch.float64),
+        images=[(str(k % CLASSES), k) for k in rows],
+        labels=[k % CLASSES for k in rows],
+    )
+
+
+def sample(guidance, rows=(0, 1, 2), kind=DDPM, **options):
+    batch = batch_of(list(rows))
+    return walk(kind)(toy(), batch, guidance, ImageNoise(0, batch.images, SHAPE), **options)
+
+
+def state_at(guidance, rows, step, kind=DDPM):
+    states = {}
+    sample(guidance, rows, kind, on_step=lambda state: states.update({state.step: state}))
+    return states[step]
+
+
+def rms(x):
+    return x.square().mean(dim=(1, 2, 3)).sqrt()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_do_not_see_each_other(kind):
+    together = sample(influence(), (4, 7, 5, 4), kind)
+    apart = [sample(influence(), (k,), kind)[0] for k in (4, 7, 5)]
+    assert torch.allclose(together, torch.stack([*apart, apart[0]]), atol=1e-9)
+    plain = sample(NoGuidance(), (4, 7, 5, 4), kind)
+    assert (together - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_of_zero_gives_plain_samples_byte_for_byte(kind):
+    plain = sample(NoGuidance(), kind=kind)
+    assert torch.equal(sample(influence(k=0.0), kind=kind), plain)
+    assert torch.equal(sample(Sum(a=influence(k=0.0), b=NoGuidance()), kind=kind), plain)
+
+
+def loss_of(guidance, state, row, label):
+    """1 - cosine of one row as a function of its x_t, through denoiser, decoder and student."""
+    backbone, students = toy(), guidance.surrogate
+    schedule = backbone.schedule.respaced(8)
+    t, ids = torch.tensor([state.t]), torch.tensor([row % CLASSES])
+    real = students.real(label)
+
+    def loss(x):
+        cond, free = (
+            backbone.predict(x, t, i).eps for i in (ids, torch.tensor([backbone.null_class]))
+        )
+        x0 = schedule.predict_x0(x, free + 2 * (cond - free), state.step)
+        images = PixelCodec(4).decode(x0)
+        found = [
+            misalignment(s.gradient(images, label), r)
+            for s, r in zip(students.snapshots, real, strict=True)
+        ]
+        return sum(found).item() / len(found)
+
+    return loss
+
+
+@pytest.mark.parametrize("kind", [DDPM, DDIM])
+def test_the_shift_is_the_normalised_gradient_of_central_differences(kind):
+    """In every direction, so in any; one row of two, whose classes differ."""
+    guidance, rows = influence(), (4, 5)
+    state = state_at(guidance, rows, 4, kind)
+    loss, x = loss_of(guidance, state, 4, 1), state.x_t.detach()[:1]
+    h, slopes = 1e-5, torch.zeros_like(x)
+    for place in range(x.numel()):
+        way = torch.zeros(x.numel(), dtype=torch.float64)
+        way[place] = h
+        slopes.view(-1)[place] = (loss(x + way.view_as(x)) - loss(x - way.view_as(x))) / (2 * h)
+    size = 20.0 * 0.0015 * rms(state.eps[:1]) * (1 - state.abar) ** 0.5
+    expected = -size * slopes / rms(slopes)
+    with torch.no_grad():
+        shift = guidance.bind(batch_of(rows))(state) * state.gain
+    assert torch.allclose(shift[:1], expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("student", ["convnet2_w4", "convnet1_w8", "vit_p2_w64"])
+def test_the_shift_has_its_size_whatever_the_student(student):
+    guidance, rows = influence(k=5.0, student=student), (0, 1, 5)
+    state = state_at(guidance, rows, 5)
+    with torch.no_grad():
+        shift = guidance.bind(batch_of(rows))(state) * state.gain
+    expected = 0.0015 * 5 * rms(state.eps) * (1 - state.abar) ** 0.5
+    assert torch.allclose(rms(shift), expected, rtol=1e-5)
+
+
+def test_a_loss_of_another_size_changes_nothing():
+    found, eps = draw(2, 1, 4, 4), draw(2, 1, 4, 4, seed=1)
+    assert torch.allclose(normalised(1000 * found, eps, 0.3), normalised(found, eps, 0.3))
+    assert torch.equal(normalised(0 * found, eps, 0.3), 0 * found)  # no direction, no shift
+
+
+def test_an_image_that_is_the_only_real_one_is_left_alone():
+    """Its loss is zero, and the gradient before normalisation is, up to the released floor."""
+    guidance = influence()
+    term, x0 = guidance.bind(batch_of([1])), draw(1, *SHAPE, seed=5).clamp(-1, 1)
+    others = term._pull(x0, 1)
+    image = PixelCodec(4).decode(x0)
+    own = torch.stack([s.gradient(image, 1) for s in guidance.surrogate.snapshots])
+    term.real[1] = own
+    assert all(misalignment(g, g) < 1e-5 for g in own)
+    assert term._pull(x0, 1).norm() < 1e-4 * others.norm()
+
+
+def test_the_loss_lies_between_zero_and_two():
+    for seed in range(20):
+        a, b = draw(50, seed=seed), draw(50, seed=100 + seed)
+        assert 0 <= misalignment(a, b) <= 2
+    assert misalignment(a, a) == pytest.approx(0, abs=1e-6)
+    assert misalignment(a, -a) == pytest.approx(2, abs=1e-6)
+
+
+def test_only_the_window_differentiates_and_each_class_is_read_once():
+    guidance = influence(low=3, high=5)
+    seen = []
+    sample(guidance, (0, 3, 1), on_step=seen.append)
+    assert {s.step for s in seen if s.x0_hat.requires_grad} == {3, 4, 5}
+    assert guidance.reach is Reach.DENOISER and sorted(guidance.surrogate.asked) == [0, 1]
+    networks = [s.net for s in guidance.surrogate.snapshots]
+    assert all(p.grad is None for net in networks for p in net.parameters())
+
+
+def test_without_a_surrogate_it_is_refused():
+    with pytest.raises(UserError, match="add surrogate=trajectory"):
+        InfluenceGuidance(5.0, 0.0015, 30, 45).check(50)
+    with pytest.raises(UserError, match=r"guidance \(influence\): high=45 .*<= 24"):
+        InfluenceGuidance(5.0, 0.0015, 20, 45, Students()).check(25)
