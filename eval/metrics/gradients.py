@@ -56,7 +56,7 @@ class StudentSnapshot:
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Resized to the student's size, (B, 3, S, S)."""
-        images = images.to(next(iter(self.state.values())))
+        images = images.to(next(self.net.parameters()))
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = F.interpolate(images, size, mode="bilinear", antialias=True)

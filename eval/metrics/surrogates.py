@@ -28,7 +28,8 @@ from mgd3.storage.checkpoints import load_strictly, metadata_json, read_weights
 
 log = logging.getLogger(__name__)
 
-_TESTED = "tested"  # beside the states: how many test images the last one was shown, and found
+_TESTED = "tested"  # beside the states: how many real test images there are, and top-1 in percent
+# of the untrained student and of the last kept one, (3,) float64
 
 
 class TrajectorySurrogate:
@@ -94,8 +95,8 @@ class TrajectorySurrogate:
             kept = self._found_or_chosen(net, gradients, dataset, inventory)
         else:
             kept = self._read(net, Path(self.weights), dataset)
-        tested, by_epoch = kept.pop(_TESTED).tolist(), _by_epoch(kept)
-        self._refuse_chance(tested[0], tested[1], max(by_epoch), len(dataset.classes))
+        tested, by_epoch = kept.pop(_TESTED), _by_epoch(kept)
+        self._refuse_chance(tested, max(by_epoch), len(dataset.classes))
         snapshots = [self._snapshot(net, state) for state in by_epoch.values()]
         log.info("surrogate: %s after epochs %s", self._student, ", ".join(map(str, by_epoch)))
         fitted = FittedTrajectory(snapshots, gradients)
@@ -130,7 +131,7 @@ class TrajectorySurrogate:
             states = StudentTrajectory(self.network).states(dataset, inventory)
             epochs = self.epochs or self._choose(net, states, gradients)
             kept = {f"{e}.{name}": t for e in epochs for name, t in states(e).items()}
-            return kept | {_TESTED: self._tested(net, states(epochs[-1]), dataset)}
+            return kept | {_TESTED: self._tested(net, [states(0), states(epochs[-1])], dataset)}
 
         return cached(path, {"classes": classes, "made_from": made_from}, chosen)
 
@@ -148,25 +149,31 @@ class TrajectorySurrogate:
         walk = track(range(last + 1), "comparing snapshots", last + 1, "epochs")
         return distinct(walk, cosine, self.threshold)
 
-    def _tested(self, net: nn.Module, state: Mapping[str, Tensor], dataset: RealDataset) -> Tensor:
-        """How many real test images there are, and top-1 in percent, (2,) float64."""
+    def _tested(
+        self, net: nn.Module, states: Sequence[Mapping[str, Tensor]], dataset: RealDataset
+    ) -> Tensor:
+        """The number of real test images, then each state's top-1 in percent."""
         place = self.network.place
-        net.load_state_dict(state)
         test = TestImages(dataset, place.cache, place.workers)
         pixels, labels = test.on(self.network.image_size, place.device)
-        found = self.network.answers(net, pixels, labels, dataset)
-        return torch.tensor([len(labels), top1(found, labels)], dtype=torch.float64)
+        tested = [float(len(labels))]
+        for state in states:
+            net.load_state_dict(state)
+            tested.append(top1(self.network.answers(net, pixels, labels, dataset), labels))
+        return torch.tensor(tested, dtype=torch.float64)
 
-    def _refuse_chance(self, count: float, accuracy: float, epoch: int, classes: int) -> None:
+    def _refuse_chance(self, tested: Tensor, epoch: int, classes: int) -> None:
+        count, untrained, trained = tested.tolist()
         chance = 1 / classes
         noise = (chance * (1 - chance) / count) ** 0.5  # standard error of a guesser
-        if accuracy > 100 * (chance + 2 * noise):
+        if trained > max(untrained, 100 * (chance + 2 * noise)):
             return
         raise UserError(
-            f"surrogate: {self._student} after epoch {epoch} has top-1 {accuracy:.1f} % on "
-            f"{count:.0f} real test images, and chance is {100 * chance:.1f} %: its gradients say "
-            f"nothing of the classes; raise surrogate.epochs (now {self.network.options.epochs}) "
-            f"or surrogate.lr (now {self.lr:g}), or take another surrogate.student"
+            f"surrogate: {self._student} after epoch {epoch} has top-1 {trained:.1f} % on "
+            f"{count:.0f} real test images (untrained {untrained:.1f} %), and chance is "
+            f"{100 * chance:.1f} %: its gradients say nothing of the classes; raise "
+            f"surrogate.epochs (now {self.network.options.epochs}) or surrogate.lr (now "
+            f"{self.lr:g}), or take another surrogate.student"
         )
 
     def _read(self, net: nn.Module, path: Path, dataset: RealDataset) -> dict[str, Tensor]:
@@ -175,7 +182,7 @@ class TrajectorySurrogate:
         tensors, metadata = read_weights("surrogate.weights", path)
         made_from = metadata_json(metadata, "made_from", list[Any], source)
         classes = metadata_json(metadata, "classes", list[str], source)
-        if made_from is None or classes is None or _TESTED not in tensors:
+        if made_from is None or classes is None or len(tensors.get(_TESTED, ())) != 3:
             raise UserError(f"{source} holds no snapshots; give a file of a cache's surrogates/")
         if classes != json.loads(class_key(dataset)):
             raise UserError(

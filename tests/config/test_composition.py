@@ -102,7 +102,7 @@ def test_what_a_method_reads_is_what_its_class_takes(name):
     assert (
         "modes" not in taken
         or "modes" in read
-        or name in ("unguided", "minimax", "self_adaptive_memory")
+        or name in ("unguided", "minimax", "self_adaptive_memory", "igd")
     )
 
 
