@@ -13,10 +13,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eval.images import held_or_mapped, read_pixels
+from eval.images import read_pixels
+from eval.pixel_files import held_or_mapped
 from eval.protocols.augmentation import normalise
 from eval.protocols.teachers import Place
 from mgd3.data.inventory import ClassImages
+from mgd3.runtime.compute import training_in
 from mgd3.storage.cache import cached
 from mgd3.storage.tensors import tensors_digest
 
@@ -39,7 +41,7 @@ class StudentSnapshot:
         """
         names = dict(self.net.named_parameters())
         # fused attention has no second derivative
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), training_in("float32"), sdpa_kernel(SDPBackend.MATH):
             tensors = {
                 name: tensor.detach().requires_grad_(name in names)
                 for name, tensor in self.state.items()
@@ -109,12 +111,14 @@ class RealGradients:
     def _pixels(self) -> Tensor:
         """Of all classes, (N, 3, S, S) uint8 on the CPU or in a file."""
         images = [image for found in self.inventory for image in found.images[: self.count]]
+        digests = [d for found in self.inventory for d in found.digests[: self.count]]
         return held_or_mapped(
             read_pixels(images, self.image_size, self.place.workers),
             (len(images), 3, self.image_size, self.image_size),
-            [d for found in self.inventory for d in found.digests[: self.count]],
+            [str(self.image_size), *digests],
             torch.device("cpu"),
             self.place.cache,
+            "first",
         )
 
 

@@ -17,7 +17,7 @@ from mgd3.backbones.contract import Backbone, Codec
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Work
+from mgd3.runtime.compute import Work, matmul_precision
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.terms import DenoiseState, Reach, SamplingBatch, gradient
 from mgd3.sampling.window import Window
@@ -133,7 +133,7 @@ class InfluenceTerm:
 
     def _pull(self, latents: Tensor, label: int) -> Tensor:
         """d loss/d latents of one clean row (1, C, h, w)."""
-        with torch.enable_grad():
+        with torch.enable_grad(), matmul_precision("highest"):
             latents = latents.detach().requires_grad_()
             image = self.codec.decode(latents)  # (1, 3, H, W)
             seen = image.detach().requires_grad_()
