@@ -207,7 +207,12 @@ def refuse_old_words(overrides: Sequence[str]) -> None:
 
 def _moved(key: str) -> str | None:
     """The new name of a key, None for one that is gone, `_STAYED` for all others."""
-    for recipe in ("protocol.teacher.recipe.", "features.recipe.", "metrics.recipe."):
+    for recipe in (
+        "protocol.teacher.recipe.",
+        "features.recipe.",
+        "surrogate.recipe.",
+        "metrics.recipe.",
+    ):
         if key.startswith(recipe):
             now = _MOVED.get(f"protocol.{key.removeprefix(recipe)}", _STAYED)
             return f"{recipe}{now.removeprefix('protocol.')}" if now else now
