@@ -85,8 +85,7 @@ def test_run_shows_its_own_keys_alone():
         "ipc", "seed", "students", "student_seeds", "first_student_seed", "pool", "flip",
         "on_step", "cache", "data", "runs", "plan", "report", "folder", "dataset", "backbone",
         "modes", "guidance", "start", "finetune", "features", "surrogate", "refine", "select",
-        "sampler", "protocol",
-        "compute", "tracker", "method",
+        "sampler", "protocol", "compute", "tracker", "method",
     }  # fmt: skip
 
 
@@ -99,11 +98,10 @@ def test_what_a_method_reads_is_what_its_class_takes(name):
     read = set(reads(cfg))
     assert (taken & groups) - {"modes"} <= read
     assert ("precision" in read) == ("sampler" in taken)
-    assert (
-        "modes" not in taken
-        or "modes" in read
-        or name in ("unguided", "minimax", "self_adaptive_memory")
+    steered = not taken >= {"guidance", "start"} or any(
+        build(cfg, part).needs_modes for part in ("guidance", "start")
     )
+    assert "modes" not in taken or ("modes" in read) == steered
 
 
 @pytest.mark.parametrize("name", options("experiment"))
