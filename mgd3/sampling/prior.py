@@ -54,7 +54,7 @@ class PriorGuidance:
         )
         self.pooling = checks.choice("guidance.pooling", pooling, ["none", "mean"])
         self.feature_norm = checks.choice("guidance.feature_norm", feature_norm, ["none", "unit"])
-        self.condition = checks.choice("guidance.condition", condition, ["class", "null"])
+        self.condition = checks.choice("guidance.condition", condition, ["class", "no_class"])
         self.real_images = (
             None
             if real_images is None
@@ -149,7 +149,7 @@ class PriorGuidance:
     def _look(self, backbone: FeatureBackbone, x_t: Tensor, t: int, class_ids: Tensor) -> Tensor:
         """phi of x_t (B, C, h, w), as long vectors (B, M)."""
         assert self.block is not None
-        if self.condition == "null":
+        if self.condition == "no_class":
             class_ids = torch.full_like(class_ids, backbone.null_class)
         seen = backbone.features(x_t, torch.full_like(class_ids, t), class_ids, self.block)
         if self.pooling == "mean":

@@ -90,9 +90,9 @@ def test_the_linear_kernel_is_the_euclidean_distance_and_has_a_slope_everywhere(
         {},
         {"kernel": "rbf", "noise": "step"},
         {"pooling": "mean", "feature_norm": "unit"},
-        {"condition": "null", "real_images": None},
+        {"condition": "no_class", "real_images": None},
     ],
-    ids=["plain", "rbf", "pooled", "null"],
+    ids=["plain", "rbf", "pooled", "no class"],
 )
 def test_a_small_step_along_the_term_lowers_the_distance(backbone, work, options):
     guidance = fitted(backbone, work, scale=0.02, **options)
