@@ -77,7 +77,7 @@ def _remade(remaker: Remaker, entry: dict[str, Any], watch: StepWatch) -> Any:
 
     distiller = remaker.distiller
     latents = remaker.latents(entry, watch)
-    picture = to_pil(distiller.pixels([(entry["wnid"], entry["index"])], latents)[0])
+    picture = to_pil(remaker.decoded(latents)[0])
     side = (distiller.backbone.codec.output_size,) * 2
     return picture if picture.size == side else picture.resize(side, Image.Resampling.BICUBIC)
 

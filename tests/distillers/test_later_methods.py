@@ -2,8 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 from conftest import QUICK, run
+from PIL import Image
 
 SMALL = (
     *QUICK, "backbone=dit_digits", "dataset.classes=[1,7]", "ipc=2", "sampler.steps=4",
@@ -53,3 +55,14 @@ def test_a_backbone_without_features_is_refused_before_sampling(tmp_path):
     assert "Traceback" not in done.stderr and not list(tmp_path.rglob("*.png"))
     done = run(tmp_path, *SMALL, "method=dap", "guidance.block=9")
     assert "guidance.block=9 is out of range; allowed: 1..6" in done.stderr
+
+
+def test_an_image_is_remade_alone_with_what_its_guidance_learned(tmp_path):
+    assert run(tmp_path, *SMALL, *METHODS["dap"]).returncode == 0
+    (manifest,) = tmp_path.rglob("manifest.json")
+    folder, image = f"set={manifest.parent}", "image=images/7/00001.png"
+    done = run(tmp_path, folder, image, "out=again.png", script="scripts/remake_image.py")
+    assert done.returncode == 0, done.stderr
+    with Image.open(manifest.parent / image[6:]) as file, Image.open(tmp_path / "again.png") as new:
+        before, after = (np.asarray(one.convert("RGB"), int) for one in (file, new))
+    assert np.abs(before - after).max() <= 1
