@@ -75,3 +75,18 @@ class Backbone(Protocol):
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """Noise (and variance) of x_t (B, C, h, w) at training timesteps t (B,)."""
+
+
+class FeatureBackbone(Backbone, Protocol):
+    """A backbone that also shows what its network makes of x_t half-way."""
+
+    @property
+    def feature_blocks(self) -> int:
+        """How many blocks it shows: a transformer's all, of a U-Net the mid block alone."""
+
+    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
+        """Block 1, 2 ...'s output for x_t (B, C, h, w) at training timesteps t (B,).
+
+        (B, tokens, D) float32; only the layers up to that block run, with a graph to x_t where the
+        caller has autograd on.
+        """

@@ -19,6 +19,7 @@ from torch import Tensor
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.contract import Prediction
 from mgd3.backbones.denoiser import Denoiser
+from mgd3.backbones.inner_features import layer_output
 from mgd3.backbones.labels import label_rows, require_imagenet
 from mgd3.backbones.schedule import NoiseSchedule, linear_alphas_cumprod
 from mgd3.backbones.weights.dit_embedding import EmbeddedOnce
@@ -41,7 +42,8 @@ class BareDiT:
         self.network = network
         self.compute = compute
         self.device, self.precision = compute.torch_device, compute.precision
-        self._denoiser = Denoiser(EmbeddedOnce(network), compute)
+        self._embedded = EmbeddedOnce(network)
+        self._denoiser = Denoiser(self._embedded, compute)
         self.schedule = NoiseSchedule(alphas_cumprod=linear_alphas_cumprod())
         self.null_class = int(network.config.num_embeds_ada_norm)  # the row after the last class
         self.learned_variance = network.config.out_channels == 2 * network.config.in_channels
@@ -53,6 +55,20 @@ class BareDiT:
         out = self._denoiser(x_t, t, class_ids)
         eps, *variance = out.split(x_t.shape[1], dim=1)
         return Prediction(eps=eps, variance=variance[0] if variance else None)
+
+    @property
+    def feature_blocks(self) -> int:
+        """All transformer blocks."""
+        return len(self.network.transformer_blocks)
+
+    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
+        """Block 1, 2 ...'s output, (B, tokens, D), for x_t (B, C, h, w)."""
+        checks.integer("block", block, minimum=1, maximum=self.feature_blocks)
+        with self.compute.running():
+            return layer_output(
+                self.network.transformer_blocks[block - 1],
+                lambda: self._embedded(x_t, t, class_ids),
+            ).float()
 
 
 class _Config(BaseModel):
@@ -170,3 +186,12 @@ class DiT:
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """Noise and, where the network learned it, variance for x_t (B, C, h, w)."""
         return self.bare.predict(x_t, t, class_ids)
+
+    @property
+    def feature_blocks(self) -> int:
+        """All transformer blocks."""
+        return self.bare.feature_blocks
+
+    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
+        """Block 1, 2 ...'s output, (B, tokens, D), for x_t (B, C, h, w)."""
+        return self.bare.features(x_t, t, class_ids, block)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
 from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
+from mgd3.backbones.inner_features import mid_features
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
 from mgd3.backbones.schedule import NoiseSchedule
 from mgd3.backbones.weights.sources import at_hand, diffusers_source, load_config, load_pretrained
@@ -152,12 +153,25 @@ class StableDiffusion:
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w); a network may also predict v = alpha eps - sigma x0."""
-        states = self._states[class_ids.to(self._states.device)]  # (B, tokens, D)
-        out = self._denoiser(self.compute.layout(x_t), t, states)
+        out = self._denoiser(self.compute.layout(x_t), t, self._context(class_ids))
         if self._scheduler.get("prediction_type", "epsilon") == "epsilon":
             return Prediction(eps=out)
         abar = self._abar[t].to(x_t).view(-1, 1, 1, 1)
         return Prediction(eps=abar.sqrt() * out + (1 - abar).sqrt() * x_t)
+
+    @property
+    def feature_blocks(self) -> int:
+        """The mid block alone."""
+        return 1
+
+    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
+        """The mid block's output, (B, h w, D), for x_t (B, C, h, w)."""
+        inputs = self.compute.layout(x_t), t, self._context(class_ids)
+        with self.compute.running():
+            return mid_features(self.network, block, lambda: ConditionedUNet(self.network)(*inputs))
+
+    def _context(self, class_ids: Tensor) -> Tensor:
+        return self._states[class_ids.to(self._states.device)]  # (B, tokens, D)
 
     def _require_parts(self, vae: str | None) -> None:
         folder = Path(self._source)

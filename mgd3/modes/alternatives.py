@@ -63,14 +63,18 @@ class PooledKMeansModes:
 class BisectingModes:
     """Divisive k-means: the cluster with the largest inertia is halved until there are K."""
 
-    def __init__(self, random_state: int) -> None:
+    def __init__(self, random_state: int, n_init: int = 1) -> None:
+        """Of `n_init` halvings of a cluster the best is taken."""
         self.random_state = checks.integer("modes.random_state", random_state, minimum=0)
+        self.n_init = checks.integer("modes.n_init", n_init, minimum=1)
 
     def __call__(self, latents: Tensor, num_modes: int) -> Modes:
         """Modes of latents (N, C, h, w)."""
         if num_modes == len(latents):
             return _each_its_own(latents)
-        found = BisectingKMeans(num_modes, random_state=self.random_state).fit(points(latents))
+        found = BisectingKMeans(num_modes, random_state=self.random_state, n_init=self.n_init).fit(
+            points(latents)
+        )
         return _means(latents, found.labels_, num_modes)
 
 

@@ -116,13 +116,22 @@ class TangentModeGuidance(ModeGuidance):
 
 
 def tangent_basis(points: Tensor, at: Tensor, dim: int, neighbors: int) -> Tensor:
-    """The leading principal directions of the points (N, n) nearest to `at` (n,): (dim, n).
+    """The leading principal directions of the points (N, n) nearest to `at` (n,): (dim, n)."""
+    return principal_directions(nearest_points(points, at, neighbors), dim)
+
+
+def nearest_points(points: Tensor, at: Tensor, count: int) -> Tensor:
+    """Of points (N, n) those nearest to `at` (n,), ties in their order: (count, n)."""
+    return points[torch.cdist(at[None], points)[0].argsort(stable=True)[:count]]
+
+
+def principal_directions(patch: Tensor, dim: int) -> Tensor:
+    """The leading principal directions of points (N, n): (dim, n).
 
     Directions along which these points do not vary are zero.
     """
-    patch = points[torch.cdist(at[None], points)[0].argsort(stable=True)[:neighbors]]
     _, sizes, directions = torch.linalg.svd(patch - patch.mean(dim=0), full_matrices=False)
-    basis = torch.zeros(dim, points.shape[1]).to(points)
+    basis = torch.zeros(dim, patch.shape[1]).to(patch)
     kept = int((sizes[:dim] > 1e-6 * sizes[:1].clamp(min=1e-12)).sum())
     basis[:kept] = directions[:kept]
     return basis

@@ -63,6 +63,11 @@ CHANGES = [  # base command, then the change
     ("method=closest_real", "guidance.scale=0.3 seed=1 compute.precision=bfloat16", SAME),
     ("method=closest_real", "modes=bisecting", SET),
     ("method=unguided", "modes=bisecting", SAME),
+    ("method=dap", "modes=bisecting", SAME),
+    ("method=dap", "flip=random", SET),
+    ("method=dap", "guidance.block=3", SET),
+    ("method=dap", "guidance.block=2", SAME),  # the backbone's own
+    ("method=manifoldgd", "guidance.push=0", SET),
     ("method=unguided", "features=student", SAME),
     ("method=minimax", "compute.training_precision=bfloat16", SET),
     ("method=herding", "features.epochs=9", SET),
