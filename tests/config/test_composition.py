@@ -100,9 +100,7 @@ def test_what_a_method_reads_is_what_its_class_takes(name):
     assert (taken & groups) - {"modes"} <= read
     assert ("precision" in read) == ("sampler" in taken)
     assert (
-        "modes" not in taken
-        or "modes" in read
-        or name in ("unguided", "minimax", "self_adaptive_memory")
+        "modes" not in taken or "modes" in read or cfg.guidance["_target_"].endswith(".NoGuidance")
     )
 
 
