@@ -225,7 +225,8 @@ def images(folder):
 
 
 QUICK = (
-    "method=d3hr", "dataset=digits", "dataset.classes=[2,7]", "ipc=3", "sampler.steps=6", "start.level=1",
+    "method=d3hr", "dataset=digits", "dataset.classes=[2,7]", "ipc=3", "sampler.steps=6",
+    "start.level=1",
     "start.groups=50", "students=[]", "tracker=none", "report=false", "compute.device=cpu",
 )  # fmt: skip
 
