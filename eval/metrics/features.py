@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from eval.images import TestImages, read_pixels, student_pixels
 from eval.protocols.augmentation import MEAN, STD, channels, normalise
+from eval.protocols.observers import IMAGENET, TORCHVISION, load_observer, torchvision_tensors
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import training_in
+from mgd3.runtime.errors import UserError
 from mgd3.runtime.stages import Stage
+from mgd3.storage.checkpoints import read_weights
 
 _BATCH = 64
 
@@ -102,6 +105,7 @@ class StudentExtractor:
     device: torch.device
     workers: int
     inventory: Sequence[ClassImages]
+    prepared: Callable[[Tensor], Tensor] = normalise  # images in [0, 1] as the network wants them
 
     def real(self, label: int) -> Tensor:
         """Features (N, D) of a class's real images, in their order."""
@@ -113,7 +117,7 @@ class StudentExtractor:
         return self._of(torch.stack([student_pixels(i, self.image_size) for i in images]))
 
     def _of(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [normalise(part.to(self.device) / 255) for part in pixels.split(_BATCH)]
+        parts = [self.prepared(part.to(self.device) / 255) for part in pixels.split(_BATCH)]
         features, logits = zip(*(features_and_logits(self.net, p) for p in parts), strict=True)
         return torch.cat(features), torch.cat(logits)
 
@@ -130,6 +134,51 @@ def features_and_logits(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
     finally:
         handle.remove()
     return seen[0].flatten(1).float().cpu(), logits.float().cpu()
+
+
+class ImagenetJudge:
+    """A network of all of ImageNet's 1000 classes, the dataset's first: CaO2's judge.
+
+    An image is right only where none of the other classes of ImageNet is more probable.
+    """
+
+    def __init__(
+        self,
+        student: str,
+        weights: str,
+        inputs: str,
+        image_size: int,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        """`inputs` «released»: values in [-1, 1] instead of ImageNet's normalisation.
+
+        Raises `UserError` for a weights' file that does not exist.
+        """
+        self.student, self.weights = student, weights
+        self.image_size = checks.integer("features.image_size", image_size, minimum=4)
+        self.inputs = checks.choice("features.inputs", inputs, ["normalised", "released"])
+        if weights != TORCHVISION and not Path(weights).is_file():
+            raise UserError(f"features.weights={weights} does not exist; or torchvision")
+        find_student(student, self.image_size)
+        self.device, self.workers = device, workers
+
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> StudentExtractor:
+        """The network, whose output `label` is the dataset's class of this label.
+
+        Raises `UserError` for a dataset of other classes, or weights of another network.
+        """
+        key = f"features.weights={self.weights}"
+        net = make_student(self.student, IMAGENET, self.image_size, seed=0).to(self.device)
+        if self.weights == TORCHVISION:
+            tensors = torchvision_tensors(key, self.student, dataset)
+        else:
+            tensors, _ = read_weights("features.weights", Path(self.weights))
+        load_observer(net, tensors, dataset, key, self.student)
+        prepared = normalise if self.inputs == "normalised" else (lambda images: 2 * images - 1)
+        return StudentExtractor(
+            net.eval(), self.image_size, self.device, self.workers, inventory, prepared
+        )
 
 
 class RandomStudents:

@@ -24,7 +24,7 @@ TORCHVISION = "torchvision"
 # Top-1 in percent that RDED's README states of its ResNet-18 observers, by our datasets
 PUBLISHED = {"imagenette": 90.0, "imagewoof": 75.0, "imageidc": 87.4, "imagenet100": 83.4}
 
-_IMAGENET = 1000  # classes
+IMAGENET = 1000  # classes
 _PLAINLY = 25.0  # points that another order must gain on the classes that it moves
 
 
@@ -52,13 +52,20 @@ def load_observer(
 ) -> None:
     """Fill a network of the dataset's classes, whose classifier takes the rows that are theirs.
 
+    One of ImageNet's 1000 classes takes all rows, the dataset's first.
+
     Raises `UserError` for a network of another kind, class count or image size.
     """
     tensors = dict(tensors)
     _refuse_other_kinds(net, tensors, key, student)
     name = classifier_name(net)
     parts = [f"{name}.{part}" for part in ("weight", "bias")]
-    rows = _rows(len(tensors[parts[0]]), dataset, key)
+    count = len(tensors[parts[0]])
+    rows = _rows(count, dataset, key)
+    if len(net.state_dict()[parts[0]]) == IMAGENET:
+        if count != IMAGENET:
+            raise UserError(f"{key} tells {count} classes apart, not ImageNet's {IMAGENET}")
+        rows = [*rows, *sorted(set(range(IMAGENET)).difference(rows))]
     tensors |= {part: tensors[part][rows] for part in parts if part in tensors}
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     load_strictly(net, counters | tensors, f"{key} ({student})")  # older files have no counters
@@ -103,15 +110,15 @@ def _sides(kernel: Tensor) -> str:
 def _rows(count: int, dataset: RealDataset, key: str) -> list[int]:
     """Which of a classifier's rows are the dataset's classes, in label order."""
     classes, known = dataset.classes, _imagenet_rows(dataset)
-    if count == _IMAGENET and len(known) == len(classes):
+    if count == IMAGENET and len(known) == len(classes):
         return known
     if count == len(classes):
         return list(range(count))
-    if count == _IMAGENET:
+    if count == IMAGENET:
         raise _of_other_classes(key, dataset)
     raise UserError(
         f"{key} is of another class count: it tells {count} classes apart, dataset={dataset.name} "
-        f"has {len(classes)}; allowed: {len(classes)}, or ImageNet's {_IMAGENET}"
+        f"has {len(classes)}; allowed: {len(classes)}, or ImageNet's {IMAGENET}"
     )
 
 

@@ -277,7 +277,8 @@ class GenerativeDistiller:
                     writer.write_image(wnid, k, images[c])
                 continue
             assert making.finished is not None
-            left = [k for k in range(ipc) if not writer.has(wnid, k)]
+            missing = {k // REFINE_BATCH for k in range(ipc) if not writer.has(wnid, k)}
+            left = [k for k in range(ipc) if k // REFINE_BATCH in missing]  # of the same batches
             for attempt in Batches(REFINE_BATCH, "refining").attempts(left):
                 with attempt as ks:
                     keys = [(wnid, kept[k]) for k in ks]

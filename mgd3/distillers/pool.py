@@ -18,6 +18,7 @@ from torch import Tensor
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
 from mgd3.distillers.parts import FeatureExtractor, FeatureSpace
+from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
 
@@ -66,7 +67,7 @@ class _Measured:
         self.extract = self._features.fit(dataset, inventory)
 
     def __call__(self, candidates: Sequence[Image.Image], label: int, ipc: int) -> list[int]:
-        """One candidate for each mode."""
+        """What `choose` takes."""
         assert self.extract is not None, "fit first"
         features, logits = self.extract(candidates)
         return self.choose(features.double(), logits.double(), label, ipc)
@@ -76,19 +77,45 @@ class _Measured:
         raise NotImplementedError
 
 
-class TeacherCorrect(_Measured):
-    """The first of each mode that the teacher takes for its class (after CaO2's selection).
-
-    Where it takes none, the one that it finds most probable.
-    """
+class _Judged(_Measured):
+    """Choices by a network that tells the classes apart."""
 
     def __init__(self, features: FeatureSpace | None) -> None:
         """Raises `UserError` for a feature space that knows no classes."""
         super().__init__(features)
         if not getattr(features, "knows_classes", True):
             raise UserError(
-                "select=teacher_correct asks a network that knows the classes; add features=student"
+                f"select: {type(features).__name__} is no network that knows the classes; "
+                "add features=student"
             )
+
+
+class Probable(_Judged):
+    """CaO2's first stage: of the whole pool those taken for their class, by how surely.
+
+    `order` is that of their largest probability: «descending» keeps the easiest, «ascending» the
+    hardest of them. Where they are too few, those taken for another class follow in the same order.
+    """
+
+    def __init__(self, order: str, features: FeatureSpace | None) -> None:
+        """Raises `UserError` for another order or a feature space that knows no classes."""
+        super().__init__(features)
+        self.order = checks.choice("select.order", order, ["descending", "ascending"])
+
+    def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
+        """By features (m ipc, D) and logits (m ipc, classes); equal ones keep their order."""
+        sure = logits.softmax(dim=1).amax(dim=1)  # (m ipc,)
+        ordered = sure.argsort(descending=self.order == "descending", stable=True)
+        right = (logits.argmax(dim=1) == label)[ordered]
+        found: list[int] = torch.cat([ordered[right], ordered[~right]])[:ipc].tolist()
+        return found
+
+
+class TeacherCorrect(_Judged):
+    """The first of each mode that the teacher takes for its class.
+
+    Where it takes none, the one that it finds most probable.
+    """
 
     def choose(self, features: Tensor, logits: Tensor, label: int, ipc: int) -> list[int]:
         """By features (m ipc, D) and logits (m ipc, classes)."""

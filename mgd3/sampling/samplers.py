@@ -45,7 +45,7 @@ def classifier_free(
     return Prediction(eps=eps, variance=variance)
 
 
-_RELEASED_CFG_CHANNELS = 3
+_PUBLISHED_CFG_CHANNELS = 4  # DiT's own code guides 3, diffusers' 4
 
 
 class NoiseSource(Protocol):
@@ -90,8 +90,8 @@ class _Sampler:
 
         `start` None begins in pure noise; `on_step` sees every state before its step is taken.
         """
-        # the released 3 goes with any: of fewer channels, all are guided
-        most = max(backbone.latent_shape[0], _RELEASED_CFG_CHANNELS)
+        # what is published goes with any: of fewer channels, all are guided
+        most = max(backbone.latent_shape[0], _PUBLISHED_CFG_CHANNELS)
         checks.integer("sampler.cfg_channels", self.cfg_channels, maximum=most)
         start, term = start or NoiseStart(), guidance.bind(batch)
         schedule = backbone.schedule.respaced(self.steps)

@@ -213,6 +213,8 @@ def test_content_that_nobody_claimed_is_left_alone(tmp_path, name, there):
             "dataset.root=x",
         ),
         ("method=herding", "features.epochs=7"),
+        ("method=cao2", "select.order=ascending", "refine.upper=5", "ipc=50"),
+        ("method=d3hr", "start.match=exact", "ipc=3"),
         ("pool=2", "select=diverse", "features=student", "compute.precision=bfloat16"),
         ("dataset=digits", "dataset.classes=[3,5]", "guidance=mode_tangent"),
     ],

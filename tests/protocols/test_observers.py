@@ -15,7 +15,7 @@ from eval.images import TestImages
 from eval.protocols.augmentation import MEAN, STD
 from eval.protocols.observers import PUBLISHED, _rows, origin, refuse_other_orders
 from eval.results.tables import notes
-from mgd3.config.build import build_protocol
+from mgd3.config.build import build_protocol, build_space
 from mgd3.data.class_lists import ClassInfo, read_class_list
 from mgd3.data.digits import ArrayImage
 from mgd3.runtime.errors import UserError
@@ -115,6 +115,40 @@ def test_rdeds_observers_load_in_their_own_format(tmp_path, caplog, rows):
     assert teacher.source == "RDED's file imagenet-woof_resnet18.pth"
     assert "RDED publishes 75 % of its ResNet-18" in caplog.text
     assert not (tmp_path / "cache/students").exists()  # nothing was trained
+
+
+def test_cao2s_judge_asks_for_all_of_imagenets_classes(tmp_path):
+    """Class 3's grey is also that of a class of ImageNet's that is none of ours, and louder."""
+    values: list = [None] * 1000
+    for c, value in zip(WOOF, in_order(WOOF, OWN), strict=True):
+        values[c.imagenet_id] = value
+    state, other = observer(values), next(k for k in range(1000) if values[k] is None)
+    own = WOOF[3].imagenet_id
+    state["fc.weight"][other] = state["fc.weight"][own]
+    state["fc.bias"][other] = state["fc.bias"][own] + 0.1
+    torch.save(state, tmp_path / "judge.pth")
+
+    def judge(*options):
+        cfg = composed(
+            "dataset=imagewoof", "dataset.root=unused", "features=imagenet",
+            f"features.weights={tmp_path / 'judge.pth'}", f"features.image_size={SIZE}",
+            "compute.device=cpu", *options,
+        )  # fmt: skip
+        return build_space(cfg, "features").fit(Colours(), [])
+
+    images = [Colours().images("train", label)[0].decode() for label in range(6)]
+    _, logits = judge()(images)
+    assert logits.shape == (6, 1000)
+    found = logits.argmax(dim=1).tolist()
+    assert found[:3] + found[4:] == [0, 1, 2, 4, 5] and found[3] > 5
+    assert not torch.equal(judge("features.inputs=released")(images)[1], logits)
+    with pytest.raises(UserError, match="knows ImageNet's classes only"):
+        others = Colours([ClassInfo(f"c{k}", f"c{k}") for k in range(6)])
+        judge_of = composed(
+            "features=imagenet", f"features.weights={tmp_path / 'judge.pth'}",
+            f"features.image_size={SIZE}", "compute.device=cpu",
+        )  # fmt: skip
+        build_space(judge_of, "features").fit(others, [])
 
 
 def test_torchvisions_weights_run(tmp_path, monkeypatch):
