@@ -73,7 +73,8 @@ class Crops:
 class TiledCrops:
     """Of `mipc` real images of a class, `num_crop` crops each, an observer keeps one of each image.
 
-    The ipc factor^2 of least cross-entropy fill the class's images, factor x factor crops in each:
+    Fewer where a class has fewer, more where more crops are needed. The ipc factor^2 of least
+    cross-entropy fill the class's images, factor x factor crops in each:
     place q of image i, row by row, is rank q ipc + i. An image draws from a stream of its own, so
     neither workers nor resumption change a byte.
     """
@@ -112,15 +113,8 @@ class TiledCrops:
         self.jpeg_quality = jpeg_quality
 
     def least_real(self, ipc: int) -> int:
-        """As many real images as crops; `UserError` where `mipc` has fewer."""
-        needed = ipc * self.factor**2
-        if needed > self.mipc:
-            raise UserError(
-                f"ipc={ipc} takes {needed} crops of each class at method.factor={self.factor}, and "
-                f"method.mipc={self.mipc} images give one each: ipc={self.mipc // self.factor**2} "
-                f"is the largest possible; lower ipc, or set method.mipc={needed}"
-            )
-        return needed
+        """As many real images as crops, for each gives one."""
+        return ipc * self.factor**2
 
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
@@ -150,11 +144,13 @@ class TiledCrops:
         self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
     ) -> list[Stage]:
         """What the observer needs first, and the scoring."""
-        counts = [len(found.images) for found in inventory]
-        return [*self.features.stages(dataset, inventory), self._stage(counts)]
+        looked_at = self._looked_at(ipc, inventory)
+        return [*self.features.stages(dataset, inventory), self._stage(looked_at)]
 
-    def kept(self, observer: Observer, found: ClassImages, label: int, draws: Draws) -> Crops:
-        """The best crop of each of at most `mipc` images of a class, in the order of their draw."""
+    def kept(
+        self, observer: Observer, images: Sequence[RealImage], label: int, draws: Draws
+    ) -> Crops:
+        """The best crop of each image of a class, in their order."""
         size, parts = observer.image_size // self.factor, []
 
         def cut(image: RealImage) -> Tensor:
@@ -162,7 +158,6 @@ class TiledCrops:
             crops = [self._crop(pixels, draw, size) for _ in range(self.num_crop)]
             return torch.stack(crops)  # (num_crop, 3, size, size)
 
-        images = draws.some(found.images, self.mipc)
         with ThreadPoolExecutor(self.work.workers) as pool:
             for start in range(0, len(images), _TOGETHER):
                 crops = torch.stack(list(pool.map(cut, images[start : start + _TOGETHER])))
@@ -210,21 +205,25 @@ class TiledCrops:
         writer: DistilledWriter,
     ) -> None:
         """Write the images of some classes."""
-        counts = [len(inventory[label].images) for label in labels]
-        stage, ipc = self._stage(counts), writer.ipc
+        ipc, what = writer.ipc, "scoring crops of real images"
+        total = self._looked_at(ipc, [inventory[label] for label in labels])
+        stage = self._stage(total)
         announce(stage)
-        total, what = self._scored(counts), "scoring crops of real images"
         with progress(what, total, "images", stage=stage, pace=self._pace) as advance:
             for label in labels:
                 wnid = dataset.classes[label].wnid
                 draws = Draws(writer.seed, wnid, advance)
-                kept = self.kept(observer, inventory[label], label, draws)
+                images = draws.some(inventory[label].images, self._most(ipc))
+                kept = self.kept(observer, images, label, draws)
                 best = kept.best(ipc * self.factor**2)
                 for k, image in enumerate(self.tiled(best.pixels, observer.image_size)):
                     writer.write_image(wnid, k, self.picture(image))
 
-    def _scored(self, counts: Sequence[int]) -> int:
-        return sum(min(count, self.mipc) for count in counts)
+    def _most(self, ipc: int) -> int:
+        return max(self.mipc, self.least_real(ipc))
+
+    def _looked_at(self, ipc: int, inventory: Sequence[ClassImages]) -> int:
+        return sum(min(len(found.images), self._most(ipc)) for found in inventory)
 
     @property
     def _pace(self) -> WorkPace:
@@ -232,8 +231,8 @@ class TiledCrops:
         kind = f"{self.num_crop} crops of an image at {own.image_size} px, {type(own).__name__}"
         return WorkPace(self.work.cache, kind, own.device)
 
-    def _stage(self, counts: Sequence[int]) -> Stage:
-        each, images = self._pace.seconds, self._scored(counts)
+    def _stage(self, images: int) -> Stage:
+        each = self._pace.seconds
         return Stage(
             what=f"scores {self.num_crop} crops of each of {images:,} real images",
             seconds=None if each is None else each * images,

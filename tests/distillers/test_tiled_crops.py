@@ -66,12 +66,13 @@ def files(folder):
 def test_place_q_of_image_i_is_rank_q_ipc_plus_i(tmp_path):
     one, ipc = distiller(tmp_path), 3
     draws = Draws(0, "1", lambda n: None)
-    best = one.kept(Brightness(), real(40), 1, draws).best(ipc * 4)
+    images = draws.some(real(40).images, 40)
+    assert sorted(i.key for i in images) == [i.key for i in real(40).images]
+    best = one.kept(Brightness(), images, 1, draws).best(ipc * 4)
     values = (best.pixels[:, 0, 0, 0] * 255).round()
     assert values.tolist() == [39.0 - rank for rank in range(12)]  # no real image twice
     assert torch.all(best.losses[1:] >= best.losses[:-1])
-    images = (one.tiled(best.pixels, 8) * 255).round()
-    for i, made in enumerate(images):
+    for i, made in enumerate((one.tiled(best.pixels, 8) * 255).round()):
         quarters = [made[0, top, left] for top in (0, 4) for left in (0, 4)]
         assert quarters == [39.0 - (q * ipc + i) for q in range(4)]
 
@@ -79,9 +80,9 @@ def test_place_q_of_image_i_is_rank_q_ipc_plus_i(tmp_path):
 def test_of_each_image_the_crop_of_least_loss_is_kept(tmp_path):
     """Of eight crops of a ramp the one whose first pixel is brightest, by the image's own draws."""
     ramp = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
-    found = ClassImages((ArrayImage("train/1/a", ramp),), ("",))
+    found = [ArrayImage("train/1/a", ramp)]
     draws, one = Draws(3, "1", lambda n: None), distiller(tmp_path, num_crop=8, factor=1)
-    draw = draws.of(found.images[0])
+    draw = draws.of(found[0])
     lefts = [square((32, 32), (0.08, 1), draw) for _ in range(8)]
     brightest = max(lefts, key=lambda box: box[1] + box[2] / 16)
     kept = one.kept(Brightness(), found, 1, draws).pixels[0, 0, 0, 0] * 255
@@ -118,6 +119,22 @@ def test_squares_are_torchvisions():
     assert min(sides) >= 8 and max(sides) <= 20
     assert all(0 <= t <= 20 - s and 0 <= left <= 50 - s for t, left, s in boxes)
     assert square((20, 50), (1.0, 1.0), draw) == (0, 15, 20)  # 31.6 never fits
+
+
+@pytest.mark.parametrize(("mipc", "seen"), [(5, 12), (20, 20), (300, 40)])
+def test_so_many_images_are_looked_at(tmp_path, mipc, seen):
+    """As `mipc` says; all where there are fewer, and as many as crops are needed."""
+    one, keys = distiller(tmp_path, mipc=mipc), []
+    kept = one.kept
+    one.kept = lambda observer, images, *rest: (
+        keys.append(len(images)),
+        kept(observer, images, *rest),
+    )[1]
+    dataset = Digits(8, classes=["0", "1"])
+    dataset.images = lambda split, label: real(40, label=label).images
+    (stage,) = one.stages(dataset, 3, tmp_path, [real(40), real(40)])
+    one.distill(dataset, 3, 0, tmp_path / "out", PROVENANCE)
+    assert keys == [seen, seen] and f"of {2 * seen} real images" in stage.what
 
 
 def test_neither_workers_nor_a_kill_change_a_byte(tmp_path):
@@ -187,7 +204,7 @@ def test_an_observer_sees_small_crops_amid_the_mean_colour():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mipc": 10}, r"ipc=3 takes 12 crops .*method\.mipc=10.* ipc=2 is the largest possible"),
+        ({"mipc": 0}, r"method\.mipc"),
         ({"factor": 6}, r"class 8 .* has 104 .* fewer than the 108 needed; ipc=2 is the largest"),
         ({"factor": 9}, r"method\.factor=9 is not allowed|method\.factor"),
         ({"crop_scale": [1, 0.5]}, r"method\.crop_scale=\[1, 0\.5\] must be \[low, high\]"),
