@@ -124,7 +124,7 @@ def checked(cfg: DictConfig, run_dir: Path, fetching: bool = True) -> Cell:
     distiller = build_distiller(cfg, ranks)  # a wrong value is refused before hours of fetching
     needs = announce(cfg) if fetching and ranks.first else []
     dataset = build(cfg, "dataset")  # fetches its own; refused, nothing else is fetched
-    require_images(dataset, least_real(distiller, cfg.ipc))
+    require_images(dataset, least_real(distiller, cfg.ipc), max(1, least_real(distiller, 1)))
     refuse_classes(distiller, dataset)
     inside = run_dir.parent.name == Path(cfg.folder).name
     out = run_dir.parent if inside else run_dir

@@ -1,13 +1,18 @@
-"""The examples of docs/extending.md, run as the page says; modules that lack something."""
+"""The examples of docs/extending.md and docs/adding_a_guidance.md, run as the pages say.
+
+And modules that lack something.
+"""
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
 from conftest import QUICK, ROOT, run
 
-PAGE = (ROOT / "docs/extending.md").read_text()
+PAGES = [(ROOT / f"docs/{name}.md").read_text() for name in ("extending", "adding_a_guidance")]
+PAGE = "\n".join(PAGES)
 OWN = re.compile(r"`(my_[\w/.]+)`\n\n```(?:python|yaml)\n(.*?)```", re.S)
 
 
@@ -15,7 +20,7 @@ OWN = re.compile(r"`(my_[\w/.]+)`\n\n```(?:python|yaml)\n(.*?)```", re.S)
 def here(tmp_path, monkeypatch):
     """A folder with the page's files, on the path as PYTHONPATH=. would put it."""
     files = OWN.findall(PAGE)
-    assert len(files) == 12
+    assert len(files) == 17
     for name, text in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +56,50 @@ def test_the_pages_files_run(here, overrides):
     assert len(list((manifest.parent / "images").rglob("*.png"))) == (
         6 if "dataset=blobs" in overrides else 30
     )
+
+
+GUIDED = {
+    "late": ("guidance.scale=0", "guidance.start_t=2"),
+    "spread": ("guidance.size=0", "guidance.stop_t=1"),
+    "apart": ("guidance.size=0",),
+    "late_apart": ("guidance.late.scale=0", "guidance.late.start_t=2", "guidance.apart.size=0"),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Samples without guidance."""
+    cwd = tmp_path_factory.mktemp("plain")
+    (cwd / "my_configs").mkdir()
+    return guided(cwd, "guidance=none")
+
+
+def guided(cwd, *overrides):
+    """A run's images by their names."""
+    few = ("dataset.classes=[0,1]", "students=[]", "sampler.steps=4", "ipc=3")
+    quick = [o for o in QUICK if "students" not in o]
+    done = run(cwd, "--config-dir", "my_configs", *quick, *few, *overrides)
+    assert done.returncode == 0, done.stderr[-1500:]
+    (manifest,) = cwd.glob("runs/*/*/ipc3/*/manifest.json")
+    folder = manifest.parent / "images"
+    found = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.png")}
+    shutil.rmtree(cwd / "runs")
+    return found
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_the_pages_guidances_move_images_and_keep_the_contract(here, plain, name):
+    """Size 0 changes no byte, another batch size changes none either, and the first of each class
+    sees no image that is finished."""
+    off = GUIDED[name]
+    keys = [o for o in off if not o.endswith("=0")]
+    on = guided(here, f"guidance={name}", *keys)
+    assert guided(here, f"guidance={name}", *off) == plain
+    moved = {file for file, data in on.items() if data != plain[file]}
+    first = {"0/00000.png", "1/00000.png"}
+    assert moved == set(plain) - (first if name == "apart" else set())
+    if "apart" in name:
+        assert guided(here, f"guidance={name}", *keys, "compute.batch_size=1") == on
 
 
 def test_a_table_of_ones_own_is_planned(here):

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eval.images import TestImages, read_pixels, student_pixels
 from eval.protocols.augmentation import MEAN, STD, channels, normalise
 from eval.protocols.observers import IMAGENET, TORCHVISION, load_observer, torchvision_tensors
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
+from eval.protocols.training import top1
 from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages
@@ -41,7 +43,11 @@ class StudentFeatures:
         cache: Path,
         workers: int,
         training_precision: str = "float32",
+        minimum_top1: float = 0.0,
     ) -> None:
+        """`minimum_top1`: percent of the real test images; a network below it is refused."""
+        self.minimum_top1 = checks.number("features.minimum_top1", minimum_top1, minimum=0)
+        self.device = device
         self.student = FullSetNetwork(
             FullSetOptions(
                 key="features",
@@ -54,6 +60,11 @@ class StudentFeatures:
             Place(device, cache, workers, training_precision),
         )
 
+    @property
+    def image_size(self) -> int:
+        """What the network sees, in pixels."""
+        return self.student.image_size
+
     def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
         """Training the student, where the cache has it not."""
         return [self.student.stage(dataset, inventory)]
@@ -61,13 +72,16 @@ class StudentFeatures:
     def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> StudentExtractor:
         """The student of these classes, trained on `inventory` now unless the cache has it.
 
-        Raises `UserError` for weights of another network or of other classes.
+        Raises `UserError` for weights of another network or of other classes, and below
+        `minimum_top1`.
         """
         own, place = self.student, self.student.place
         net = own.network(dataset, inventory)
-        if own.options.weights is not None:  # whose classes are in an order of theirs
+        if own.options.weights is not None or self.minimum_top1:  # classes in an order of theirs
             test = TestImages(dataset, place.cache, place.workers)
-            own.answers(net, *test.on(own.image_size, place.device), dataset)
+            pixels, labels = test.on(own.image_size, place.device)
+            right = top1(own.answers(net, pixels, labels, dataset), labels)
+            own.refuse_below(right, self.minimum_top1, dataset)
         return StudentExtractor(net, own.image_size, place.device, place.workers, inventory)
 
 
@@ -115,6 +129,16 @@ class StudentExtractor:
     def __call__(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, classes), on the CPU."""
         return self._of(torch.stack([student_pixels(i, self.image_size) for i in images]))
+
+    def observe(self, crops: Tensor) -> Tensor:
+        """Logits (B, classes) of crops (B, 3, h, w) in [0, 1], on the CPU.
+
+        What is smaller than the network's images lies in their middle, amid zeros once normalised.
+        """
+        room = [self.image_size - side for side in (crops.shape[3], crops.shape[2])]
+        border = [part for side in room for part in (side // 2, side - side // 2)]
+        parts = [F.pad(normalise(p.to(self.device)), border) for p in crops.split(_BATCH)]
+        return torch.cat([features_and_logits(self.net, part)[1] for part in parts])
 
     def _of(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self.prepared(part.to(self.device) / 255) for part in pixels.split(_BATCH)]

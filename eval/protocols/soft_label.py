@@ -212,13 +212,7 @@ class SoftLabel:
         right = top1(self.source.answers(network, pixels, labels, dataset), labels)
         name, source = own.student, origin(own.weights)
         published = "" if own.weights is None else published_words(dataset, name)
-        if right < own.minimum_top1:
-            raise UserError(
-                f"the teacher {name} ({source}) is right on {right:.1f} % of the real test images "
-                f"of dataset={dataset.name}, less than protocol.teacher.minimum_top1="
-                f"{own.minimum_top1:g} (chance is {100 / len(dataset.classes):g} %{published}): "
-                "wrong classes, wrong class order or too short a training"
-            )
+        self.source.refuse_below(right, own.minimum_top1, dataset)
         log.info("teacher %s (%s): top-1 %.1f %%%s", name, source, right, published)
         self.teacher = Teacher(name=name, source=source, top1=right, network=network)
         return self.teacher

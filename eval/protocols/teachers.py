@@ -20,6 +20,8 @@ from eval.protocols.hard_label import HardLabel, every
 from eval.protocols.observers import (
     TORCHVISION,
     load_observer,
+    origin,
+    published_words,
     refuse_other_orders,
     torchvision_tensors,
 )
@@ -137,6 +139,19 @@ class FullSetNetwork:
         if self.options.weights is not None:
             refuse_other_orders(found, labels, dataset, self.options.place_of_weights)
         return found
+
+    def refuse_below(self, right: float, minimum: float, dataset: RealDataset) -> None:
+        """`UserError` for a network that is `right` on fewer percent of the real test images."""
+        own = self.options
+        if right >= minimum:
+            return
+        published = "" if own.weights is None else published_words(dataset, own.student)
+        raise UserError(
+            f"{own.key}: {own.student} ({origin(own.weights)}) is right on {right:.1f} % of the "
+            f"real test images of dataset={dataset.name}, less than {own.key}.minimum_top1="
+            f"{minimum:g} (chance is {100 / len(dataset.classes):g} %{published}): wrong classes, "
+            "wrong class order or too short a training"
+        )
 
     def _read(self, net: nn.Module, weights: str, dataset: RealDataset) -> None:
         """Weights that the user gives: ours, another's file, torchvision's."""

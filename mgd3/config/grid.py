@@ -332,9 +332,10 @@ class Experiment:
     def _kept(self, job: Job) -> bool:
         if self.rehearsal and job.seed not in (0, 1):
             return False
+        some = self.table.rehearsal if self.rehearsal else {}
+        wanted = {key: [str(v) for v in values] for key, values in some.items()} | self._only
         return all(
-            key == "student" or str(getattr(job, key)) in values
-            for key, values in self._only.items()
+            key == "student" or str(getattr(job, key)) in values for key, values in wanted.items()
         )
 
     def _values(self) -> dict[str, list[str]]:

@@ -56,6 +56,7 @@ class PaperTable:
     points: str = "set"  # what a point of the picture of diversity is: a set, a class, an image
     maps: Sequence[str] = ()  # classes that get a map of their own where sets are measured
     denoising: Denoising | None = None  # images to be shown on their way
+    rehearsal: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # of the grid, in one
 
     @property
     def swept(self) -> dict[str, dict[str, float]]:
@@ -67,6 +68,8 @@ class PaperTable:
     def __post_init__(self) -> None:
         for key in self.grid:
             checks.choice("a key of paper_table.grid", key, PLACES)
+        for key in self.rehearsal:
+            checks.choice("a key of paper_table.rehearsal", key, PLACES)
         for key in PLACES:
             if not self.grid.get(key):
                 raise UserError(f"paper_table.grid.{key} is missing; give a list")

@@ -40,11 +40,12 @@ class ClassImages:
 
 
 def take_inventory(
-    dataset: RealDataset, split: str, minimum: int, cache: Path, workers: int
+    dataset: RealDataset, split: str, minimum: int, cache: Path, workers: int, each: int = 1
 ) -> list[ClassImages]:
     """Decode and hash every image of a split once; results are remembered by size and time.
 
-    Returns one entry per class, in label order. Raises `UserError` if a file does not decode
+    `each` is how many real images a distilled one takes, for messages. Returns one entry per
+    class, in label order. Raises `UserError` if a file does not decode
     (unless `dataset.skip_broken`) or a class has fewer than `minimum` usable images.
     """
     listing = [dataset.images(split, label) for label in range(len(dataset.classes))]
@@ -74,23 +75,26 @@ def take_inventory(
             )
         log.warning("%s; left out (dataset.skip_broken=true)", message)
     kept = [[i for i in images if not found[i.key].startswith(_BROKEN)] for images in listing]
-    _require(dataset, split, [len(images) for images in kept], minimum)
+    _require(dataset, split, [len(images) for images in kept], minimum, each)
     return [ClassImages(tuple(images), tuple(found[i.key] for i in images)) for images in kept]
 
 
-def require_images(dataset: RealDataset, minimum: int) -> None:
+def require_images(dataset: RealDataset, minimum: int, each: int = 1) -> None:
     """`UserError` if a class has fewer than `minimum` training files, whether usable or not."""
-    classes = range(len(dataset.classes))
-    _require(dataset, "train", [len(dataset.images("train", label)) for label in classes], minimum)
+    counts = [len(dataset.images("train", label)) for label in range(len(dataset.classes))]
+    _require(dataset, "train", counts, minimum, each)
 
 
-def _require(dataset: RealDataset, split: str, counts: Sequence[int], minimum: int) -> None:
+def _require(
+    dataset: RealDataset, split: str, counts: Sequence[int], minimum: int, each: int
+) -> None:
     """`UserError` that names the smallest class if it has fewer than `minimum` images."""
     least = min(counts)
     if least >= minimum:
         return
     smallest = dataset.classes[counts.index(least)]
-    lower = f"ipc={least} is the largest possible here; lower ipc, or " if least else ""
+    most = least // each
+    lower = f"ipc={most} is the largest possible here; lower ipc, or " if most else ""
     raise UserError(
         f"class {smallest.wnid} ({smallest.name}), the smallest of dataset={dataset.name}, has "
         f"{least} usable {split} images, fewer than the {minimum} needed; {lower}add images"

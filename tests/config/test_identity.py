@@ -42,6 +42,8 @@ CHANGES = [  # base command, then the change
     ("backbone=sd15 sampler.steps=25", "guidance.stop_t=12", SAME),
     ("", "modes=bisecting", SET),
     ("", "modes.n_init=2", SET),
+    ("modes=bisecting", "modes.n_init=1", SAME),
+    ("modes=bisecting", "modes.n_init=10", SET),
     ("", "compute.precision=bfloat16", SET),
     ("", "dataset.classes=[0,1,2]", SET),
     ("", "protocol=hard_label", SCORES),

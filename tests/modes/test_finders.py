@@ -10,7 +10,13 @@ from support import composed
 from mgd3.backbones.codecs import PixelCodec
 from mgd3.config.build import build
 from mgd3.data.digits import Digits
-from mgd3.modes.alternatives import DBSCANModes, PooledKMeansModes, RandomRealModes, _means
+from mgd3.modes.alternatives import (
+    BisectingModes,
+    DBSCANModes,
+    PooledKMeansModes,
+    RandomRealModes,
+    _means,
+)
 from mgd3.modes.discovery import cluster, discover_modes
 from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.compute import Work
@@ -48,6 +54,21 @@ def test_separate_clusters_are_found(name):
         assert torch.equal(modes.assignment == mode, labels == k)
         distance = (latents - modes.centers[mode]).flatten(1).norm(dim=1)
         assert modes.nearest[mode] == distance.argmin()
+
+
+def test_halving_never_raises_the_inertia_and_more_starts_help():
+    latents = torch.randn(60, *SHAPE, generator=torch.Generator().manual_seed(4))
+
+    def inertia(num_modes, **options):
+        modes = BisectingModes(random_state=0, **options)(latents, num_modes)
+        assert modes.counts.sum() == 60
+        return (latents - modes.centers[modes.assignment]).square().sum().item()
+
+    for starts in (1, 10):
+        walk = [inertia(k, n_init=starts) for k in range(1, 13)]
+        assert walk == sorted(walk, reverse=True)
+    assert inertia(2, n_init=10) < inertia(2)
+    assert inertia(6) == inertia(6, n_init=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
