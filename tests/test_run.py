@@ -94,7 +94,10 @@ def test_a_plan_names_what_comes_first_and_what_shortens_it(tmp_path):
     )
     assert not list(tmp_path.iterdir())
     wrong = run(tmp_path, *QUICK, "plan=maybe")
-    assert wrong.returncode == 1 and "plan='maybe' must be true or false" in wrong.stderr
+    assert (
+        wrong.returncode == 1
+        and "plan='maybe' is unknown. Allowed: true, false, a100x1" in wrong.stderr
+    )
 
 
 def test_a_report_is_made_when_something_changed_and_in_a_sweep_when_asked(tmp_path):

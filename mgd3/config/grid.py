@@ -72,14 +72,15 @@ class Request:
 
 
 def paper_files() -> list[str]:
-    """Names below configs/paper, in the papers' order."""
+    """Names below configs/paper, in the papers' order: MGD3's first."""
     folder = Path(CONFIGS, "paper")
     names = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")]
 
-    def order(name: str) -> tuple[str, bool, int]:
+    def order(name: str) -> tuple[bool, str, bool, int]:
         number = re.search(r"(table|figure)(\d+)$", name)
         kind, digits = number.groups() if number else ("", "0")
-        return str(Path(name).parent), kind == "figure", int(digits)
+        paper = str(Path(name).parent)
+        return paper != _FIRST_PAPER, paper, kind == "figure", int(digits)
 
     return sorted(names, key=order)
 

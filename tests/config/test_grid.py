@@ -174,7 +174,7 @@ def test_requests_are_refused(arguments, message):
         ),
         (
             {"dataset": ["imagewoof"]},
-            r"imageidc; .*; imagewoof is in table=8, .*figure=self_ad.*/4",
+            r"imageidc; .*; imagewoof is in .*table=8, .*figure=self_ad.*/4",
         ),
         ({"dataset": ["imagewolf"]}, r"no such dataset; there are .*student=resnetap10$"),
         ({"method": ["mgd3"]}, "'method' is unknown.*Allowed: row, dataset, ipc, seed, student"),
