@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 from support import cell, row
 
 from eval.reports.comparison import PaperComparison
@@ -31,9 +32,22 @@ NAMES = [*(f"table{n}" for n in range(1, 11)), *(f"figure{n}" for n in range(4, 
 SECOND = [f"self_adaptive_memory/{n}" for n in ("table1", "table2", "table3", "figure3", "figure4")]
 
 
-# Of a sweep one value of each key.
-SOME_ROWS = {
-    SECOND[-1]: ["lambda_r 0.004", "lambda_g 0.004", "N_R 32", "N_G 128", "MinMaxDiff"],
+FIELD = [f"field/table{n}" for n in (1, 2, 3)]
+OF_FIELD = yaml.safe_load(Path(CONFIGS, "field.yaml").read_text())
+COMING = ("cao2", "d3hr", "mgd3_cao2")  # presets that the field's tables name before they are here
+
+
+# Of a sweep one value of each key. The field's tables differ in the protocol alone.
+SOME = {
+    SECOND[-1]: {
+        "row": ["lambda_r 0.004", "lambda_g 0.004", "N_R 32", "N_G 128", "MinMaxDiff"],
+    },
+    FIELD[0]: {
+        "row": [row for row, options in OF_FIELD.items() if options["method"] not in COMING],
+        "dataset": ["imagenette"],
+    },
+    FIELD[1]: {"row": ["MGD3"]},
+    FIELD[2]: {"row": ["RDED"], "dataset": ["imagenette", "imagenet1k"]},
 }
 
 
@@ -43,7 +57,22 @@ def grid_of(name, overrides=(), rehearsal=False, **only):
 
 
 def test_all_tables_and_figures_are_there():
-    assert paper_files() == [*(f"mgd3/{name}" for name in NAMES), *SECOND]
+    assert paper_files() == [*FIELD, *(f"mgd3/{name}" for name in NAMES), *SECOND]
+    tables = [grid_of(name).table for name in FIELD]
+    assert all(table.rows == OF_FIELD for table in tables)
+    assert {tuple(table.grid["dataset"]) for table in tables} == {
+        ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
+    }
+
+
+def test_a_rehearsal_may_run_some_of_a_grid_and_a_filter_asks_for_other_cells():
+    some = grid_of(FIELD[0], rehearsal=True).jobs
+    assert {(j.dataset, j.ipc) for j in some} == {
+        ("imagenette", ipc) for ipc in ("10", "50", "full")
+    }
+    assert {j.seed for j in some} == {0, 1}
+    other = grid_of(FIELD[0], rehearsal=True, ipc=["20"], dataset=["imagewoof"]).jobs
+    assert {(j.dataset, j.ipc) for j in other} == {("imagewoof", "20")}
 
 
 def test_another_papers_tables_are_named_with_it_and_have_folders_of_their_own():
@@ -82,10 +111,10 @@ def built():
     return set()
 
 
-@pytest.mark.parametrize("name", [*NAMES, *SECOND])
+@pytest.mark.parametrize("name", [*NAMES, *SECOND, *FIELD])
 def test_every_cell_composes(name, built):
     """At the paper's size, and in rehearsal, where a run of every row can be built."""
-    some = {"row": SOME_ROWS[name]} if name in SOME_ROWS else {}
+    some = SOME.get(name, {})
     paper = grid_of(name, ["dataset.root=x"], **some)
     for place in paper.located:
         validate(place.cfg)
@@ -111,7 +140,7 @@ def test_every_cell_composes(name, built):
             protocol.recipe(place.cfg.ipc, len(dataset.classes), student)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *SECOND])
+@pytest.mark.parametrize("name", [*NAMES, *SECOND, *FIELD])
 def test_files_open_with_their_claim(name):
     file = name if "/" in name else f"mgd3/{name}"
     text = Path(CONFIGS, "paper", f"{file}.yaml").read_text()

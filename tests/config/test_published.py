@@ -9,7 +9,10 @@ import yaml
 from mgd3.config.grid import Experiment, paper_files
 from mgd3.config.identity import register
 
-PRINTED = yaml.safe_load(Path(__file__).with_name("printed_tables.yaml").read_text())
+PRINTED, OF_THE_FIELD = (
+    yaml.safe_load(Path(__file__).with_name(f"printed_{name}.yaml").read_text())
+    for name in ("tables", "field")
+)
 CELLS = {f"table{n}": count for n, count in enumerate((54, 33, 20, 45, 9, 8, 6, 111, 33, 8), 1)}
 OF_MINIMAX = 15  # cells of its own table that stand in Table 8
 # What a figure shows beside the tables' numbers: its errata say whose they are.
@@ -48,7 +51,8 @@ def printed(name):
 
 def published(name):
     """The same of a file below configs/paper."""
-    table = Experiment(f"mgd3/{name}", ["dataset.root=x"]).table
+    file = name if "/" in name else f"mgd3/{name}"
+    table = Experiment(file, ["dataset.root=x"]).table
     found = {
         (row, class_name): (value, None)
         for row, by_class in table.published_diversity.items()
@@ -109,3 +113,55 @@ def test_figures_repeat_the_tables_or_say_whose_numbers_theirs_are():
                 errata = Experiment(f"mgd3/{name}", ["dataset.root=x"]).table.errata
                 assert f"{value[0]:g}" in errata[key[0]]
     assert elsewhere == ELSEWHERE
+
+
+# Rows of the field's tables that MGD3's tables print, by what these call them, and where.
+CALLED = {
+    "D4M": {"DiT+D4M", "D4M"},
+    "D4M on Stable Diffusion": {"D4M"},
+    "MGD3": {"DiT+MGD3", "DiT+MGD3 (hard label)", "DiT+MGD3 (soft label)"},
+    "MGD3 on a fine-tuned DiT": {"DiT-woofFT+MGD3"},
+}
+FIELD = {  # cells by file: all, and those that stand in the tables or figures of MGD3
+    "field/table1": (128, 104), "field/table2": (114, 0), "field/table3": (70, 17),
+}  # fmt: skip
+
+
+def of_the_field(name):
+    """Mean and std by row and column, as transcribed."""
+    table, found = OF_THE_FIELD[name], {}
+    for row, datasets in table["rows"].items():
+        for dataset, ipcs in datasets.items():
+            for ipc, line in ipcs.items():
+                for student, word in zip(table["students"], line.split(), strict=True):
+                    mean, _, std = word.partition("±")
+                    if word != "-":
+                        value = float(mean), float(std) if std else None
+                        found[row, dataset, str(ipc), student] = value
+    return found
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_the_fields_cells_are_transcribed_here_or_stand_in_mgd3s_tables(name):
+    """A cell of MGD3's is printed there of the same method, place and student, to the digit."""
+    here, own = published(name), of_the_field(name)
+    assert {key: here[key] for key in own} == own
+    known = {}
+    for file in (*CELLS, "figure4"):
+        for key, value in published(file).items():
+            if len(key) == 4:  # accuracies
+                known.setdefault((*key[:3], key[3].removesuffix("_bn")), []).append(value)
+    others = {key: value for key, value in here.items() if key not in own}
+    for (row, dataset, ipc, student), value in others.items():
+        names = CALLED.get(row, {row})
+        at = dataset, ipc, student.removesuffix("_bn")
+        found = [v for n in names for v in known.get((n, *at), [])]
+        assert value in found, (row, dataset, ipc, student)
+    assert (len(here), len(others)) == FIELD[name]
+    table = Experiment(name, ["dataset.root=x"]).table
+    other = {row: table.family_of(row) for row in table.published if table.names_family(row)}
+    assert other == (
+        {"D3HR": "soft_d3", "D4M on Stable Diffusion": "soft_fkd", "FullDataset": "unlisted"}
+        if name == "field/table3"
+        else {}
+    )
