@@ -71,7 +71,8 @@ def test_nothing_leaves_the_machine_by_default(tmp_path, proxy):
         Image.new("RGB", (8, 8), "white").save(tmp_path / "own" / name / "a.png")
     commands = [
         ("run.py", "experiment=demo", "method=random,mgd3", *quick, "seed=0", "ipc=2",
-         "tracker=wandb", "sampler.steps=4", "guidance.stop_t=2"),
+         "tracker=wandb", "sampler.steps=4", "guidance.stop_t=2",
+         "hydra/launcher=basic"),
         ("scripts/evaluate.py", "images=own", "dataset.classes=[0,1]", "tracker=wandb", *quick),
         ("scripts/reproduce.py", "table=5", "rehearsal=true", "only.seed=0", "only.ipc=10",
          "only.row='Random (seeded)'", "protocol.epochs_by_ipc=[[null,2]]", "tracker=wandb"),

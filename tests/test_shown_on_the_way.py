@@ -86,7 +86,7 @@ def test_settings_start_from_one_noise_and_go_to_one_mode(shown):
         latents = remaker.latents(entry, watch)
         assert list(watch.seen) == [49, 0]
         with torch.inference_mode():
-            image = remaker.distiller.pixels([(entry["wnid"], 1)], latents)[0]
+            image = remaker.distiller.maker.pixels([(entry["wnid"], 1)], latents)[0]
         file = [image for image, _ in distilled.images()][4]
         read = torch.frombuffer(bytearray(file.tobytes()), dtype=torch.uint8).view(8, 8, 3)
         assert (image.permute(1, 2, 0).int() - read.int()).abs().max() <= 1

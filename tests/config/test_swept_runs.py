@@ -83,7 +83,7 @@ def test_a_key_that_another_choice_has_is_answered_with_it(tmp_path):
     assert done.returncode == 1
     assert "guidance=mode and guidance=mode_tangent have it" in done.stderr
     assert list(tmp_path.iterdir()) == []
-    one = run(tmp_path, "guidance.tangent_dim=3")
+    one = run(tmp_path, "guidance.tangent_neighbors=30")
     assert "guidance=mode_tangent has it; leave it out, or choose it" in one.stderr
 
 

@@ -9,7 +9,7 @@ from mgd3.distillers.finished import FinishedLatents
 from mgd3.distillers.image_maker import ImageMaker, Making
 from mgd3.distillers.refining import NoRefinement
 from mgd3.runtime.errors import UserError
-from mgd3.sampling.deviation import DeviationGuidance, cosine_gradient
+from mgd3.sampling.guidances.deviation import DeviationGuidance, cosine_gradient
 from mgd3.sampling.samplers import DDIM, DDPM
 from mgd3.sampling.starts import NoiseStart
 from mgd3.sampling.terms import DenoiseState, SamplingBatch

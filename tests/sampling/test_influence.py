@@ -10,7 +10,7 @@ from mgd3.backbones.codecs import PixelCodec
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.combination import Sum
 from mgd3.sampling.guidance import NoGuidance
-from mgd3.sampling.influence import InfluenceGuidance, misalignment, normalised
+from mgd3.sampling.guidances.influence import InfluenceGuidance, misalignment, normalised
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDIM, DDPM
 from mgd3.sampling.terms import Reach, SamplingBatch

@@ -10,7 +10,7 @@ from mgd3.modes.alternatives import BisectingModes
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.seeding import stream
 from mgd3.sampling.guidance import ModeGuidance, NoGuidance, TangentModeGuidance
-from mgd3.sampling.manifold import Cloud, ManifoldGuidance
+from mgd3.sampling.guidances.manifold import Cloud, ManifoldGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDIM, DDPM
 from mgd3.sampling.terms import DenoiseState, SamplingBatch, Target

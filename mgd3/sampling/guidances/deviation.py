@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mgd3.runtime import checks
+from mgd3.sampling.guidances.window import Window
 from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
-from mgd3.sampling.window import Window
 
 _FLOOR = 1e-12
 

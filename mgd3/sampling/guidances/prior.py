@@ -15,7 +15,7 @@ from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
-from mgd3.sampling.real_features import RealFeatures
+from mgd3.sampling.guidances.real_features import RealFeatures
 from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
 
 

@@ -19,8 +19,8 @@ from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work, matmul_precision
 from mgd3.runtime.errors import UserError
+from mgd3.sampling.guidances.window import Window
 from mgd3.sampling.terms import DenoiseState, Reach, SamplingBatch, gradient
-from mgd3.sampling.window import Window
 
 _RELEASED_FLOOR = 1e-6  # added to the product of norms in the released cosine
 _FLOOR = 1e-12
