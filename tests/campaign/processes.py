@@ -201,7 +201,7 @@ def _die_at(last: int, folder: str) -> list[int]:
 
 
 # What differs from one run of a command to the next, and is no part of its result.
-_UNLIKE_FOLDERS = (".hydra", "wandb", ".submitit")
+_UNLIKE_FOLDERS = ("pace", ".hydra", "wandb", ".submitit")
 _UNLIKE_FILES = ("times.json", "multirun.yaml")
 _PAGES = "tables/*/report.html"  # the paper's tables, beside what each run took
 _SEEN = "inventory/sets/*"  # when a finished set's files were looked at, by place and time

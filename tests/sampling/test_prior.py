@@ -9,8 +9,8 @@ from mgd3.data.digits import Digits
 from mgd3.data.inventory import take_inventory
 from mgd3.runtime.compute import Compute, Work
 from mgd3.runtime.errors import UserError
-from mgd3.sampling import real_features
 from mgd3.sampling.guidance import NoGuidance
+from mgd3.sampling.guidances import real_features
 from mgd3.sampling.guidances.prior import PriorGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDIM, DDPM
