@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mgd3.backbones.denoiser import ConditionedUNet
 from mgd3.runtime import checks
+from mgd3.runtime.compute import Compute
 
 
 class _ReachedError(Exception):
@@ -34,7 +36,23 @@ def layer_output(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     raise AssertionError("the layer is no part of what was run")
 
 
-def mid_features(unet: Any, block: int, run: Callable[[], object]) -> Tensor:
-    """The output of a U-Net's mid block, (B, h w, C): the only one that it shows, block 1."""
-    checks.integer("block (a U-Net has its mid block alone)", block, minimum=1, maximum=1)
-    return layer_output(unet.mid_block, run).flatten(2).transpose(1, 2).float()
+class MidBlockFeatures:
+    """A U-Net's only features: the output of its mid block, block 1."""
+
+    network: Any  # diffusers' UNet2DConditionModel
+    compute: Compute
+    feature_blocks = 1
+
+    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
+        """The mid block's output, (B, h w, D), for x_t (B, C, h, w)."""
+        checks.integer("block (a U-Net has its mid block alone)", block, minimum=1, maximum=1)
+        inputs = self.compute.layout(x_t), t, self._context(class_ids)
+        with self.compute.running():
+            found = layer_output(
+                self.network.mid_block, lambda: ConditionedUNet(self.network)(*inputs)
+            )
+        return found.flatten(2).transpose(1, 2).float()
+
+    def _context(self, class_ids: Tensor) -> Tensor:
+        """What the network is told of its classes, (B, tokens, D)."""
+        raise NotImplementedError

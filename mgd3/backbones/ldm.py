@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
 from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
-from mgd3.backbones.inner_features import mid_features
+from mgd3.backbones.inner_features import MidBlockFeatures
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.schedule import NoiseSchedule
 from mgd3.backbones.weights.ldm_weights import LDMNetworks, load_ldm
@@ -22,7 +22,7 @@ from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError, reading
 
 
-class LDM:
+class LDM(MidBlockFeatures):
     """CompVis's UNet and VQ first stage from an original `model.ckpt`, with its own schedule.
 
     A class is one token of cross-attention, its row of the embedding table. Latents are the first
@@ -97,17 +97,6 @@ class LDM:
         """The noise in x_t (B, C, h, w)."""
         context = self._context(class_ids)
         return Prediction(eps=self._denoiser(self.compute.layout(x_t), t, context))
-
-    @property
-    def feature_blocks(self) -> int:
-        """The mid block alone."""
-        return 1
-
-    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
-        """The mid block's output, (B, h w, D), for x_t (B, C, h, w)."""
-        inputs = self.compute.layout(x_t), t, self._context(class_ids)
-        with self.compute.running():
-            return mid_features(self.network, block, lambda: ConditionedUNet(self.network)(*inputs))
 
     def _context(self, class_ids: Tensor) -> Tensor:
         return self._embeddings[class_ids][:, None]  # (B, 1, D)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
 from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
-from mgd3.backbones.inner_features import mid_features
+from mgd3.backbones.inner_features import MidBlockFeatures
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
 from mgd3.backbones.schedule import NoiseSchedule
 from mgd3.backbones.weights.sources import at_hand, diffusers_source, load_config, load_pretrained
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _SPACINGS = {"linspace": "even", "leading": "leading", "trailing": "trailing"}
 
 
-class StableDiffusion:
+class StableDiffusion(MidBlockFeatures):
     """A UNet conditioned on each class's prompt; row 0 of its conditioning is the negative prompt.
 
     The text encoder runs once per prompt and is then let go. Images are made at `image_size` and
@@ -158,17 +158,6 @@ class StableDiffusion:
             return Prediction(eps=out)
         abar = self._abar[t].to(x_t).view(-1, 1, 1, 1)
         return Prediction(eps=abar.sqrt() * out + (1 - abar).sqrt() * x_t)
-
-    @property
-    def feature_blocks(self) -> int:
-        """The mid block alone."""
-        return 1
-
-    def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
-        """The mid block's output, (B, h w, D), for x_t (B, C, h, w)."""
-        inputs = self.compute.layout(x_t), t, self._context(class_ids)
-        with self.compute.running():
-            return mid_features(self.network, block, lambda: ConditionedUNet(self.network)(*inputs))
 
     def _context(self, class_ids: Tensor) -> Tensor:
         return self._states[class_ids.to(self._states.device)]  # (B, tokens, D)
