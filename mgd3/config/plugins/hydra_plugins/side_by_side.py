@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,6 +29,8 @@ def launch(launcher: Launcher, jobs: Sequence[Sequence[str]]) -> Sequence[JobRet
     each = [list(job) for job in jobs]
     elsewhere = type(launcher).__name__ in _HERE
     with _followed("runs side by side", len(each)) if elsewhere else nullcontext():
+        # joblib begins a process anew once its memory has grown, and warns: no run is lost by it
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
         return launcher.launch(each, initial_job_idx=0)
 
 
