@@ -135,7 +135,7 @@ class WandbTracker:
             "id": run_id,
             "group": group,
             "config": _without_places(dict(config)),
-            "dir": str(folder),
+            "dir": str(folder.resolve()),  # its service may have begun in another folder
             "settings": wandb.Settings(**_QUIET, init_timeout=CONNECT_SECONDS),
         }
         folder.mkdir(parents=True, exist_ok=True)
