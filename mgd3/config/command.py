@@ -59,7 +59,7 @@ def _let_threads_sleep() -> None:
     (docs/speed.md). Read once, when torch is loaded.
     """
     if not any(os.environ.get(name) for name in _HOW_THREADS_WAIT):
-        os.environ[_HOW_THREADS_WAIT[0]] = "1000"  # turns of a loop, about a microsecond
+        os.environ[_HOW_THREADS_WAIT[0]] = "1000"  # turns of a loop
 
 
 def _complete(given: list[str], script: Script) -> None:

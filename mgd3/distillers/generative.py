@@ -124,8 +124,9 @@ class GenerativeDistiller:
             if ranks.first and not load_previews(out):
                 save_previews(out, self._previews(found))
         times = StageTimes(out / "times.json", keep=ranks.first)
-        with times.stage("fit"):
-            ranks.in_turn(lambda: self.maker.fit(dataset, self.work))
+        if self.maker.learns:
+            with times.stage("fit"):
+                ranks.in_turn(lambda: self.maker.fit(dataset, self.work))
         with times.stage("finetune"):
             phases = ranks.in_turn(lambda: self.finetune(self.backbone, dataset, self.work))
         writer = DistilledWriter(out, dataset, ipc, seed)
