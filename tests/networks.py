@@ -6,11 +6,18 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 LATENT = 8  # side of a latent; the VAE's factor is 8
 
@@ -55,44 +62,46 @@ def clip_tokenizer(folder):
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def text_config(tokenizer, width):
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+        bos_token_id=len(tokenizer) - 2,
+        eos_token_id=len(tokenizer) - 1,
+        pad_token_id=len(tokenizer) - 1,
+    )
+
+
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+    "sample_size": LATENT,
+}
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
 def small_stable_diffusion(folder, prediction_type="epsilon", **unet):
     """A complete pipeline with Stable Diffusion 1.5's scheduler configuration."""
     tokenizer = clip_tokenizer(folder.parent / f"{folder.name}-tokenizer")
     torch.manual_seed(0)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            projection_dim=16,
-            bos_token_id=len(tokenizer) - 2,
-            eos_token_id=len(tokenizer) - 1,
-            pad_token_id=len(tokenizer) - 1,
-        )
-    )
-    unet_options = {
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": 16,
-        "attention_head_dim": 2,
-        "norm_num_groups": 4,
-        "sample_size": LATENT,
-    }
     pipeline = StableDiffusionPipeline(
         vae=small_vae(folder.parent / f"{folder.name}-vae"),
-        text_encoder=text_encoder.eval(),
+        text_encoder=CLIPTextModel(text_config(tokenizer, 16)).eval(),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**unet_options | unet).eval(),
+        unet=UNet2DConditionModel(**UNET | unet).eval(),
         scheduler=PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
+            **NOISE,
             prediction_type=prediction_type,
             set_alpha_to_one=False,
             skip_prk_steps=True,
@@ -101,6 +110,31 @@ def small_stable_diffusion(folder, prediction_type="epsilon", **unet):
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def small_stable_diffusion_xl(folder, zeros=True, **unet):
+    """A complete pipeline with SDXL's scheduler configuration and its two text encoders."""
+    tokenizer = clip_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    torch.manual_seed(1)
+    sizes = {
+        "cross_attention_dim": 16 + 12,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 12 + 6 * 8,
+    }
+    pipeline = StableDiffusionXLPipeline(
+        vae=small_vae(folder.parent / f"{folder.name}-vae"),
+        text_encoder=CLIPTextModel(text_config(tokenizer, 16)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, 12)).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(**UNET | sizes | unet).eval(),
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     )
     pipeline.save_pretrained(folder)
     return pipeline

@@ -51,6 +51,11 @@ class VAECodec:
     def network(self) -> Any:
         """The first stage, float32, in eval mode; loaded on first use."""
         network = self._load()
+        if network.config.get("latents_mean") is not None:
+            raise UserError(
+                f"the first stage {type(network).__name__} centres its latents by channel "
+                "(latents_mean), which no backbone here was trained on; use another backbone.vae"
+            )
         factor = _downsampling(network)
         if self.image_size % factor:
             down = self.image_size // factor * factor

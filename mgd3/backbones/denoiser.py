@@ -25,7 +25,7 @@ class ConditionedUNet(nn.Module):
 
 
 class Denoiser:
-    """Runs `network(x_t, t, condition)` as `compute` says."""
+    """Runs `network(x_t, t, *condition)` as `compute` says."""
 
     def __init__(self, network: nn.Module, compute: Compute) -> None:
         self._compute = compute
@@ -36,10 +36,10 @@ class Denoiser:
     def _compiled(self) -> nn.Module:
         return self._compute.compiled(self._held.current)
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """The output for x_t (B, C, h, w), float32; t and `condition` have B rows as well."""
+    def __call__(self, x_t: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
+        """The output for x_t (B, C, h, w), float32; t and each `condition` have B rows as well."""
         network, rows = self._held.current, len(x_t)
-        inputs = (x_t, t, condition)
+        inputs: tuple[Tensor, ...] = (x_t, t, *condition)
         if self._compute.compile and not runs_as_written():
             network = self._compiled
             inputs = self._filled(*inputs)
@@ -52,17 +52,14 @@ class Denoiser:
             raise
         return out[:rows].float()
 
-    def _filled(self, x_t: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _filled(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """All with as many rows as the largest batch so far: a new size is compiled for minutes.
 
         The last batch of a run is the one that is smaller; its first row stands in.
         """
-        short = self._rows - len(x_t)
+        count = len(inputs[0])
+        short = self._rows - count
         if short <= 0:
-            self._rows = len(x_t)
-            return x_t, t, condition
-        x_t, t, condition = (
-            torch.cat([rows, rows[:1].expand(short, *rows.shape[1:])])
-            for rows in (x_t, t, condition)
-        )
-        return x_t, t, condition
+            self._rows = count
+            return inputs
+        return tuple(torch.cat([rows, rows[:1].expand(short, *rows.shape[1:])]) for rows in inputs)

@@ -46,13 +46,16 @@ class MidBlockFeatures:
     def features(self, x_t: Tensor, t: Tensor, class_ids: Tensor, block: int) -> Tensor:
         """The mid block's output, (B, h w, D), for x_t (B, C, h, w)."""
         checks.integer("block (a U-Net has its mid block alone)", block, minimum=1, maximum=1)
-        inputs = self.compute.layout(x_t), t, self._context(class_ids)
+        inputs = self.compute.layout(x_t), t, *self._condition(class_ids)
         with self.compute.running():
-            found = layer_output(
-                self.network.mid_block, lambda: ConditionedUNet(self.network)(*inputs)
-            )
+            found = layer_output(self.network.mid_block, lambda: self._conditioned(*inputs))
         return found.flatten(2).transpose(1, 2).float()
 
-    def _context(self, class_ids: Tensor) -> Tensor:
-        """What the network is told of its classes, (B, tokens, D)."""
+    @property
+    def _conditioned(self) -> nn.Module:
+        """The network, called with x_t, t and what `_condition` gives."""
+        return ConditionedUNet(self.network)
+
+    def _condition(self, class_ids: Tensor) -> tuple[Tensor, ...]:
+        """What the network is told of its classes: (B, tokens, D) to attend to, and the like."""
         raise NotImplementedError

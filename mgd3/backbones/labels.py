@@ -35,6 +35,6 @@ def require_imagenet(classes: Sequence[ClassInfo], source: str) -> None:
 def _unknown(source: str, what: str, wnid: str) -> UserError:
     return UserError(
         f"{source} {what} and does not know the class {wnid!r} of this dataset; choose a "
-        "text-to-image backbone (backbone=sd15), or train one on your own images with "
+        "text-to-image backbone (backbone=sd15 or sdxl), or train one on your own images with "
         "scripts/train_backbone.py (docs/own_images.md)"
     )

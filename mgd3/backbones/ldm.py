@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
-from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
+from mgd3.backbones.denoiser import Denoiser
 from mgd3.backbones.inner_features import MidBlockFeatures
 from mgd3.backbones.labels import label_rows
 from mgd3.backbones.schedule import NoiseSchedule
@@ -64,7 +64,7 @@ class LDM(MidBlockFeatures):
 
     @cached_property
     def _denoiser(self) -> Denoiser:
-        return Denoiser(ConditionedUNet(self.network), self.compute)
+        return Denoiser(self._conditioned, self.compute)
 
     @cached_property
     def _embeddings(self) -> Tensor:
@@ -95,8 +95,8 @@ class LDM(MidBlockFeatures):
 
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w)."""
-        context = self._context(class_ids)
-        return Prediction(eps=self._denoiser(self.compute.layout(x_t), t, context))
+        condition = self._condition(class_ids)
+        return Prediction(eps=self._denoiser(self.compute.layout(x_t), t, *condition))
 
-    def _context(self, class_ids: Tensor) -> Tensor:
-        return self._embeddings[class_ids][:, None]  # (B, 1, D)
+    def _condition(self, class_ids: Tensor) -> tuple[Tensor, ...]:
+        return (self._embeddings[class_ids][:, None],)  # (B, 1, D)

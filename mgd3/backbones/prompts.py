@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,29 +59,74 @@ def encode_prompts(prompts: Sequence[str], source: str, compute: Compute) -> Ten
 
     Warns of a prompt longer than the tokenizer takes and says what is cut.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
+
+    return _encoded(
+        prompts,
+        source,
+        compute,
+        ("text_encoder", "tokenizer"),
+        CLIPTextModel,
+        lambda encoder, ids: (encoder(ids)[0],),
+    )[0]
+
+
+def encode_prompts_twice(
+    prompts: Sequence[str], source: str, compute: Compute
+) -> tuple[Tensor, Tensor]:
+    """SDXL's states (P, tokens, D1 + D2) and pooled embedding (P, D), float32.
+
+    States are the last but one of either text encoder, side by side; the embedding is the second
+    encoder's projection. Each is loaded for this call alone.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    (first,) = _encoded(
+        prompts,
+        source,
+        compute,
+        ("text_encoder", "tokenizer"),
+        CLIPTextModel,
+        lambda encoder, ids: (encoder(ids, output_hidden_states=True).hidden_states[-2],),
+    )
+
+    def second(encoder: Any, ids: Tensor) -> tuple[Tensor, ...]:
+        out = encoder(ids, output_hidden_states=True)
+        return out.hidden_states[-2], out.text_embeds
+
+    states, pooled = _encoded(
+        prompts,
+        source,
+        compute,
+        ("text_encoder_2", "tokenizer_2"),
+        CLIPTextModelWithProjection,
+        second,
+    )
+    return torch.cat([first, states], dim=-1), pooled
+
+
+def _encoded(
+    prompts: Sequence[str],
+    source: str,
+    compute: Compute,
+    parts: tuple[str, str],
+    model: Any,
+    run: Callable[[Any, Tensor], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """What `run(encoder, tokens (P, T))` gives for all prompts, float32.
+
+    `parts`: the pipeline's folders of encoder and tokenizer.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # the long prompt is ours to explain
     transformers_logging.disable_progress_bar()
-    encoder = load_pretrained(
-        "backbone.weights", source, "text_encoder", model=CLIPTextModel, alone=False
-    )
+    encoder = load_pretrained("backbone.weights", source, parts[0], model=model, alone=False)
     encoder = compute.place(encoder)
-    try:
-        folder = at_hand("backbone.weights", source, "tokenizer")
-        tokenizer = CLIPTokenizer.from_pretrained(
-            folder, subfolder="tokenizer", local_files_only=True
-        )
-        if len(tokenizer) < encoder.config.vocab_size // 2:  # it loads without its files, too
-            raise ValueError(f"{len(tokenizer)} of {encoder.config.vocab_size} words")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"backbone.weights={source}: its tokenizer could not be loaded ({first_line(error)}); "
-            "the pipeline may be incomplete: copy or fetch it again"
-        ) from error
+    tokenizer = _tokenizer(source, parts[1], encoder.config.vocab_size)
     longest = encoder.config.max_position_embeddings  # a tokenizer may not know it
-    _warn_of_long_prompts(prompts, tokenizer, longest - 2)  # a start and an end are added
+    if parts[1] == "tokenizer":  # a second one cuts as the first
+        _warn_of_long_prompts(prompts, tokenizer, longest - 2)  # a start and an end are added
     tokens = tokenizer(
         list(prompts),
         padding="max_length",
@@ -90,8 +135,24 @@ def encode_prompts(prompts: Sequence[str], source: str, compute: Compute) -> Ten
         return_tensors="pt",
     ).input_ids  # (P, tokens)
     with torch.no_grad():
-        parts = [encoder(part.to(compute.torch_device))[0] for part in tokens.split(64)]
-    return torch.cat(parts).float()
+        batches = [run(encoder, part.to(compute.torch_device)) for part in tokens.split(64)]
+    return [torch.cat(parts).float() for parts in zip(*batches, strict=True)]
+
+
+def _tokenizer(source: str, part: str, vocabulary: int) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        folder = at_hand("backbone.weights", source, part)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)
+        if len(tokenizer) < vocabulary // 2:  # it loads without its files, too
+            raise ValueError(f"{len(tokenizer)} of {vocabulary} words")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"backbone.weights={source}: its {part} could not be loaded ({first_line(error)}); "
+            "the pipeline may be incomplete: copy or fetch it again"
+        ) from error
+    return tokenizer
 
 
 def _warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any, longest: int) -> None:

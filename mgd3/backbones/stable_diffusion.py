@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.contract import Prediction
-from mgd3.backbones.denoiser import ConditionedUNet, Denoiser
+from mgd3.backbones.denoiser import Denoiser
 from mgd3.backbones.inner_features import MidBlockFeatures
 from mgd3.backbones.prompts import PromptTemplate, encode_prompts
 from mgd3.backbones.schedule import NoiseSchedule
@@ -38,6 +38,7 @@ class StableDiffusion(MidBlockFeatures):
     """
 
     null_class = 0
+    _text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")  # folders of a pipeline
 
     def __init__(
         self,
@@ -72,17 +73,18 @@ class StableDiffusion(MidBlockFeatures):
             compute=self.compute,
         )
         self._rows = {negative_prompt: self.null_class}  # by prompt
-        self._states = torch.empty(0)  # (rows, tokens, D)
+        self._table: tuple[Tensor, ...] = ()  # of `_encode`, with a row per prompt
 
     @cached_property
     def network(self) -> UNet2DConditionModel:
         """The UNet, float32, in eval mode; loaded on first use."""
         network = load_pretrained("backbone.weights", self._source, "unet", alone=False)
         channels = self.codec_channels
-        if not isinstance(network, UNet2DConditionModel) or network.config.addition_embed_type:
+        self._require_conditioning(network)
+        if network.config.time_cond_proj_dim:
             raise UserError(
-                f"backbone.weights={self._source} is not Stable Diffusion 1 or 2: its unet is "
-                f"conditioned on more than one text encoder's states ({type(network).__name__})"
+                f"backbone.weights={self._source}: its unet is told the guidance scale, as those "
+                "distilled to few steps are; take the model that it was distilled from"
             )
         if network.config.in_channels != channels:
             raise UserError(
@@ -91,6 +93,15 @@ class StableDiffusion(MidBlockFeatures):
             )
         return self.compute.place(network)
 
+    def _require_conditioning(self, network: Any) -> None:
+        """`UserError` for a network that is told of more, or of less, than this class tells it."""
+        if not isinstance(network, UNet2DConditionModel) or network.config.addition_embed_type:
+            raise UserError(
+                f"backbone.weights={self._source} is not Stable Diffusion 1 or 2: its unet is "
+                f"conditioned on more than one text encoder's states ({type(network).__name__}); "
+                "SDXL is backbone=sdxl"
+            )
+
     @property
     def codec_channels(self) -> int:
         """Channels of a latent."""
@@ -98,7 +109,7 @@ class StableDiffusion(MidBlockFeatures):
 
     @cached_property
     def _denoiser(self) -> Denoiser:
-        return Denoiser(ConditionedUNet(self.network), self.compute)
+        return Denoiser(self._conditioned, self.compute)
 
     @cached_property
     def _abar(self) -> Tensor:
@@ -144,23 +155,34 @@ class StableDiffusion(MidBlockFeatures):
         for prompt, count in Counter(prompts).items():
             if count > 1:
                 log.warning("%d classes have the same prompt: %r", count, prompt)
+        return self.prompt_ids(prompts)
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[int]:
+        """Rows of these prompts in the conditioning table, encoded now unless they have been."""
         rows = list(dict.fromkeys([*self._rows, *prompts]))
-        if len(rows) > len(self._states):
-            new = encode_prompts(rows[len(self._states) :], self._source, self.compute)
-            self._states = torch.cat([self._states.to(new), new])
+        known = len(self._table[0]) if self._table else 0
+        if len(rows) > known:
+            new = self._encode(rows[known:])
+            old = self._table or tuple(part[:0] for part in new)
+            self._table = tuple(torch.cat(parts) for parts in zip(old, new, strict=True))
             self._rows = {prompt: row for row, prompt in enumerate(rows)}
         return [self._rows[prompt] for prompt in prompts]
 
+    def _encode(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """What the network is told of each prompt: states (P, tokens, D)."""
+        return (encode_prompts(prompts, self._source, self.compute),)
+
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w); a network may also predict v = alpha eps - sigma x0."""
-        out = self._denoiser(self.compute.layout(x_t), t, self._context(class_ids))
+        out = self._denoiser(self.compute.layout(x_t), t, *self._condition(class_ids))
         if self._scheduler.get("prediction_type", "epsilon") == "epsilon":
             return Prediction(eps=out)
         abar = self._abar[t].to(x_t).view(-1, 1, 1, 1)
         return Prediction(eps=abar.sqrt() * out + (1 - abar).sqrt() * x_t)
 
-    def _context(self, class_ids: Tensor) -> Tensor:
-        return self._states[class_ids.to(self._states.device)]  # (B, tokens, D)
+    def _condition(self, class_ids: Tensor) -> tuple[Tensor, ...]:
+        rows = class_ids.to(self._table[0].device)
+        return tuple(part[rows] for part in self._table)
 
     def _require_parts(self, vae: str | None) -> None:
         folder = Path(self._source)
@@ -168,8 +190,7 @@ class StableDiffusion(MidBlockFeatures):
             return
         parts = [
             "unet",
-            "text_encoder",
-            "tokenizer",
+            *self._text_parts,
             "scheduler",
             *(["vae"] if vae is None else []),
         ]

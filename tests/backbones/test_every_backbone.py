@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from networks import compvis_tensors, small_stable_diffusion, small_vae
+from networks import compvis_tensors, small_stable_diffusion, small_stable_diffusion_xl, small_vae
 from support import GOLDEN
 
 from mgd3.backbones.dit import DiT
 from mgd3.backbones.ldm import LDM
 from mgd3.backbones.stable_diffusion import StableDiffusion
+from mgd3.backbones.stable_diffusion_xl import StableDiffusionXL
 from mgd3.backbones.toy import Toy
 from mgd3.data.datasets import ImageTree
 from mgd3.distillers.generative import GenerativeDistiller
@@ -26,6 +27,7 @@ def weights(tmp_path_factory):
     torch.save({"state_dict": compvis_tensors()}, folder / "model.ckpt")
     small_stable_diffusion(folder / "epsilon")
     small_stable_diffusion(folder / "v", "v_prediction")
+    small_stable_diffusion_xl(folder / "xl")
     return folder
 
 
@@ -35,6 +37,7 @@ BACKBONES = {
     "ldm": lambda w: LDM(str(w / "model.ckpt"), 64, cache=w),
     "sd epsilon": lambda w: StableDiffusion(str(w / "epsilon"), 64, 32),
     "sd v": lambda w: StableDiffusion(str(w / "v"), 64, 32, latents="mean"),
+    "sdxl": lambda w: StableDiffusionXL(str(w / "xl"), 64, 32),
 }
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from networks import compvis_tensors, small_stable_diffusion
+from networks import compvis_tensors, small_stable_diffusion, small_stable_diffusion_xl
 
 from mgd3.backbones.dit import DiT
 from mgd3.backbones.ldm import LDM
 from mgd3.backbones.stable_diffusion import StableDiffusion
+from mgd3.backbones.stable_diffusion_xl import StableDiffusionXL
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.errors import UserError
 
@@ -18,6 +19,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.save({"state_dict": compvis_tensors()}, folder / "model.ckpt")
     small_stable_diffusion(folder / "sd")
+    small_stable_diffusion_xl(folder / "sdxl")
     return folder
 
 
@@ -25,6 +27,7 @@ MADE = {
     "dit": lambda w: DiT("mgd3/backbones/weights/dit_digits.safetensors", None, 8, num_heads=4),
     "ldm": lambda w: LDM(str(w / "model.ckpt"), 64, cache=w),
     "sd": lambda w: StableDiffusion(str(w / "sd"), 64, 32),
+    "sdxl": lambda w: StableDiffusionXL(str(w / "sdxl"), 64, 32),
 }
 
 
@@ -35,12 +38,13 @@ def layer(backbone, block):
 
 
 @pytest.mark.parametrize(
-    ("name", "block"), [("dit", 1), ("dit", 2), ("dit", 6), ("ldm", 1), ("sd", 1)]
+    ("name", "block"),
+    [("dit", 1), ("dit", 2), ("dit", 6), ("ldm", 1), ("sd", 1), ("sdxl", 1)],
 )
 def test_features_are_what_the_whole_network_computes(weights, name, block):
     backbone = MADE[name](weights)
     shape = backbone.latent_shape
-    if name == "sd":
+    if name in ("sd", "sdxl"):
         backbone.class_ids(CLASSES)
     x_t = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     t, ids = torch.tensor([5, 400, 900]), torch.tensor([0, 1, 1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from conftest import image
-from networks import compvis_tensors, small_stable_diffusion, small_vae
+from networks import compvis_tensors, small_stable_diffusion, small_stable_diffusion_xl, small_vae
 from support import GOLDEN
 
 from dry.count import counts
@@ -16,6 +16,7 @@ from dry.work import Make, Values
 from mgd3.backbones.dit import DiT
 from mgd3.backbones.ldm import LDM
 from mgd3.backbones.stable_diffusion import StableDiffusion
+from mgd3.backbones.stable_diffusion_xl import StableDiffusionXL
 from mgd3.backbones.toy import Toy
 from mgd3.data.datasets import ImageTree
 from mgd3.data.inventory import take_inventory
@@ -36,6 +37,7 @@ def weights(folder: Path) -> None:
     small_vae(folder / "vae")
     torch.save({"state_dict": compvis_tensors()}, folder / "model.ckpt")
     small_stable_diffusion(folder / "pipeline")
+    small_stable_diffusion_xl(folder / "xl")
 
 
 BACKBONES = {
@@ -46,6 +48,7 @@ BACKBONES = {
     ),
     "ldm": lambda w, c: LDM(str(w / "model.ckpt"), 64, cache=w, compute=c),
     "stable_diffusion": lambda w, c: StableDiffusion(str(w / "pipeline"), 64, 32, compute=c),
+    "stable_diffusion_xl": lambda w, c: StableDiffusionXL(str(w / "xl"), 64, 32, compute=c),
 }
 SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "ddim_released": ReleasedDDIM}
 GUIDANCE = {

@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 _KEPT = "; what has arrived is kept"
 
-PARTS = ("transformer", "unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = (
+    "transformer", "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+    "scheduler",
+)  # fmt: skip
 
 
 def fetch_repository(repository: str, parts: Sequence[str] = PARTS) -> Path:
@@ -107,9 +110,11 @@ def _holds(folder: Path, part: str) -> bool:
     return any((inside / name).is_file() for name in _FILES_OF[part])
 
 
+_OF_TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
 _FILES_OF = {
     "scheduler": ("scheduler_config.json",),
-    "tokenizer": ("tokenizer.json", "vocab.json", "tokenizer_config.json"),
+    "tokenizer": _OF_TOKENIZERS,
+    "tokenizer_2": _OF_TOKENIZERS,
 }
 
 
