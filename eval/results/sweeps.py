@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.rows import EvalResult, read_results
+from mgd3.data.claims import OF_SCORES
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.errors import UserError
+from mgd3.storage.documents import read_document
 
 Value = str | float
 Values = tuple[Value | None, ...]  # of some keys, in their order; None: the method has no such key
 
-PROTOCOL = "protocol"  # the one key that is the scores', not the set's
+PROTOCOL = "protocol"  # it, its options and the students' precision are the scores', not the set's
+TRAINING_PRECISION = "training_precision"
+AS_THE_PROTOCOL = "as the protocol"  # an option that a run left as its protocol has it
 
 
 def keys_of(by: str | Sequence[str] | None) -> list[str]:
@@ -33,15 +37,13 @@ def rows_by(
 
     A variant names the keys of which a method ran with several values; a method that ran with one
     value of each stays as it is. A key is a group (its choice is the value), a dotted option of
-    one, or `protocol`. Raises `UserError` as `variants` does.
+    one, `precision`, or of the students `protocol`, `training_precision`, `protocol.epochs` and
+    the like. Raises `UserError` as `variants` does.
     """
-    manifests: dict[tuple, Mapping[str, Any]] = {}
+    origins: dict[tuple, tuple[Mapping[str, Any], Path]] = {}
     for folder in folders:
-        manifests |= _manifests(folder)
-    values = [
-        tuple(r.protocol if k == PROTOCOL else value_of(manifests[r.key], k) for k in keys)
-        for r in rows
-    ]
+        origins |= _origins(folder)
+    values = [tuple(_value(row, *origins[row.key], key) for key in keys) for row in rows]
     names = variants([r.method for r in rows], values, keys)
     found = [replace(r, variant=name) for r, name in zip(rows, names, strict=True)]
     by_variant = {n: v for n, v in zip(names, values, strict=True) if n is not None}
@@ -120,13 +122,33 @@ def in_order_of_size(values: Collection[Value]) -> list[Value]:
     return sorted(set(values), key=lambda v: (isinstance(v, str), v))
 
 
-def _manifests(folder: Path) -> dict[tuple, Mapping[str, Any]]:
-    """By each row's key the manifest of the set that its student was trained on."""
-    manifests: dict[tuple, Mapping[str, Any]] = {}
+def _value(row: EvalResult, manifest: Mapping[str, Any], scores: Path, key: str) -> Value | None:
+    """What `key` was for the row: of its set's manifest, or of the folder of its scores."""
+    option = key.removeprefix(f"{PROTOCOL}.")
+    if key == PROTOCOL:
+        return row.protocol
+    if option == key != TRAINING_PRECISION:
+        return value_of(manifest, key)
+    path = scores / OF_SCORES
+    if not path.is_file():  # scores of before there were such
+        return None
+    identity = read_document(path, dict[str, Any], _REMEDY).get("identity") or {}
+    if key == TRAINING_PRECISION:
+        return identity.get(key)
+    changed = (identity.get(PROTOCOL) or {}).get("values") or {}
+    return changed.get(option, AS_THE_PROTOCOL)
+
+
+_REMEDY = "score the set anew with scripts/evaluate.py, or move the folder away"
+
+
+def _origins(folder: Path) -> dict[tuple, tuple[Mapping[str, Any], Path]]:
+    """By each row's key the manifest of the set that its student learned, and its own folder."""
+    origins: dict[tuple, tuple[Mapping[str, Any], Path]] = {}
     for path in sorted(folder.rglob("results.jsonl")):
         nearest = next((p for p in path.parents if (p / MANIFEST).is_file()), None)
         if nearest is None:
             raise UserError(f"{path} belongs to no distilled dataset: no {MANIFEST} above it")
         manifest = DistilledDataset(nearest).manifest
-        manifests |= {row.key: manifest for row in read_results(path.parent)}
-    return manifests
+        origins |= {row.key: (manifest, path.parent) for row in read_results(path.parent)}
+    return origins

@@ -82,6 +82,20 @@ def test_several_keys_tell_rows_apart_together(tmp_path):
         keys_of(["modes", "modes"])
 
 
+def test_what_the_students_did_tells_rows_apart(tmp_path):
+    """Two students of one set: their precision and their protocol's options are the scores' own."""
+    write_json(tmp_path / "manifest.json", manifest())
+    made = {"p-1": ("float32", {}), "p-2": ("bfloat16", {"epochs": 20})}
+    for folder, (precision, values) in made.items():
+        ResultStore(tmp_path / folder / "results.jsonl").append(row(cell_id=folder))
+        of_scores = {"protocol": {"choice": "p", "values": values}, "training_precision": precision}
+        write_json(tmp_path / folder / "protocol.json", {"identity": of_scores})
+    rows, values = rows_by(read_results(tmp_path), [tmp_path], ["training_precision"])
+    assert [r.variant for r in rows] == [f"training_precision={p}" for p in ("bfloat16", "float32")]
+    rows, _ = rows_by(read_results(tmp_path), [tmp_path], ["protocol.epochs"])
+    assert [r.variant for r in rows] == ["epochs=20", "epochs=as the protocol"]
+
+
 def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):
     for seed in (0, 1):
         write_json(tmp_path / f"{seed}/manifest.json", manifest(identity={"seed": seed}))

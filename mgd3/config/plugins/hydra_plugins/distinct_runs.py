@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _RECORD = "multirun.yaml"  # Hydra's name for it
 _TOLD_APART = (  # what by= of compare.py takes; the others are columns of its tables
     "backbone", "modes", "guidance", "start", "finetune", "features", "select", "pool", "sampler",
-    "flip",
+    "flip", "precision", "training_precision",
 )  # fmt: skip
 _STUDENTS = ("students", "student_seeds", "first_student_seed")
 
@@ -165,8 +165,9 @@ def _what_next(jobs: Sequence[Sequence[str]], done: Sequence[DictConfig]) -> str
     values: dict[tuple[str, str], set[str]] = {}
     for job in jobs:
         given = dict(override.split("=", 1) for override in job)
-        for key, value in given.items():
-            if key.partition(".")[0] in _TOLD_APART:
+        for typed, value in given.items():
+            key = typed.removeprefix("compute.")
+            if key.partition(".")[0] in _TOLD_APART or key.startswith("protocol."):
                 values.setdefault((given.get("method", ""), key), set()).add(value)
     keys = sorted({key for (_, key), several in values.items() if len(several) > 1})
     by = f" by=[{','.join(keys)}]" if keys else ""
