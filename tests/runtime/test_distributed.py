@@ -19,10 +19,17 @@ from timm.layers import convert_sync_batchnorm
 from eval.images import training_images
 from eval.results.rows import read_results
 from eval.students.registry import make_student, synchronised
+from mgd3.backbones.toy import Toy
 from mgd3.data.datasets import ImageTree
+from mgd3.data.digits import Digits
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
+from mgd3.distillers.generative import GenerativeDistiller
+from mgd3.modes.finders import KMeansModes
+from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
+from mgd3.sampling.guidances.deviation import DeviationGuidance
+from mgd3.sampling.samplers import DDIM
 
 RUN = (
     "method=random", "ipc=3", "tracker=none", "report=false", "student_seeds=2",
@@ -184,6 +191,44 @@ def test_processes_share_images_and_students(tmp_path):
     assert made < 50, "killed too late to show anything"
     assert sorted(together(again, *SHARDED)) == one
     assert files(again) == files(tmp_path / "one")
+
+
+def pushed_apart(folder, rank, world, gamma=120.0):
+    """What a process of several makes where images read earlier ones of their class."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
+    )
+    work = Work(cache=Path(folder, "cache"), batch_size=4, workers=1, flip="none")
+    distiller = GenerativeDistiller(
+        Toy(8, mean=0.0, shift=0.05, std=0.3),
+        DDIM(steps=4, cfg_scale=2.0, cfg_channels=3),
+        DeviationGuidance(gamma, 0, 3, 64),
+        KMeansModes(),
+        work,
+        ranks=Ranks(rank, world),
+    )
+    provenance = {"method": "m", "config": {}, "identity": {}, "data": {"train": None}}
+    distiller.distill(Digits(8, classes=(0, 1, 7)), 5, 0, Path(folder, "set"), provenance)
+
+
+def test_processes_share_classes_where_images_read_earlier_ones(tmp_path):
+    """A process has classes of its own; its images are those that one process makes of all."""
+    made = {}
+    for name, world, gamma in (("one", 1, 120.0), ("two", 2, 120.0), ("plain", 1, 0.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        members = [
+            MEMBERS.Process(target=pushed_apart, args=(folder, rank, world, gamma))
+            for rank in range(world)
+        ]
+        for process in members:
+            process.start()
+        for process in members:
+            process.join(120)
+        made[name] = {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*.png")}
+    assert made["one"] == made["two"] and len(made["one"]) == 15
+    same = {path for path, data in made["plain"].items() if data == made["one"][path]}
+    assert {path.name for path in same} == {"00000.png"}  # which reads none
 
 
 LEARNED = (
