@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import track
-from mgd3.storage.cache import cached
+from mgd3.runtime.stages import Stage
+from mgd3.storage.cache import cached, found
 from mgd3.storage.checkpoints import load_strictly, metadata_json, read_weights
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,22 @@ class TrajectorySurrogate:
             fitted.real(label)
         return fitted
 
+    def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
+        """Training the student and comparing its gradients, as far as the cache has neither."""
+        if self.weights is not None:
+            return [
+                Stage(what=f"reads snapshots from surrogate.weights={self.weights}", there=True)
+            ]
+        path, key = self._file(dataset, inventory)
+        there = found(path, key) is not None
+        trained = there or StudentTrajectory(self.network).has(dataset, inventory)
+        training = self.network.stage(dataset, inventory)
+        compared = f"compares the gradients of {self._student} after each of its epochs"
+        return [
+            replace(training, there=trained),
+            *([] if self.epochs else [Stage(what=compared, there=there)]),
+        ]
+
     @property
     def _student(self) -> str:
         return self.network.options.student
@@ -120,12 +138,7 @@ class TrajectorySurrogate:
         dataset: RealDataset,
         inventory: Sequence[ClassImages],
     ) -> dict[str, Tensor]:
-        classes = class_key(dataset)
-        network, made_from = self.network.file(classes, inventory)
-        rule = self.threshold, self.images, self.inputs
-        how = rule if self.epochs is None else self.epochs
-        name = hashlib.blake2s(f"{network.stem} {how}".encode(), digest_size=8).hexdigest()
-        path = self.network.place.cache / "surrogates" / f"{name}.safetensors"
+        path, key = self._file(dataset, inventory)
 
         def chosen() -> dict[str, Tensor]:
             states = StudentTrajectory(self.network).states(dataset, inventory)
@@ -133,7 +146,19 @@ class TrajectorySurrogate:
             kept = {f"{e}.{name}": t for e in epochs for name, t in states(e).items()}
             return kept | {_TESTED: self._tested(net, [states(0), states(epochs[-1])], dataset)}
 
-        return cached(path, {"classes": classes, "made_from": made_from}, chosen)
+        return cached(path, key, chosen)
+
+    def _file(
+        self, dataset: RealDataset, inventory: Sequence[ClassImages]
+    ) -> tuple[Path, dict[str, str]]:
+        """Where the kept snapshots lie, and what they are made from."""
+        classes = class_key(dataset)
+        network, made_from = self.network.file(classes, inventory)
+        rule = self.threshold, self.images, self.inputs
+        how = rule if self.epochs is None else self.epochs
+        name = hashlib.blake2s(f"{network.stem} {how}".encode(), digest_size=8).hexdigest()
+        path = self.network.place.cache / "surrogates" / f"{name}.safetensors"
+        return path, {"classes": classes, "made_from": made_from}
 
     def _choose(self, net: nn.Module, states: States, gradients: RealGradients) -> list[int]:
         """Epochs by the rule."""

@@ -26,25 +26,35 @@ class StudentTrajectory:
 
     network: FullSetNetwork
 
+    def has(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> bool:
+        """Is every state there?"""
+        path, key = self._files(dataset, inventory)
+        return self._complete(path, key)
+
     def states(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> States:
         """Reads the state dict after so many epochs, 0 to all; trained now unless all are there."""
+        path, key = self._files(dataset, inventory)
+        if not self._complete(path, key):
+            folder = path(0).parent
+            with waiting(folder.parent, folder.name):
+                # twice where a state is gone that a checkpoint goes on from
+                while not self._complete(path, key):
+                    self._train(path, key, dataset, inventory)
+        return lambda epoch: TENSORS.read(path(epoch), key)
+
+    def _files(
+        self, dataset: RealDataset, inventory: Sequence[ClassImages]
+    ) -> tuple[Callable[[int], Path], dict[str, str]]:
+        """Where the state after an epoch lies, and what all are made from."""
         classes = class_key(dataset)
         network, made_from = self.network.file(classes, inventory)
         folder = self.network.place.cache / "trajectories" / network.stem
         key = {"classes": classes, "made_from": made_from}
+        return lambda epoch: folder / f"{epoch:04d}.safetensors", key
 
-        def path(epoch: int) -> Path:
-            return folder / f"{epoch:04d}.safetensors"
-
-        def complete() -> bool:
-            epochs = range(self.network.options.epochs + 1)
-            return all(found(path(epoch), key) is not None for epoch in epochs)
-
-        if not complete():
-            with waiting(folder.parent, folder.name):
-                while not complete():  # twice where a state is gone that a checkpoint goes on from
-                    self._train(path, key, dataset, inventory)
-        return lambda epoch: TENSORS.read(path(epoch), key)
+    def _complete(self, path: Callable[[int], Path], key: dict[str, str]) -> bool:
+        epochs = range(self.network.options.epochs + 1)
+        return all(found(path(epoch), key) is not None for epoch in epochs)
 
     def _train(
         self,

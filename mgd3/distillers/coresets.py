@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.distillers.parts import FeatureSpace, OfRealImages
 from mgd3.distillers.real_images import copy_images, copying
 from mgd3.runtime.compute import Work
-from mgd3.runtime.stages import Stage
+from mgd3.runtime.stages import Stage, stages_of
 from mgd3.storage.timing import StageTimes
 
 
@@ -45,8 +45,7 @@ class _Coreset(OfRealImages):
         self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
     ) -> list[Stage]:
         """What the features need first, and the copying."""
-        stages: Callable[..., list[Stage]] | None = getattr(self.features, "stages", None)
-        first = stages(dataset, inventory) if stages else []
+        first = stages_of(self.features, dataset, inventory)
         return [*first, copying(len(dataset.classes) * ipc, "chosen by their features")]
 
     def choose(self, features: Tensor, count: int) -> list[int]:

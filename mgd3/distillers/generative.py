@@ -34,7 +34,7 @@ from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.progress import progress, track
-from mgd3.runtime.stages import Stage, announce
+from mgd3.runtime.stages import Stage, announce, stages_of
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance
@@ -302,19 +302,23 @@ class GenerativeDistiller:
     def stages(
         self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
     ) -> list[Stage]:
-        """Encoding, modes, fine-tuning, sampling and selection, as far as they are still to do."""
+        """Encoding, modes, what is learned first, sampling and selection, as far as not done."""
         found: list[Stage] = []
         if self.guidance.needs_modes or self.start.needs_modes:
             pairs = list(zip(dataset.classes, inventory, strict=True))
             codec, finder = self.backbone.codec, self.mode_finder
             found += mode_stages(codec, finder, ipc, self.work, out, pairs)
-        tuning: Callable[..., list[Stage]] | None = getattr(self.finetune, "stages", None)
-        found += tuning(self.backbone, dataset, inventory, self.work) if tuning else []
+        found += self.maker.stages(dataset, inventory, self.work)
+        found += stages_of(self.finetune, self.backbone, dataset, inventory, self.work)
+        found += stages_of(self.select, dataset, inventory) if self.pool > 1 else []
         where, count = (out / CANDIDATES, ipc * self.pool) if self.pool > 1 else (out, ipc)
         there = len(list((where / "images").glob("*/*.png")))
         found.append(self._stage(max(0, len(dataset.classes) * count - there), there))
         if self.pool > 1:
             found.append(Stage(what=f"keeps one of {self.pool} candidates for each image"))
+        if self.maker.refines:
+            count, kind = len(dataset.classes) * ipc, type(self.maker.refine).__name__
+            found.append(Stage(what=f"moves the latents of {count:,} images ({kind})"))
         return found
 
     def _stage(self, images: int, there: int = 0) -> Stage:
@@ -334,7 +338,7 @@ class GenerativeDistiller:
         backbone = self.backbone
         name = Path(str(getattr(backbone, "weights", type(backbone).__name__))).name
         kind = f"{name}, {backbone.codec.image_size} px, {backbone.precision}"
-        guided = f"{type(self.guidance).__name__}, cfg {getattr(self.sampler, 'cfg_scale', 1)}"
+        guided = f"{self.maker.kind}, cfg {getattr(self.sampler, 'cfg_scale', 1)}"
         return WorkPace(self.work.cache, f"sampling by {kind}, {guided}", backbone.device)
 
     def _previews(self, found: Mapping[str, ClassModes]) -> dict[str, Preview]:

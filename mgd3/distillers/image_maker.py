@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgd3.backbones.contract import Backbone
 from mgd3.data.datasets import RealDataset
-from mgd3.data.inventory import take_inventory
+from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.distillers.finished import FinishedLatents, ImageKey
 from mgd3.distillers.parts import Sampler
 from mgd3.distillers.pixel_decoder import PixelDecoder
@@ -20,6 +20,8 @@ from mgd3.modes.discovery import ClassModes
 from mgd3.runtime.batching import largest_batch
 from mgd3.runtime.compute import Work, as_written, to_device
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stages import Stage, stages_of
+from mgd3.sampling.combination import Sum
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import Start
 from mgd3.sampling.terms import (
@@ -103,6 +105,20 @@ class ImageMaker:
         inventory = partial(take_inventory, dataset, "train", 1, work.cache, work.workers)
         for part in (self.guidance, self.start):
             fit_part(part, dataset, inventory, self.backbone, work)
+
+    def stages(
+        self, dataset: RealDataset, inventory: Sequence[ClassImages], work: Work
+    ) -> list[Stage]:
+        """What `fit` would do."""
+        what = dataset, inventory, self.backbone, work
+        return [*stages_of(self.guidance, *what), *stages_of(self.start, *what)]
+
+    @property
+    def kind(self) -> str:
+        """What the time of a step depends on beside the backbone: guidance and refinement."""
+        parts = self.guidance.parts.values() if isinstance(self.guidance, Sum) else [self.guidance]
+        names = [type(part).__name__ for part in parts]
+        return " + ".join([*names, type(self.refine).__name__] if self.refines else names)
 
     def largest_batch(self, class_id: int) -> int:
         """How many images at once free memory takes, gradients included."""

@@ -20,6 +20,7 @@ from mgd3.data.inventory import ClassImages
 from mgd3.distillers.parts import FeatureExtractor, FeatureSpace
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stages import Stage, stages_of
 
 
 def checked(chosen: object, candidates: int, ipc: int, selection: object) -> list[int]:
@@ -65,6 +66,10 @@ class _Measured:
     def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> None:
         """Train the network, unless the cache has it."""
         self.extract = self._features.fit(dataset, inventory)
+
+    def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
+        """What the features need first."""
+        return stages_of(self._features, dataset, inventory)
 
     def __call__(self, candidates: Sequence[Image.Image], label: int, ipc: int) -> list[int]:
         """What `choose` takes."""

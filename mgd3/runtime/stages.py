@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,12 @@ class Stage:
             return self.what
         shorter = f"; {self.shorter} shortens it" if self.shorter else ""
         return f"{self.what}: {self.time}{shorter}"
+
+
+def stages_of(part: object, *arguments: object) -> list[Stage]:
+    """What a part that may have `stages` would do, such as a guidance, a start, features."""
+    stages: Callable[..., list[Stage]] | None = getattr(part, "stages", None)
+    return [] if stages is None else stages(*arguments)
 
 
 def announce(stage: Stage) -> None:

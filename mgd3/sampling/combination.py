@@ -13,6 +13,7 @@ from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stages import Stage, stages_of
 from mgd3.sampling.terms import (
     DenoiseState,
     Guidance,
@@ -83,6 +84,17 @@ class Sum:
         """Each part's own."""
         for part in self.parts.values():
             fit_part(part, dataset, lambda: inventory, backbone, work)
+
+    def stages(
+        self,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        backbone: Backbone,
+        work: Work,
+    ) -> list[Stage]:
+        """Each part's own."""
+        parts = self.parts.values()
+        return [s for part in parts for s in stages_of(part, dataset, inventory, backbone, work)]
 
     def bind(self, batch: SamplingBatch) -> SumTerm:
         """The sum of the parts' terms."""

@@ -95,7 +95,7 @@ class InvertedClasses:
                     f"start: class {info.wnid} ({info.name}) has {len(images.images)} usable train "
                     "image; the variance of its inverted latents needs 2 or more: add images"
                 )
-        missing = [c for c in classes if found(*self._file(*c[:2])) is None]
+        missing = [c for c in classes if self._lacks(*c[:2])]
         with self._latents.encoding([c[:2] for c in missing]):
             for info, images, _ in missing:
                 self._latents.latents(info, images)
@@ -106,6 +106,16 @@ class InvertedClasses:
             return {
                 info.wnid: self._of(info, images, row, advance) for info, images, row in classes
             }
+
+    def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
+        """Encoding and inverting of the classes that the cache lacks."""
+        pairs = zip(dataset.classes, inventory, strict=True)
+        missing = [pair for pair in pairs if self._lacks(*pair)]
+        count = sum(len(images.images) for _, images in missing)
+        return [self._latents.stage(missing), self._stage(count)]
+
+    def _lacks(self, info: ClassInfo, images: ClassImages) -> bool:
+        return found(*self._file(info, images)) is None
 
     def _stage(self, images: int) -> Stage:
         each, steps = self._pace.seconds, self._inversion.level + 1

@@ -16,6 +16,7 @@ from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
 from mgd3.runtime.seeding import stream
+from mgd3.runtime.stages import Stage
 from mgd3.sampling.inversion import ClassGaussian, Inversion, InvertedClasses
 from mgd3.sampling.matched_groups import exact_group, search_group
 from mgd3.sampling.terms import SamplingBatch
@@ -81,6 +82,16 @@ class InvertedStart:
         """Invert the real latents of all classes, unless the cache has them."""
         self._work = work
         self._classes = InvertedClasses(self.inversion, backbone, work).fit(dataset, inventory)
+
+    def stages(
+        self,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        backbone: Backbone,
+        work: Work,
+    ) -> list[Stage]:
+        """Encoding and inverting the real images."""
+        return InvertedClasses(self.inversion, backbone, work).stages(dataset, inventory)
 
     def initial(self, schedule: SamplingSchedule, batch: SamplingBatch, noise: Tensor) -> Tensor:
         """Each image's draw of its class's group, (B, C, h, w)."""

@@ -102,9 +102,10 @@ class GuidanceTerm(Protocol):
 class Guidance(Protocol):
     """A term added to every reverse step (paper section 4.2).
 
-    What it may have beside this: `fit`, called once before any image (`fit_guidance`);
-    `needs_finished`, true where its term reads the finished latents of a row's class, and `block`,
-    how many images of a class then are made at a time; `reach`, the largest of its terms.
+    What it may have beside this: `fit`, called once before any image (`fit_part`), and `stages`,
+    what that would do, for a plan, both of the same arguments; `needs_finished`, true where its
+    term reads the finished latents of a row's class, and `block`, how many images of a class then
+    are made at a time; `reach`, the largest of its terms.
     """
 
     needs_modes: bool

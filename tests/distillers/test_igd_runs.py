@@ -91,6 +91,18 @@ def test_without_its_terms_it_is_the_plain_method(whole, tmp_path):
     assert not any(whole[0][name] == plain[name] for name in plain)
 
 
+def test_a_plan_says_what_is_learned_first(whole, tmp_path):
+    options = (*IGD, "students=[convnet2_w4]", "plan=true", "guidance.influence.rho=4")
+    (tmp_path / "new").mkdir()
+    new = run(tmp_path / "new", *options, "surrogate.snapshots=null")
+    training = r"trains convnet2_w4 on \d+ real images for 3 epochs"
+    assert re.search(rf"to do +{training}: about", new.stdout + new.stderr), new.stderr
+    assert re.search("to do +compares the gradients of convnet2_w4", new.stdout + new.stderr)
+    (tmp_path / "cache").symlink_to(whole[1].parents[5] / "cache")
+    known = run(tmp_path, *options)
+    assert re.search(rf"there +{training}", known.stdout + known.stderr), known.stderr
+
+
 def test_it_joins_mgd3_by_one_line(whole, tmp_path):
     (tmp_path / "cache").symlink_to(whole[1].parents[5] / "cache")
     found, manifest = made(tmp_path, "method=mgd3_igd", *TINY)

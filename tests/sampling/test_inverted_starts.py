@@ -191,6 +191,11 @@ def test_what_is_inverted_is_found_again_unless_something_changed(tmp_path):
     first = Counting(**options)
     fitted(tmp_path, first)
     assert first.asked
+    inventory = take_inventory(Two(), "train", 1, tmp_path, 1)
+    start = InvertedStart(**PUBLISHED | {"level": 5, "steps": 10})
+    again = Counting(**options)
+    plans = [start.stages(Two(), inventory, again, work(p)) for p in (tmp_path, tmp_path / "new")]
+    assert [[stage.there for stage in plan] for plan in plans] == [[True] * 2, [False] * 2]
     next((tmp_path / "inversions").glob("*.safetensors")).write_bytes(b"torn")
     for change, share in [({}, 0.5), ({}, 0), ({"std": 0.4}, 1)]:
         again = Counting(**options | change)

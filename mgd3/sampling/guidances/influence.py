@@ -19,6 +19,7 @@ from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work, matmul_precision
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stages import Stage
 from mgd3.sampling.guidances.window import Window
 from mgd3.sampling.terms import DenoiseState, Reach, SamplingBatch, gradient
 
@@ -50,6 +51,9 @@ class Surrogate(Protocol):
 
     def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> Trajectory:
         """The trajectory on these classes, trained now unless the cache has it."""
+
+    def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
+        """What `fit` would do."""
 
 
 class InfluenceGuidance:
@@ -91,6 +95,16 @@ class InfluenceGuidance:
         """Train the surrogate and take its real gradients, unless the cache has them."""
         assert self.surrogate is not None, "check first"
         self._fitted = self.surrogate.fit(dataset, inventory), backbone.codec
+
+    def stages(
+        self,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        backbone: Backbone,
+        work: Work,
+    ) -> list[Stage]:
+        """The surrogate's."""
+        return [] if self.surrogate is None else self.surrogate.stages(dataset, inventory)
 
     def bind(self, batch: SamplingBatch) -> InfluenceTerm:
         """The term of one batch, which holds the real gradients of its classes."""

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from mgd3.backbones.contract import Backbone, FeatureBackbone
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
+from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.stages import Stage
 from mgd3.sampling.guidances.real_features import RealFeatures
 from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
 
@@ -97,6 +99,17 @@ class PriorGuidance:
                     )
         self._real = RealFeatures(shown, self._look, pairs, self.real_images, self.noise, work)
         self._real.encode()
+
+    def stages(
+        self,
+        dataset: RealDataset,
+        inventory: Sequence[ClassImages],
+        backbone: Backbone,
+        work: Work,
+    ) -> list[Stage]:
+        """Encoding the real images."""
+        pairs = list(zip(dataset.classes, inventory, strict=True))
+        return [LatentCache(work.cache / "latents", backbone.codec, work.flip).stage(pairs)]
 
     def _showing(self, backbone: Backbone) -> FeatureBackbone:
         """The backbone, if it shows what is asked for."""
