@@ -56,6 +56,8 @@ def main(cfg: DictConfig) -> None:
     entry = _entry(distilled, cfg.image)
     if not entry.get("noise_stream"):
         raise UserError(f"{cfg.image} was copied, not generated: {entry.get('nearest_real')}")
+    if entry.get("prompt"):
+        log.info("%s: its prompt is %r", cfg.image, entry["prompt"])
     given = plain(cfg["with"])
     remaker = Remaker(distilled, composed(*overrides_of(distilled.identity, given), *given))
     watch = StepWatch(spread_steps(remaker.distiller.sampler.steps, _SHOWN))

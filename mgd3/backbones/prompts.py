@@ -156,11 +156,15 @@ def _tokenizer(source: str, part: str, vocabulary: int) -> Any:
 
 
 def _warn_of_long_prompts(prompts: Sequence[str], tokenizer: Any, longest: int) -> None:
-    for prompt in prompts:
-        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        if len(ids) > longest:
-            lost = tokenizer.decode(ids[longest:])
-            log.warning(
-                "the prompt %r has %d tokens, the text encoder takes %d; cut off: %r",
-                *(prompt, len(ids), longest, lost),
-            )
+    tokens = [tokenizer(p, add_special_tokens=False, verbose=False).input_ids for p in prompts]
+    long = [
+        (prompt, ids) for prompt, ids in zip(prompts, tokens, strict=True) if len(ids) > longest
+    ]
+    if not long:
+        return
+    prompt, ids = long[0]
+    others = f"; {len(long) - 1} more prompts are too long" if long[1:] else ""
+    log.warning(
+        "the prompt %r has %d tokens, the text encoder takes %d; cut off: %r%s",
+        *(prompt, len(ids), longest, tokenizer.decode(ids[longest:]), others),
+    )

@@ -17,7 +17,7 @@ from mgd3.runtime.compute import Compute, Work, pick_device
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError, first_line
 
-_SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune", "select", "refine")
+_SMALL_PARTS = ("modes", "guidance", "start", "sampler", "finetune", "select", "refine", "prompts")
 # Keys of a group's YAML that are not its constructor's: its own name, and what other groups read.
 _NOT_OPTIONS = (
     "name", "role", "reads", "version", "family", "students", "sampling", "training", "mirror",
@@ -67,6 +67,7 @@ _CONTRACTS = {
     "finetune": ("__call__",),
     "select": ("fit", "__call__"),
     "refine": ("__call__",),
+    "prompts": ("needs_modes", "check", "of_modes"),
     "backbone": ("codec", "device", "precision", "class_ids", "predict"),
     "protocol": ("name", "image_size", "labels", "recipe", "prepare", "objective"),
     "metrics": ("fit",),
@@ -109,6 +110,8 @@ def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
     target = _class("method", cfg.method)
     wanted = set(inspect.signature(target).parameters)
     if "backbone" in wanted:
+        if "prompts" in wanted:  # another kind of backbone lacks other options, too
+            parts["prompts"].check(_class("backbone", cfg.backbone))
         parts["backbone"] = _backbone(cfg)
     parts |= {
         "features": features,

@@ -38,16 +38,17 @@ _COMPUTE = ("precision", "training_precision", "encoding_precision")
 _UNSAID = {"encoding_precision": "float32"}  # left out, as if there were no such key
 _GROUPS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
-    "surrogate", "select", "refine", "sampler", "protocol", "metrics",
+    "surrogate", "select", "refine", "prompts", "sampler", "protocol", "metrics",
 )  # fmt: skip
 # Choices that are left out: sets of before there was such a group keep their identity
-_NEUTRAL = {"refine": "none"}
+_NEUTRAL = {"refine": "none", "prompts": "class"}
 _PLACES = (
     "root",
     "weights",
     "vae",
     "finetuning_vae",
     "teacher_weights",
+    "captions",
 )  # what only a user may point at
 _ONLY_DATA = (
     "what is read from a file is data, never code and no place; name it yourself on the command "

@@ -17,6 +17,7 @@ from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.distillers.image_maker import Making
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, ModeFile
+from mgd3.modes.mode_captions import kept_prompts, prompt_rows
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.terms import DenoiseState
@@ -56,6 +57,7 @@ class Remaker:
             labels={info.wnid: label for label, info in enumerate(classes)},
             found=self._modes(wnid),
             finished=finished,
+            own_rows=self._own_rows(wnid),
         )
         if maker.learns:
             maker.fit(build(self._cfg, "dataset"), self.distiller.work)
@@ -80,7 +82,7 @@ class Remaker:
 
     def _modes(self, wnid: str) -> dict[str, ClassModes]:
         """The class's modes as the set keeps them; empty where nothing needs any."""
-        if not (self.distiller.guidance.needs_modes or self.distiller.start.needs_modes):
+        if not self.distiller.maker.needs_modes:
             return {}
         folder = self.distilled.folder
         path = folder / "modes" / f"{wnid}.safetensors"
@@ -92,6 +94,14 @@ class Remaker:
             raise UserError(f"guidance of {folder} reads real latents, which a set has not")
 
         return {wnid: ClassModes(modes=modes, nearest=[], latents=latents)}
+
+    def _own_rows(self, wnid: str) -> dict[str, list[int]]:
+        """The backbone's rows of the prompts that the class's modes have; empty without any."""
+        if not self.distiller.prompts.needs_modes:
+            return {}
+        prompts = kept_prompts(self.distilled.folder)
+        checks.choice("a class of prompts.json", wnid, list(prompts))
+        return prompt_rows(self.distiller.backbone, {wnid: prompts[wnid]})
 
     def _weights(self, wnid: str) -> AbstractContextManager[None]:
         """The class's fine-tuned weights, inside the block; made again if the cache lacks them."""

@@ -69,6 +69,7 @@ class _Image(BaseModel):
     noise_stream: Annotated[str, Field(pattern=r"^\d{1,19}/[^/]+/\d{1,9}$")] | None = None
     nearest_real: str | None = None
     mass: Annotated[Number, Field(ge=0)] | None = None
+    prompt: str | None = None
 
 
 class _Manifest(BaseModel):
@@ -324,13 +325,14 @@ class DistilledWriter:
         sources: Mapping[str, Sequence[str]],
         masses: Mapping[str, Sequence[float]] | None = None,
         streams: Mapping[str, Sequence[int]] | None = None,
+        prompts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Write the card and, last, the manifest.
 
         `provenance` says how the images were made; `sources` names, by wnid, the real image that
         each one was copied from or whose mode it was steered to (empty where there is none);
         `masses` holds the share of the class's real images that each one's mode stands for,
-        `streams` the noise stream that each one was generated from.
+        `streams` the noise stream that each one was generated from, `prompts` its own prompt.
         """
         images, written = [], self._remembered()  # by all processes
         for info in self.dataset.classes:
@@ -349,6 +351,8 @@ class DistilledWriter:
                     entry["nearest_real"] = sources[info.wnid][index]
                 if masses and info.wnid in masses:
                     entry["mass"] = masses[info.wnid][index]
+                if prompts:
+                    entry["prompt"] = prompts[info.wnid][index]
                 images.append(entry)
         manifest = {
             "dataset": self.dataset.name,

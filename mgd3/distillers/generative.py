@@ -21,13 +21,14 @@ from mgd3.data.pixels import center_crop, from_pil
 from mgd3.data.previews import MOST_CLASSES, MOST_MODES, Preview, load_previews, save_previews
 from mgd3.distillers.finished import FinishedLatents, ImageKey
 from mgd3.distillers.image_maker import REFINE_BATCH, ImageMaker, Making
-from mgd3.distillers.parts import FineTune, Sampler, Selection
+from mgd3.distillers.parts import FineTune, Prompts, Sampler, Selection
 from mgd3.distillers.pixel_decoder import require_finite
 from mgd3.distillers.pool import FirstCandidates, checked
 from mgd3.distillers.refining import NoRefinement, Refine
 from mgd3.finetuning.phases import NoFineTuning
 from mgd3.modes.discovery import ClassModes, discover_modes, mode_stages
 from mgd3.modes.finders import ModeFinder
+from mgd3.modes.mode_captions import FILE, ClassPrompts, prompt_rows
 from mgd3.runtime import checks
 from mgd3.runtime.batching import Batches
 from mgd3.runtime.compute import Work
@@ -37,7 +38,8 @@ from mgd3.runtime.progress import progress, track
 from mgd3.runtime.stages import Stage, announce, stages_of
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.starts import NoiseStart, Start
-from mgd3.sampling.terms import DenoiseState, Guidance
+from mgd3.sampling.terms import DenoiseState, Guidance, fit_part
+from mgd3.storage.files import write_json
 from mgd3.storage.timing import StageTimes, WorkPace
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class GenerativeDistiller:
     A guidance that reads finished latents of a class (`needs_finished`) is given those of smaller
     index alone: images of a class then come one after another, classes beside each other, and a
     process has classes of its own.
+
+    `prompts` may give the images of each mode a prompt of their own, kept in `out`/prompts.json.
     """
 
     def __init__(
@@ -74,15 +78,17 @@ class GenerativeDistiller:
         finetune: FineTune | None = None,
         select: Selection | None = None,
         refine: Refine | None = None,
+        prompts: Prompts | None = None,
         pool: int = 1,
         ranks: Ranks | None = None,
         on_step: Callable[[DenoiseState], None] | None = None,
     ) -> None:
         """`start` None begins in pure noise, `finetune` None takes the backbone as it is.
 
-        `on_step` sees every step of every batch.
+        `prompts` None conditions on the class. `on_step` sees every step of every batch.
 
-        Raises `UserError` for a selection without candidates.
+        Raises `UserError` for a selection without candidates, and for prompts that the backbone
+        does not take.
         """
         self.backbone = backbone
         self.sampler = sampler
@@ -92,6 +98,8 @@ class GenerativeDistiller:
         self.start = start or NoiseStart()
         self.finetune = finetune or NoFineTuning()
         self.select = select or FirstCandidates()
+        self.prompts = prompts or ClassPrompts()
+        self.prompts.check(backbone)
         self.ranks = ranks or Ranks()
         self.on_step = on_step
         self.pool = checks.integer("pool", pool, minimum=1)
@@ -101,7 +109,12 @@ class GenerativeDistiller:
 
     def least_real(self, ipc: int) -> int:
         """Each mode is the centre of one real image at least; selection has its own need."""
-        return ipc if self.maker.needs_modes or self.pool > 1 else 0
+        return ipc if self.needs_modes or self.pool > 1 else 0
+
+    @property
+    def needs_modes(self) -> bool:
+        """Does anything?"""
+        return self.maker.needs_modes or self.prompts.needs_modes
 
     def distill(
         self, dataset: RealDataset, ipc: int, seed: int, out: Path, provenance: Mapping[str, Any]
@@ -116,13 +129,10 @@ class GenerativeDistiller:
                 "those above stop_t are guided): the images are those of guidance=none",
                 *(self.guidance.scale, self.guidance.stop_t, self._steps, self._steps - 1),
             )
-        found: dict[str, ClassModes] = {}
-        if self.maker.needs_modes:
-            found = discover_modes(
-                dataset, self.backbone.codec, self.mode_finder, ipc, self.work, out, ranks
-            )
-            if ranks.first and not load_previews(out):
-                save_previews(out, self._previews(found))
+        found = self._found(dataset, ipc, out) if self.needs_modes else {}
+        prompts = self.prompts.of_modes(dataset.classes, found)
+        if ranks.first and prompts:
+            write_json(out / FILE, prompts)
         times = StageTimes(out / "times.json", keep=ranks.first)
         if self.maker.learns:
             with times.stage("fit"):
@@ -139,6 +149,7 @@ class GenerativeDistiller:
             labels={info.wnid: label for label, info in enumerate(dataset.classes)},
             found=found,
             finished=self._finished(candidates.folder, ipc),
+            own_rows=prompt_rows(self.backbone, prompts),
         )
         chosen: dict[str, list[int]] = {}
         if self.pool > 1 and ranks.first:
@@ -154,11 +165,23 @@ class GenerativeDistiller:
                     with times.stage("select"):
                         self._keep(candidates, writer, making, phase.classes, chosen)
         if ranks.first:
-            self._finish(writer, provenance, found, chosen)
+            self._finish(writer, provenance, found, prompts, chosen)
             if making.finished is not None:
                 making.finished.forget()
         ranks.wait()
         return DistilledDataset(out)
+
+    def _found(self, dataset: RealDataset, ipc: int, out: Path) -> dict[str, ClassModes]:
+        """Modes by wnid, with pictures of the first ones; what prompts lack is said before."""
+        work, ranks = self.work, self.ranks
+        inventory = partial(take_inventory, dataset, "train", 1, work.cache, work.workers)
+        ranks.in_turn(lambda: fit_part(self.prompts, dataset, inventory, self.backbone, work))
+        found = discover_modes(
+            dataset, self.backbone.codec, self.mode_finder, ipc, work, out, ranks
+        )
+        if ranks.first and not load_previews(out):
+            save_previews(out, self._previews(found))
+        return found
 
     def _finished(self, folder: Path, ipc: int) -> FinishedLatents | None:
         """Where latents are kept, if anything reads an image's once it is made."""
@@ -176,6 +199,7 @@ class GenerativeDistiller:
         writer: DistilledWriter,
         provenance: Mapping[str, Any],
         found: Mapping[str, ClassModes],
+        prompts: Mapping[str, Sequence[str]],
         chosen: Mapping[str, Sequence[int]],
     ) -> None:
         """Write the manifest."""
@@ -186,14 +210,18 @@ class GenerativeDistiller:
             own = [stream % len(modes.modes.centers) for stream in streams[wnid]]
             nearest[wnid] = [modes.nearest[k].key for k in own]
             masses[wnid] = [modes.modes.masses[k] for k in own]
-        writer.finish(provenance, nearest, masses=masses, streams=streams)
+        own_prompts = {
+            wnid: [own[stream % len(own)] for stream in streams[wnid]]
+            for wnid, own in prompts.items()
+        }
+        writer.finish(provenance, nearest, masses=masses, streams=streams, prompts=own_prompts)
 
     def _fill(self, writer: DistilledWriter, wanted: list[ImageKey], making: Making) -> None:
         """Make this process's share of the images `wanted`."""
         finished = making.finished
         there = {key for key in wanted if writer.has(*key) and (not finished or finished.has(key))}
         self.ranks.wait()  # nobody writes before everybody has looked
-        size = 1 if there == set(wanted) else self._batch_size(making.rows[wanted[0][0]])
+        size = 1 if there == set(wanted) else self._batch_size(making.row(wanted[0]))
         size, most = self.ranks.least_and_most(size, self.backbone.device)
         if size < most:
             log.info(
@@ -304,7 +332,7 @@ class GenerativeDistiller:
     ) -> list[Stage]:
         """Encoding, modes, what is learned first, sampling and selection, as far as not done."""
         found: list[Stage] = []
-        if self.guidance.needs_modes or self.start.needs_modes:
+        if self.needs_modes:
             pairs = list(zip(dataset.classes, inventory, strict=True))
             codec, finder = self.backbone.codec, self.mode_finder
             found += mode_stages(codec, finder, ipc, self.work, out, pairs)

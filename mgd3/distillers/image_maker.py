@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -43,10 +43,17 @@ class Making:
     """What all images of one set share while they are made."""
 
     seed: int
-    rows: Mapping[str, int]  # the backbone's rows by wnid
+    rows: Mapping[str, int]  # the backbone's rows of the classes, by wnid
     labels: Mapping[str, int]  # positions in the dataset by wnid
     found: Mapping[str, ClassModes]  # empty where nothing needs modes
     finished: FinishedLatents | None = None  # where something reads them
+    own_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of each mode's prompt
+
+    def row(self, key: ImageKey) -> int:
+        """The backbone's row of an image: its mode's where modes have prompts, else its class's."""
+        wnid, k = key
+        own = self.own_rows.get(wnid)
+        return own[k % len(own)] if own else self.rows[wnid]
 
 
 class ImageMaker:
@@ -175,7 +182,7 @@ class ImageMaker:
             if targets
             else torch.zeros(len(keys), *shape, device=device)
         )  # (B, C, h, w)
-        class_ids = torch.tensor([making.rows[wnid] for wnid, _ in keys])
+        class_ids = torch.tensor([making.row(key) for key in keys])
         modes, class_ids = to_device((modes, class_ids), device)
 
         def before(row: int) -> Tensor:

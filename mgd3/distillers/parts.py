@@ -15,6 +15,7 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset
 from mgd3.data.inventory import ClassImages
+from mgd3.modes.discovery import ClassModes
 from mgd3.runtime.compute import Work
 from mgd3.sampling.samplers import NoiseSource
 from mgd3.sampling.starts import Start
@@ -65,6 +66,23 @@ class Selection(Protocol):
 
         Candidate c belongs to mode c % ipc.
         """
+
+
+class Prompts(Protocol):
+    """What the images of a class are conditioned on, beside the class.
+
+    It may have `fit`, called once before any mode is found (`terms.fit_part`).
+    """
+
+    needs_modes: bool
+
+    def check(self, backbone: Any) -> None:
+        """Raise `UserError` for a backbone, or a class of backbones, that takes no prompts."""
+
+    def of_modes(
+        self, classes: Sequence[ClassInfo], found: Mapping[str, ClassModes]
+    ) -> dict[str, list[str]]:
+        """A prompt for each mode, by wnid; empty where an image has its class's."""
 
 
 class Sampler(Protocol):

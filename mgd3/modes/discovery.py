@@ -25,7 +25,7 @@ from mgd3.modes.finders import ModeFinder, Modes
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Work
 from mgd3.runtime.distributed import Ranks
-from mgd3.runtime.errors import CorruptFileError, reading
+from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached, found
@@ -63,6 +63,7 @@ def discover_modes(
         )
     shelf = _shelf(codec, finder, ipc, work, out)
     classes = list(zip(dataset.classes, inventory, strict=True))
+    _refuse_small(finder, ipc, classes)
     shelf.fill([pair for n, pair in enumerate(classes) if ranks.mine(n)], work.workers, times)
     ranks.wait()
     return {info.wnid: shelf.take(info, images) for info, images in classes}
@@ -77,12 +78,28 @@ def mode_stages(
     classes: Sequence[tuple[ClassInfo, ClassImages]],
 ) -> list[Stage]:
     """What `discover_modes` would do."""
+    _refuse_small(finder, ipc, classes)
     shelf = _shelf(codec, finder, ipc, work, out)
     missing = [pair for pair in classes if not shelf.has(*pair)]
     return [
         LatentCache(work.cache / "latents", codec, work.flip).stage(missing),
         shelf.stage(missing),
     ]
+
+
+def _refuse_small(
+    finder: ModeFinder, ipc: int, classes: Sequence[tuple[ClassInfo, ClassImages]]
+) -> None:
+    """`UserError` for a class that has too few images for this finder."""
+    shortfall = getattr(finder, "shortfall", None)
+    if shortfall is None:
+        return
+    for info, images in classes:
+        count = len(images.images)
+        if why := shortfall(count, ipc):
+            raise UserError(
+                f"class {info.wnid} ({info.name}) has {count} usable training images, {why}"
+            )
 
 
 def _shelf(codec: Codec, finder: ModeFinder, ipc: int, work: Work, out: Path) -> _Shelf:

@@ -22,7 +22,7 @@ class Modes:
 
     centers: Tensor  # (K, C, h, w) float32
     counts: Tensor  # (K,) int64, real images per mode
-    assignment: Tensor  # (N,) int64, each real image's mode
+    assignment: Tensor  # (N,) int64, each real image's mode; -1 for one that a finder leaves out
     nearest: Tensor  # (K,) int64, the real image nearest to each center
 
     @property
@@ -32,7 +32,11 @@ class Modes:
 
 
 class ModeFinder(Protocol):
-    """Finds K representative points of one class's latents (paper section 4.1)."""
+    """Finds K representative points of one class's latents (paper section 4.1).
+
+    One that needs more than K images has `shortfall(count, num_modes)`: why so many are too few, or
+    None.
+    """
 
     def __call__(self, latents: Tensor, num_modes: int) -> Modes:
         """Modes of latents (N, C, h, w), N >= num_modes."""

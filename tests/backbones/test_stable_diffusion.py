@@ -156,6 +156,7 @@ def test_each_prompt_is_encoded_once_and_row_0_is_the_negative(plain):
     ours = backbone(plain, negative_prompt="cartoon")
     assert ours.class_ids([TENCH, CAT, TENCH]) == [1, 2, 1]
     assert ours.class_ids([CAT]) == [2]
+    assert ours.prompt_ids(["a cat asleep", "house cat", "cartoon"]) == [3, 2, 0]
     x, t = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)), torch.tensor([5])
     null = ours.predict(x, t, torch.tensor([ours.null_class])).eps
     same = backbone(plain, prompt="cartoon")

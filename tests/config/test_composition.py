@@ -39,7 +39,9 @@ def test_every_protocol_builds(name):
 
 @pytest.mark.parametrize("name", options("method"))
 def test_every_method_builds(name):
-    assert build_distiller(composed(f"method={name}", "backbone=toy"))
+    # vlcp takes text alone, and captions that a user must give
+    more = "prompts=class" if name == "vlcp" else "backbone=toy"
+    assert build_distiller(composed(f"method={name}", more))
 
 
 @pytest.mark.parametrize("name", options("dataset"))
@@ -55,7 +57,7 @@ def test_every_backbone_composes(name):
 
 
 GROUPS = ("dataset", "protocol", "select", "compute", "sampler", "modes", "guidance", "start",
-          "finetune", "features", "surrogate", "refine", "tracker")  # fmt: skip
+          "finetune", "features", "surrogate", "refine", "prompts", "tracker")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,8 @@ def test_run_shows_its_own_keys_alone():
     assert set(composed()) == {
         "ipc", "seed", "students", "student_seeds", "first_student_seed", "pool", "flip",
         "on_step", "cache", "data", "runs", "plan", "report", "folder", "dataset", "backbone",
-        "modes", "guidance", "start", "finetune", "features", "surrogate", "refine", "select",
-        "sampler", "protocol", "compute", "tracker", "method",
+        "modes", "guidance", "start", "finetune", "features", "surrogate", "refine", "prompts",
+        "select", "sampler", "protocol", "compute", "tracker", "method",
     }  # fmt: skip
 
 
@@ -97,7 +99,8 @@ def test_what_a_method_reads_is_what_its_class_takes(name):
     """So that no value that moves an image is missing from a set's identity."""
     cfg = composed(f"method={name}")
     taken = set(inspect.signature(get_class(cfg.method["_target_"])).parameters)
-    groups = {"backbone", "sampler", "guidance", "modes", "start", "finetune", "select", "features"}
+    groups = {"backbone", "sampler", "guidance", "modes", "start", "finetune", "select", "features",
+              "prompts"}  # fmt: skip
     read = set(reads(cfg))
     assert (taken & groups) - {"modes"} <= read
     assert ("precision" in read) == ("sampler" in taken)

@@ -71,6 +71,10 @@ CHANGES = [  # base command, then the change
     ("method=dap", "guidance.block=2", SAME),  # the backbone's own
     ("method=manifoldgd", "guidance.push=0", SET),
     ("method=unguided", "features=student", SAME),
+    ("backbone=sd15", "prompts=class", SAME),  # as before there were others
+    ("method=vlcp prompts.captions=a", "prompts.common=0.8", SET),
+    ("method=vlcp prompts.captions=a", "modes.contamination=0.2", SET),
+    ("method=vlcp prompts.captions=a", "modes.n_init=10", SAME),
     ("method=minimax", "compute.training_precision=bfloat16", SET),
     ("method=herding", "features.epochs=9", SET),
     ("dataset=folder dataset.root=a", "dataset.root=b", SAME),  # content is compared instead
