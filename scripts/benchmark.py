@@ -7,6 +7,7 @@ encoding    decoding and encoding of photographs, one after another  |  side by 
 modes       every mode finder: time and memory per class
 scale       a whole run of 10, 100 and 1,000 classes: exponents
 precision   what tf32, bfloat16 and float16 change in the pixels
+guidance    a step with each kind of term, a plain one  |  how many times as slow
 threads     how OpenMP waits: a small student alone, and beside a busy core
 
 Every measurement has a process of its own, so that peak memory is its own too. Times are the best
@@ -32,7 +33,17 @@ if __name__ == "__main__":
 
 import hydra
 from omegaconf import DictConfig
-from timings import backbone, encoding, evaluation, modes, precision, sampling, scale, threads
+from timings import (
+    backbone,
+    encoding,
+    evaluation,
+    guided_steps,
+    modes,
+    precision,
+    sampling,
+    scale,
+    threads,
+)
 from timings.stopwatch import default_device
 
 from mgd3.config.schema import CONFIGS, plain
@@ -53,6 +64,7 @@ def main(cfg: DictConfig) -> None:
             options["modes"]["workers"],
         ),
         "encoding": lambda: encoding.main(**options["encoding"]),
+        "guidance": guided_steps.main,
         "precision": precision.main,
         "scale": lambda: scale.main(**options["scale"]),
         "threads": threads.main,

@@ -72,8 +72,11 @@ class Report:
         print(f"{cells[0]}: {', '.join(f'{c} {v}' for c, v in filled)}", file=sys.stderr)
         self._table.add_row(*cells)
 
-    def compare(self, jobs: list[tuple[str, Job]]) -> None:
-        """Rows of seconds, the ratio to the first job, and peak memory."""
+    def compare(self, jobs: list[tuple[str, Job]], slower: bool = False) -> None:
+        """Rows of seconds, how many times as fast as the first job, and peak memory.
+
+        With `slower`, how many times as slow.
+        """
         reference = None
         for label, (function, *arguments) in jobs:
             seconds, memory = apart(function, *arguments)
@@ -81,7 +84,8 @@ class Report:
                 self.add(label, "failed")
                 continue
             reference = reference or seconds
-            self.add(label, f"{seconds:.4f}", f"{reference / seconds:.2f}", f"{memory:.0f}")
+            ratio = seconds / reference if slower else reference / seconds
+            self.add(label, f"{seconds:.4f}", f"{ratio:.2f}", f"{memory:.0f}")
         self._table.add_section()
 
     def section(self) -> None:
