@@ -7,6 +7,7 @@ A row may fix a grid key for itself, and `ipc: full` is the full real set.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -356,14 +357,14 @@ class Experiment:
             with open_dict(cfg):  # what is large and the same for all is not copied for every job
                 cfg.paper_table = None
                 cfg.hydra = {"runtime": {"choices": dict(choices(cfg))}}
-            self._compositions[shared] = cfg
-        cfg = self._compositions[shared].copy()
+            self._compositions[shared] = pickle.dumps(cfg, pickle.HIGHEST_PROTOCOL)
+        cfg = pickle.loads(self._compositions[shared])  # in a quarter of the time of a copy
         for key, value in values.items():
             cfg[key] = int(value)
         return cfg
 
     @cached_property
-    def _compositions(self) -> dict[tuple[str, ...], DictConfig]:
+    def _compositions(self) -> dict[tuple[str, ...], bytes]:
         return {}
 
 
