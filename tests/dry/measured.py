@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support import composed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dry.count import Counts, counting
@@ -46,6 +47,8 @@ def measured(subjects: list[Subject], processes: int = 2) -> Iterator[Figures]:
     """
     for module in ("sklearn.cluster", "sklearn.datasets", "matplotlib.pyplot", "timm"):
         importlib.import_module(module)
+    for protocol in ("hard_label", "soft_label", "soft_label_fkd"):  # read once for all of them
+        composed("dataset=digits", f"protocol={protocol}", "finetune=plain")
     groups: dict[str, list[Subject]] = {}
     for subject in subjects:
         groups.setdefault(subject.process, []).append(subject)

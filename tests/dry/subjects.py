@@ -68,7 +68,7 @@ def _of_students() -> list[Subject]:
     made = {f"{p} {name}": student(name, p) for p, names in kinds.items() for name in names}
     made["hard_label convnet3_w8 bfloat16"] = student("convnet3_w8", "hard_label", "bfloat16")
     made["hard_label convnet3_w8 mapped"] = student("convnet3_w8", "hard_label", on_host=True)
-    return [Subject(name, what, make, 2, pixels, name) for name, make in made.items()]
+    return [Subject(n, what, make, 2, pixels, n.split()[0]) for n, make in made.items()]
 
 
 def _of_the_rest() -> list[Subject]:
@@ -76,7 +76,9 @@ def _of_the_rest() -> list[Subject]:
     scratch, pair = from_scratch("float32"), 2 * 3 * SIZE * SIZE
     return [
         *(
-            Subject(f"fine-tuning {n}", "batch of 8 latents", fine_tuning(n), 2, 8 * 3 * 8 * 8, n)
+            Subject(
+                f"fine-tuning {n}", "batch of 8 latents", fine_tuning(n), 2, 8 * 3 * 64, "tuned"
+            )
             for n in tuned
         ),
         Subject("from scratch", "batch of 4 latents", scratch, 2, 4 * 3 * 4 * 4, "from scratch"),
