@@ -176,7 +176,7 @@ def test_measuring_writes_numbers_a_table_and_maps(runs, tmp_path):
 
 def test_the_space_of_modes_is_a_space_to_measure_in(runs, tmp_path):
     """Digits' codec: the grey pixels in [-1, 1], 64 numbers, whatever the students see."""
-    shutil.copytree(runs, tmp_path / "copy")
+    shutil.copytree(runs / "runs/digits/random", tmp_path / "copy")
     options = ("metrics=vae_latents", "backbone=toy", "most_real=20", "class_maps=true")
     done = run(tmp_path, "images=copy", *SHORT, *options, script="scripts/measure.py")
     assert done.returncode == 0, done.stderr[-1500:]
