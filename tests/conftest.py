@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import pickle
 
 # Tests mean the CPU, beside a GPU too, so none is seen from here on: torch looks once, when it is
 # first asked. Tests marked `gpu` run processes of their own, in the environment `seeing_gpus`.
@@ -22,11 +23,36 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from servers import HUB_TOKEN, Hub
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _parsing_once(load):
+    """Hydra's `load_config`, which parses a file again only once it has changed.
+
+    It parses some twenty files for each composition, and the tests compose thousands of times.
+    """
+    parsed = {}
+
+    def load_config(source, config_path):
+        path = Path(source.path, source._normalize_file_name(config_path))
+        if not path.is_file():
+            return load(source, config_path)  # which says what is wrong
+        found = path.stat()
+        key = str(path), found.st_mtime_ns, found.st_size
+        if key not in parsed:
+            parsed[key] = pickle.dumps(load(source, config_path))
+        return pickle.loads(parsed[key])  # the caller's own, for Hydra writes into it
+
+    return load_config
+
+
+FileConfigSource.load_config = _parsing_once(FileConfigSource.load_config)
+FileConfigSource.__deepcopy__ = lambda source, memo: source  # copied each time, never changed
 os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
 
 # Modules that take longest start first, so that no process waits for the last one at the end.

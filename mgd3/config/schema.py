@@ -14,7 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mgd3.config.plugins.config_files import parse_once
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.hardware import refuse_missing_gpu
@@ -46,11 +45,10 @@ def plain(node: Any) -> Any:
 
 
 def find_plugins() -> None:
-    """Let Hydra see our sweepers, for which it looks once, and read files as we do."""
+    """Let Hydra see our sweepers; it looks once, when it is first used."""
     folder = str(Path(__file__).parent / "plugins")
     if folder not in sys.path:
         sys.path.append(folder)
-    parse_once()
 
 
 @contextmanager
