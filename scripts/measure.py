@@ -181,8 +181,8 @@ def names_of(sets: Sequence[DistilledDataset], keys: Sequence[str]) -> dict[Path
     )
     for _, _, distilled, method, variant in lines:
         name = " ".join(filter(None, [method, variant]))
-        apart = {k: v for k, v in distilled.identity.items() if k not in ("seed", "ipc")}
-        digest = identity.digest(apart)
+        shared = identity.without_seed(distilled.identity)
+        digest = identity.digest({k: v for k, v in shared.items() if k != "ipc"})
         if digest not in configurations[name]:
             configurations[name].append(digest)
         names[distilled.folder] = f"{name} #{digest}"

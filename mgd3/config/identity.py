@@ -187,8 +187,25 @@ def folders(cfg: DictConfig, choices: Mapping[str, str]) -> tuple[str, str]:
 
 def cell_id(identity: Mapping[str, Any], data: Mapping[str, str | None]) -> str:
     """What all seeds of one table cell share: everything but the seed, and the real images."""
-    apart = {key: value for key, value in identity.items() if key != "seed"}
-    return digest(apart | {"data": dict(data)})
+    return digest(without_seed(identity) | {"data": dict(data)})
+
+
+def without_seed(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What sets that differ in their seed alone share: what follows the seed is left out, too."""
+    seed = identity.get("seed")
+    return {key: _without(seed, key, part) for key, part in identity.items() if key != "seed"}
+
+
+def _without(seed: Any, group: str, part: Any) -> Any:
+    """A group's part without the values that its YAML takes from the seed."""
+    values = part.get("values") if isinstance(part, Mapping) else None
+    if not isinstance(values, Mapping) or seed is None or seed not in values.values():
+        return part
+    with hydra_ready():
+        known = GlobalHydra.instance().config_loader().get_group_options(group)
+    own = _defaults(group, part["choice"]) if part.get("choice") in known else {}
+    kept = {k: v for k, v in values.items() if not (v == seed and own.get(k) == "${seed}")}
+    return {**part, "values": kept}
 
 
 def _part(cfg: DictConfig, key: str, choices: Mapping[str, str]) -> Any:

@@ -165,6 +165,20 @@ def test_seedless_sets_say_so_in_their_path():
     assert folders()[0].startswith("digits/mgd3/ipc10/seed0-")
 
 
+def test_what_follows_the_seed_is_no_difference_between_seeds():
+    """ManifoldGD's tree is drawn anew for each seed: five seeds are one row of a table."""
+
+    def cell(*overrides):
+        cfg = composed("dataset=digits", *overrides)
+        return identity.cell_id(set_identity(cfg, choices(cfg)), {})
+
+    manifold = ("method=manifoldgd",)
+    assert cell(*manifold, "seed=0") == cell(*manifold, "seed=3")
+    assert folders(*manifold, "seed=0")[0] != folders(*manifold, "seed=3")[0]
+    assert cell(*manifold, "seed=3") != cell(*manifold, "seed=3", "modes.random_state=0")
+    assert cell("guidance.stop_t=3", "seed=3") != cell("guidance.stop_t=4", "seed=3")
+
+
 def test_weights_count_by_what_they_are_not_where(tmp_path):
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
