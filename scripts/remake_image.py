@@ -59,6 +59,8 @@ def main(cfg: DictConfig) -> None:
     if entry.get("prompt"):
         log.info("%s: its prompt is %r", cfg.image, entry["prompt"])
     given = plain(cfg["with"])
+    if entry.get("prompt"):  # the captions that were chosen are the set's own
+        given = ["prompts.captions=prompts.json", *given]
     remaker = Remaker(distilled, composed(*overrides_of(distilled.identity, given), *given))
     watch = StepWatch(spread_steps(remaker.distiller.sampler.steps, _SHOWN))
     _write(cfg, distilled, entry, _remade(remaker, entry, watch))

@@ -35,8 +35,8 @@ from mgd3.config.schema import choices, plain, student_names, student_seeds
 from mgd3.data.claims import OF_SCORES, OF_SET, claim, earlier_folders
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import MANIFEST, DistilledDataset, forget_journal
-from mgd3.data.inventory import SplitContent, contents_of, require_images
-from mgd3.distillers.parts import Distiller, least_real, refuse_classes
+from mgd3.data.inventory import SplitContent, contents_of, require_images, take_inventory
+from mgd3.distillers.parts import Distiller, least_real, refuse_captions, refuse_classes
 from mgd3.runtime.compute import pick_device
 from mgd3.runtime.distributed import Ranks, join
 from mgd3.runtime.machine import machine_name
@@ -96,6 +96,8 @@ def run_cell(cfg: DictConfig, show: bool) -> None:
             remove_leftovers(run_dir)
         ranks.wait()
         contents = ranks.in_turn(lambda: _contents(cell))
+        if not DistilledDataset(cell.out).complete:
+            ranks.in_turn(lambda: _refuse_captions(cell))
         if ranks.first:
             _claim(cell, contents)
             record(run_dir, cfg)
@@ -164,6 +166,16 @@ def _say_what_was_chosen(cfg: DictConfig) -> None:
             "alone and not used",
             *(len(old), old[0]),
         )
+
+
+def _refuse_captions(cell: Cell) -> None:
+    """`UserError` before the folder is claimed, or a corrected file would be another one."""
+    cache, workers = Path(cell.cfg.cache), cell.cfg.compute.workers
+    refuse_captions(
+        cell.distiller,
+        cell.dataset,
+        lambda: take_inventory(cell.dataset, "train", 1, cache, workers),
+    )
 
 
 def _contents(cell: Cell) -> dict[str, SplitContent]:

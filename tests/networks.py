@@ -118,6 +118,8 @@ def small_stable_diffusion(folder, prediction_type="epsilon", **unet):
 def small_stable_diffusion_xl(folder, zeros=True, **unet):
     """A complete pipeline with SDXL's scheduler configuration and its two text encoders."""
     tokenizer = clip_tokenizer(folder.parent / f"{folder.name}-tokenizer")
+    second = clip_tokenizer(folder.parent / f"{folder.name}-tokenizer-2")
+    second.pad_token = "!"  # as SDXL's own
     torch.manual_seed(1)
     sizes = {
         "cross_attention_dim": 16 + 12,
@@ -130,7 +132,7 @@ def small_stable_diffusion_xl(folder, zeros=True, **unet):
         text_encoder=CLIPTextModel(text_config(tokenizer, 16)).eval(),
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, 12)).eval(),
         tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
+        tokenizer_2=second,
         unet=UNet2DConditionModel(**UNET | sizes | unet).eval(),
         scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
         force_zeros_for_empty_prompt=zeros,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.rows import EvalResult, read_results
-from mgd3.data.claims import OF_SCORES
+from mgd3.data.claims import OF_SCORES, UNSAID
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.errors import UserError
 from mgd3.storage.documents import read_document
@@ -25,6 +26,7 @@ AS_THE_PROTOCOL = "as the protocol"  # an option that a run left as its protocol
 def keys_of(by: str | Sequence[str] | None) -> list[str]:
     """`by=KEY` or `by=[KEY,…]` as a list; `UserError` for what is neither, or a key twice."""
     keys = [by] if isinstance(by, str) else list(by or ())
+    keys = [key.removeprefix("compute.") if isinstance(key, str) else key for key in keys]
     if not all(isinstance(key, str) and key for key in keys) or len(set(keys)) < len(keys):
         raise UserError(f"by={by!r}: give a key or a list of them, such as by=[modes,guidance]")
     return keys
@@ -106,6 +108,8 @@ def value_of(manifest: Mapping[str, Any], key: str) -> Value | None:
     value = named.get("choice") if isinstance(named, Mapping) else named
     if value is None:
         value = _looked_up(manifest["config"], key)
+    if value is None and manifest.get("identity"):
+        value = UNSAID.get(key)
     return value if isinstance(value, str | float | int) else None
 
 
@@ -124,19 +128,20 @@ def in_order_of_size(values: Collection[Value]) -> list[Value]:
 
 def _value(row: EvalResult, manifest: Mapping[str, Any], scores: Path, key: str) -> Value | None:
     """What `key` was for the row: of its set's manifest, or of the folder of its scores."""
-    option = key.removeprefix(f"{PROTOCOL}.")
     if key == PROTOCOL:
         return row.protocol
-    if option == key != TRAINING_PRECISION:
+    of_protocol = key.startswith(f"{PROTOCOL}.")
+    if not of_protocol and key != TRAINING_PRECISION:
         return value_of(manifest, key)
     path = scores / OF_SCORES
     if not path.is_file():  # scores of before there were such
         return None
     identity = read_document(path, dict[str, Any], _REMEDY).get("identity") or {}
-    if key == TRAINING_PRECISION:
+    if not of_protocol:
         return identity.get(key)
     changed = (identity.get(PROTOCOL) or {}).get("values") or {}
-    return changed.get(option, AS_THE_PROTOCOL)
+    value = changed.get(key.removeprefix(f"{PROTOCOL}."), AS_THE_PROTOCOL)
+    return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
 _REMEDY = "score the set anew with scripts/evaluate.py, or move the folder away"

@@ -17,6 +17,7 @@ from mgd3.runtime.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 64  # prompts
 _FIELDS = ("name", "synonyms", "wnid")
 
 
@@ -134,9 +135,14 @@ def _encoded(
         max_length=longest,
         return_tensors="pt",
     ).input_ids  # (P, tokens)
-    with torch.no_grad():
-        batches = [run(encoder, part.to(compute.torch_device)) for part in tokens.split(64)]
-    return [torch.cat(parts).float() for parts in zip(*batches, strict=True)]
+    found: list[Tensor] = []  # whole from the first batch on: a set may have thousands of prompts
+    for start in range(0, len(prompts), _AT_ONCE):
+        with torch.no_grad():
+            outputs = run(encoder, tokens[start : start + _AT_ONCE].to(compute.torch_device))
+        found = found or [o.new_empty(len(prompts), *o.shape[1:]).float() for o in outputs]
+        for whole, output in zip(found, outputs, strict=True):
+            whole[start : start + _AT_ONCE] = output
+    return found
 
 
 def _tokenizer(source: str, part: str, vocabulary: int) -> Any:

@@ -163,8 +163,8 @@ class StableDiffusion(MidBlockFeatures):
         known = len(self._table[0]) if self._table else 0
         if len(rows) > known:
             new = self._encode(rows[known:])
-            old = self._table or tuple(part[:0] for part in new)
-            self._table = tuple(torch.cat(parts) for parts in zip(old, new, strict=True))
+            joined = (torch.cat(parts) for parts in zip(self._table, new, strict=True))
+            self._table = tuple(joined) if self._table else new
             self._rows = {prompt: row for row, prompt in enumerate(rows)}
         return [self._rows[prompt] for prompt in prompts]
 

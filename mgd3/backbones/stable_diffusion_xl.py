@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,8 +43,8 @@ class StableDiffusionXL(StableDiffusion):
     """SDXL: a prompt's states from two encoders, its pooled embedding, and sizes in pixels.
 
     Sizes (micro-conditioning, Podell et al. 2023, 2.2) are those of the picture that a training
-    image came from, the corner that it was cut out at, and `image_size`. Without a negative prompt
-    row 0 of the conditioning is all zeros where the pipeline asks for that.
+    image came from, the corner that it was cut out at, and `image_size`. An empty prompt, such as
+    no negative one, is zeros with the same sizes, where the pipeline asks for that.
     """
 
     _text_parts = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -73,6 +72,8 @@ class StableDiffusionXL(StableDiffusion):
             *_pair("backbone.crop", crop, "top, left", minimum=0),
             *(image_size, image_size),
         ]
+        # plain text: caches and the API's identity read attributes
+        self.sizes = ", ".join(map(str, sizes))
         self._sizes = torch.tensor(sizes, dtype=torch.float32)
 
     @property
@@ -102,7 +103,7 @@ class StableDiffusionXL(StableDiffusion):
         config = load_config("backbone.weights", folder, "text_encoder_2", "config.json")
         return int(config.get("projection_dim", 0))
 
-    @cached_property
+    @property
     def _zeros_without_prompt(self) -> bool:
         folder = at_hand("backbone.weights", self._source, "text_encoder_2")
         if not (folder / "model_index.json").is_file():

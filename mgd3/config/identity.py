@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3.config.schema import choices as choices_of
 from mgd3.config.schema import find_plugins, hydra_ready, plain, prepared
+from mgd3.data.claims import UNSAID
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.hardware import usable_cores
@@ -35,13 +36,10 @@ TRAIN = "train"  # what a method reads beside groups and keys: the real training
 _KEYS = ("ipc", "seed", "pool", "flip")
 # What of compute= moves a result, if by rounding.
 _COMPUTE = ("precision", "training_precision", "encoding_precision")
-_UNSAID = {"encoding_precision": "float32"}  # left out, as if there were no such key
 _GROUPS = (
     "dataset", "backbone", "method", "modes", "guidance", "start", "finetune", "features",
     "surrogate", "select", "refine", "prompts", "sampler", "protocol", "metrics",
 )  # fmt: skip
-# Choices that are left out: sets of before there was such a group keep their identity
-_NEUTRAL = {"refine": "none", "prompts": "class"}
 _PLACES = (
     "root",
     "weights",
@@ -132,9 +130,9 @@ def set_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     """What makes a distilled set, by group or key."""
     found: dict[str, Any] = {key: _part(cfg, key, choices) for key in ("dataset", "method")}
     for key in reads(cfg):
-        if key != TRAIN and choices.get(key) != _NEUTRAL.get(key, ...):
+        if key != TRAIN and choices.get(key) != UNSAID.get(key, ...):
             found[key] = _part(cfg, key, choices)
-    return {k: part for k, part in found.items() if k not in _UNSAID or part != _UNSAID[k]}
+    return {key: part for key, part in found.items() if part != UNSAID.get(key, ...)}
 
 
 def score_identity(cfg: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -304,6 +302,8 @@ def _files(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Path]:
     for key in keys:
         for name, value in _leaves(plain(cfg[key])) if cfg.get(key) is not None else ():
             path = None if name.endswith("_target_") else _named(value)
+            if isinstance(value, str) and name.rpartition(".")[2] in _PLACES:
+                path = local_path(value)  # though it may have neither slash nor dot
             if isinstance(value, str) and is_url(value):  # as fetched
                 path = download_path(value)
             if path is not None and path.is_file():

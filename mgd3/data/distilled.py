@@ -331,7 +331,7 @@ class DistilledWriter:
 
         `provenance` says how the images were made; `sources` names, by wnid, the real image that
         each one was copied from or whose mode it was steered to (empty where there is none);
-        `masses` holds the share of the class's real images that each one's mode stands for,
+        `masses` holds the share of the class's real images in modes that each one's mode has,
         `streams` the noise stream that each one was generated from, `prompts` its own prompt.
         """
         images, written = [], self._remembered()  # by all processes

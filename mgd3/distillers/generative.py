@@ -113,7 +113,7 @@ class GenerativeDistiller:
 
     @property
     def needs_modes(self) -> bool:
-        """Does anything?"""
+        """Do guidance, start or prompts?"""
         return self.maker.needs_modes or self.prompts.needs_modes
 
     def distill(
@@ -175,7 +175,7 @@ class GenerativeDistiller:
         """Modes by wnid, with pictures of the first ones; what prompts lack is said before."""
         work, ranks = self.work, self.ranks
         inventory = partial(take_inventory, dataset, "train", 1, work.cache, work.workers)
-        ranks.in_turn(lambda: fit_part(self.prompts, dataset, inventory, self.backbone, work))
+        ranks.in_turn(lambda: fit_part(self.prompts, dataset, inventory))
         found = discover_modes(
             dataset, self.backbone.codec, self.mode_finder, ipc, work, out, ranks
         )
@@ -332,6 +332,7 @@ class GenerativeDistiller:
     ) -> list[Stage]:
         """Encoding, modes, what is learned first, sampling and selection, as far as not done."""
         found: list[Stage] = []
+        fit_part(self.prompts, dataset, lambda: inventory)  # or says what they lack
         if self.needs_modes:
             pairs = list(zip(dataset.classes, inventory, strict=True))
             codec, finder = self.backbone.codec, self.mode_finder
@@ -347,7 +348,7 @@ class GenerativeDistiller:
         if self.maker.refines:
             count, kind = len(dataset.classes) * ipc, type(self.maker.refine).__name__
             found.append(Stage(what=f"moves the latents of {count:,} images ({kind})"))
-        return found
+        return list(dict.fromkeys(found))  # who comes second finds what the first has encoded
 
     def _stage(self, images: int, there: int = 0) -> Stage:
         """Sampling so many images."""

@@ -53,7 +53,7 @@ class Making:
         """The backbone's row of an image: its mode's where modes have prompts, else its class's."""
         wnid, k = key
         own = self.own_rows.get(wnid)
-        return own[k % len(own)] if own else self.rows[wnid]
+        return self.rows[wnid] if own is None else own[k % len(own)]
 
 
 class ImageMaker:

@@ -19,7 +19,7 @@ from mgd3.modes.discovery import ClassModes
 from mgd3.runtime.compute import Work
 from mgd3.sampling.samplers import NoiseSource
 from mgd3.sampling.starts import Start
-from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch
+from mgd3.sampling.terms import DenoiseState, Guidance, SamplingBatch, fit_part
 
 
 class Phase(Protocol):
@@ -120,6 +120,13 @@ def refuse_classes(distiller: Distiller, dataset: RealDataset) -> None:
     refuse = getattr(getattr(distiller, "backbone", None), "refuse_classes", None)
     if refuse is not None:
         refuse(dataset.classes)
+
+
+def refuse_captions(
+    distiller: Distiller, dataset: RealDataset, inventory: Callable[[], Sequence[ClassImages]]
+) -> None:
+    """`UserError` for prompts that the real images do not have, before anything is made."""
+    fit_part(getattr(distiller, "prompts", None), dataset, inventory)
 
 
 class Distiller(Protocol):

@@ -27,7 +27,7 @@ class Modes:
 
     @property
     def masses(self) -> list[float]:
-        """Each mode's share of the real images."""
+        """Each mode's share of the real images that belong to any."""
         return (self.counts / self.counts.sum()).tolist()
 
 

@@ -54,8 +54,6 @@ class CaptionPrompts:
         self.common = checks.number("prompts.common", common, minimum=0, maximum=1)
         self.words = checks.integer("prompts.words", words, minimum=1)
         self._path = Path(captions).expanduser()
-        if not self._path.is_file():
-            raise UserError(f"prompts.captions={captions}: there is no such file")
         self._captions: list[list[str]] = []  # of the classes, in the inventory's order
 
     def check(self, backbone: Any) -> None:
@@ -67,13 +65,7 @@ class CaptionPrompts:
                 "not: choose backbone=sd15 or sdxl, or leave prompts=class"
             )
 
-    def fit(
-        self,
-        dataset: RealDataset,
-        inventory: Sequence[ClassImages],
-        backbone: object = None,
-        work: object = None,
-    ) -> None:
+    def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> None:
         """Read the captions; `UserError` unless every image of the inventory has one."""
         self._captions = captions_of(self._path, dataset, inventory)
 

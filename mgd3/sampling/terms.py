@@ -15,11 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
 from mgd3.modes.finders import Modes
-from mgd3.runtime.compute import Work
 
 
 class Reach(IntEnum):
@@ -132,10 +130,12 @@ def fit_part(
     part: object,
     dataset: RealDataset,
     inventory: Callable[[], Sequence[ClassImages]],
-    backbone: Backbone,
-    work: Work,
+    *others: object,
 ) -> None:
-    """Let a guidance or a start learn from the real training images, if it has a `fit`."""
+    """Let a part learn from the real training images, if it has a `fit`.
+
+    `others` are what its `fit` takes beside them: of a guidance and a start, backbone and work.
+    """
     fit = getattr(part, "fit", None)
     if fit is not None:
-        fit(dataset, inventory(), backbone, work)
+        fit(dataset, inventory(), *others)

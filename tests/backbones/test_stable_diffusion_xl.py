@@ -15,6 +15,7 @@ from mgd3.backbones.weights.download import PARTS, needed_files
 from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import NoGuidance
+from mgd3.sampling.inversion import denoiser_digest
 from mgd3.sampling.samplers import DDIM, DDPM
 from mgd3.sampling.terms import SamplingBatch
 from mgd3.storage.repositories import HubFile
@@ -103,6 +104,14 @@ def test_prompts_and_sizes_reach_the_network(folder):
     later = backbone(folder)  # rows that are encoded one after another are the same
     assert later.class_ids([ClassInfo("dog", "dog")]) + later.class_ids([CAT]) == [1, 2]
     assert torch.allclose(noise_of(later, 2), cat, atol=1e-6)
+
+
+def test_sizes_are_part_of_what_caches_go_by(folder):
+    plain = backbone(folder)
+    before = denoiser_digest(plain)
+    plain.class_ids([CAT])
+    assert denoiser_digest(plain) == before
+    assert denoiser_digest(backbone(folder, crop=[0, 4])) != before
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,15 @@ def test_weights_count_by_what_they_are_not_where(tmp_path):
     assert other[0] != one[0]
 
 
+def test_a_file_counts_whatever_it_is_called(tmp_path, monkeypatch):
+    """A name with neither slash nor dot is a file all the same where only a file can stand."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions").write_text("{}")
+    (tmp_path / "kmeans").write_text("no part of it")
+    cfg = composed("method=vlcp", "dataset=digits", "prompts.captions=captions")
+    assert list(identity.set_files(cfg)) == ["prompts.captions"]
+
+
 def test_the_folder_where_one_stands_does_not_count(tmp_path, monkeypatch):
     """Shipped weights are found from anywhere."""
     found = []

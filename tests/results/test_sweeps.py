@@ -85,7 +85,7 @@ def test_several_keys_tell_rows_apart_together(tmp_path):
 def test_what_the_students_did_tells_rows_apart(tmp_path):
     """Two students of one set: their precision and their protocol's options are the scores' own."""
     write_json(tmp_path / "manifest.json", manifest())
-    made = {"p-1": ("float32", {}), "p-2": ("bfloat16", {"epochs": 20})}
+    made = {"p-1": ("float32", {}), "p-2": ("bfloat16", {"epochs": 20, "crops": [0.5, 1]})}
     for folder, (precision, values) in made.items():
         ResultStore(tmp_path / folder / "results.jsonl").append(row(cell_id=folder))
         of_scores = {"protocol": {"choice": "p", "values": values}, "training_precision": precision}
@@ -94,6 +94,17 @@ def test_what_the_students_did_tells_rows_apart(tmp_path):
     assert [r.variant for r in rows] == [f"training_precision={p}" for p in ("bfloat16", "float32")]
     rows, _ = rows_by(read_results(tmp_path), [tmp_path], ["protocol.epochs"])
     assert [r.variant for r in rows] == ["epochs=20", "epochs=as the protocol"]
+    rows, _ = rows_by(read_results(tmp_path), [tmp_path], ["protocol.crops"])
+    assert [r.variant for r in rows] == ["crops=[0.5, 1]", "crops=as the protocol"]
+    assert keys_of(["compute.precision", "protocol"]) == ["precision", "protocol"]
+
+
+def test_a_choice_that_goes_unsaid_is_a_value(tmp_path):
+    for name, said in (("plain", {}), ("moved", {"refine": {"choice": "latent_optimisation"}})):
+        write_json(tmp_path / name / "manifest.json", manifest(identity={"seed": 0, **said}))
+        ResultStore(tmp_path / name / "p/results.jsonl").append(row(cell_id=name))
+    rows, _ = rows_by(read_results(tmp_path), [tmp_path], ["refine"])
+    assert [r.variant for r in rows] == ["refine=latent_optimisation", "refine=none"]
 
 
 def test_seeds_as_a_sweep_are_cells_of_their_own(tmp_path):

@@ -1,5 +1,7 @@
 """DAP: features of a block, distances in them, and what a step towards real images does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,11 +58,12 @@ def sample(backbone, guidance, rows=ROWS, kind=DDIM, **options):
 def energy(guidance, backbone, state, rows=ROWS):
     """Each row's mean distance to its class's real images, (B,)."""
     one, real = batch(rows), guidance._real
+    ids = one.class_ids
     with torch.no_grad():
         seen = guidance._look(backbone, state.x_t, state.t, one.class_ids)
         return torch.stack(
             [
-                guidance.distance(row, real.at(wnid, one.class_ids[k], state)).mean()
+                guidance.distance(row, real.at(wnid, int(ids[k]), ids[k], state)).mean()
                 for k, (row, (wnid, _)) in enumerate(zip(seen, rows, strict=True))
             ]
         )
@@ -103,6 +106,24 @@ def test_a_small_step_along_the_term_lowers_the_distance(backbone, work, options
         before = energy(guidance, backbone, state)
         state.x_t.add_(shift)
         assert (energy(guidance, backbone, state) < before).all()
+
+
+def test_images_of_one_class_may_be_told_different_things(backbone, work):
+    """As with a prompt for each image: real features are those under the image's own."""
+    keys = [("3", 0), ("3", 1)]
+    states = states_of(backbone, keys)
+
+    def shift(rows):
+        told = SamplingBatch(
+            class_ids=torch.tensor([(3, 5)[k] for k in rows]),
+            modes=torch.zeros(len(rows), 1, 8, 8),
+            images=[keys[k] for k in rows],
+        )
+        state = replace(states[1], x_t=states[1].x_t[rows], x0_hat=states[1].x0_hat[rows])
+        return fitted(backbone, work).bind(told)(state)
+
+    together = shift([0, 1])
+    assert torch.allclose(together, torch.cat([shift([0]), shift([1])]), atol=1e-5)
 
 
 def test_the_term_is_the_gradient_of_the_distance(backbone, work):

@@ -135,19 +135,22 @@ class PriorGuidance:
         real = self._real
         assert real is not None, "fit first"
         real.begin([wnid for wnid, _ in batch.images])
+        rows = batch.class_ids.tolist()  # once a batch: it waits for the device
 
         def term(state: DenoiseState) -> Tensor:
             high = state.num_steps if self.high is None else self.high
             if not self.low <= state.step <= high:
                 return torch.zeros_like(state.x0_hat)
-            return state.from_shift(self._shift(real, batch, state))
+            return state.from_shift(self._shift(real, rows, batch, state))
 
         return term
 
-    def _shift(self, real: RealFeatures, batch: SamplingBatch, state: DenoiseState) -> Tensor:
+    def _shift(
+        self, real: RealFeatures, rows: Sequence[int], batch: SamplingBatch, state: DenoiseState
+    ) -> Tensor:
         """-gamma times each row's own gradient, (B, C, h, w)."""
         ids, wnids = batch.class_ids, [wnid for wnid, _ in batch.images]
-        at = [real.at(wnid, ids[row], state) for row, wnid in enumerate(wnids)]  # (n, M) each
+        at = [real.at(*of, state) for of in zip(wnids, rows, ids, strict=True)]  # (n, M) each
         with torch.enable_grad():
             x_t = state.x_t.detach().requires_grad_()
             seen = self._look(real.backbone, x_t, state.t, ids)  # (B, M)

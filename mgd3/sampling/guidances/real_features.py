@@ -44,7 +44,7 @@ class RealFeatures:
         self._classes = {info.wnid: (info, images) for info, images in classes}
         self._cache = LatentCache(work.cache / "latents", backbone.codec, work.flip)
         self._latents: dict[str, tuple[Tensor, list[str]]] = {}  # (n, C, h, w), keys; by wnid
-        self._kept: dict[tuple[str, int], Tensor] = {}  # (n, M) by wnid and t
+        self._kept: dict[tuple[str, int, int], Tensor] = {}  # (n, M) by wnid, row and t
         self._full = False
 
     def encode(self) -> None:
@@ -60,9 +60,13 @@ class RealFeatures:
             self._full = False
         self._latents = {wnid: own for wnid, own in self._latents.items() if wnid in wnids}
 
-    def at(self, wnid: str, class_id: Tensor, state: DenoiseState) -> Tensor:
-        """Features (n, M) of a class's real images, noised as x_t of this step is."""
-        key = wnid, state.t
+    def at(self, wnid: str, row: int, class_id: Tensor, state: DenoiseState) -> Tensor:
+        """Features (n, M) of a class's real images, noised as x_t of this step is.
+
+        `row` is the number in `class_id`, what the backbone is told: an image's own prompt, it may
+        be.
+        """
+        key = wnid, row, state.t
         if key not in self._kept:
             made = self._make(wnid, class_id, state)
             held = sum(kept.numel() * kept.element_size() for kept in self._kept.values())

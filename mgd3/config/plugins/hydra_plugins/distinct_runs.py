@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 _RECORD = "multirun.yaml"  # Hydra's name for it
 _TOLD_APART = (  # what by= of compare.py takes; the others are columns of its tables
     "backbone", "modes", "guidance", "start", "finetune", "features", "select", "pool", "sampler",
-    "flip", "precision", "training_precision",
+    "flip", "precision", "encoding_precision", "training_precision", "prompts", "refine",
+    "surrogate",
 )  # fmt: skip
 _STUDENTS = ("students", "student_seeds", "first_student_seed")
 
