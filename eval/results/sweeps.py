@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.rows import EvalResult, read_results
-from mgd3.data.claims import OF_SCORES, UNSAID
+from mgd3.data.claims import OF_SCORES
 from mgd3.data.distilled import MANIFEST, DistilledDataset
 from mgd3.runtime.errors import UserError
 from mgd3.storage.documents import read_document
+from mgd3.storage.unsaid import UNSAID
 
 Value = str | float
 Values = tuple[Value | None, ...]  # of some keys, in their order; None: the method has no such key

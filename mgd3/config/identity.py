@@ -24,13 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mgd3.config.schema import choices as choices_of
 from mgd3.config.schema import find_plugins, hydra_ready, plain, prepared
-from mgd3.data.claims import UNSAID
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.hardware import usable_cores
 from mgd3.runtime.text import is_printable
 from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path
+from mgd3.storage.unsaid import UNSAID
 
 TRAIN = "train"  # what a method reads beside groups and keys: the real training images
 _KEYS = ("ipc", "seed", "pool", "flip")

@@ -250,6 +250,7 @@ _SCRIPTS = (
         refuses=("redundancy", "class_maps", "most_real", "unseen", "students"),
         resumes=False,
     ),
+    Script(name="image_shifts", positional="images", resumes=False),
     Script(name="report", positional="folder", resumes=False),
     Script(name="compare", positional="folders", several=True, resumes=False),
     Script(name="show_modes", positional="sets", several=True, resumes=False),

@@ -18,8 +18,6 @@ from mgd3.storage.files import write_json
 
 FORMAT = 2  # folders of earlier versions of the project have none
 _WORDS = {"train": "training", "val": "test"}
-# What an identity leaves out, as if there were no such key: sets of before there was keep theirs
-UNSAID = {"refine": "none", "prompts": "class", "encoding_precision": "float32"}
 OF_SET, OF_SCORES = "identity.json", "protocol.json"
 # What a folder holds only after it was claimed.
 _AFTERWARDS = {OF_SET: ("manifest.json", "images", OF_SCORES), OF_SCORES: ("results.jsonl",)}
