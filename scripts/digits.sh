@@ -36,6 +36,23 @@ script compare "folders=[$METHODS]" markdown=$METHODS/compare.md
 script measure images=$METHODS dataset=digits
 script report folder=$METHODS
 
+run experiment=digits_precision
+script compare runs/digits_precision by=training_precision
+
+FIELD=runs/digits_field
+TERMS="by=[guidance.influence.k,guidance.deviation.gamma,guidance.push,refine]"
+run experiment=digits_field ipc=1,10
+run experiment=digits_field ipc=1,10 method=rded method.factor=1
+run experiment=digits_field method=igd guidance.influence.k=0
+run experiment=digits_field method=igd guidance.deviation.gamma=0
+run experiment=digits_field method=manifoldgd guidance.push=0
+run experiment=digits_field method=cao2 refine=none
+script evaluate images=$FIELD dataset=digits protocol=hard_label_adamw protocol.epochs=300 student_seeds=2
+script evaluate images=$FIELD dataset=digits protocol=soft_label_short student_seeds=2
+script compare $FIELD "$TERMS" markdown=$FIELD/compare.md
+script measure $FIELD dataset=digits "$TERMS"
+script image_shifts $FIELD "$TERMS"
+
 run experiment=digits_modes
 script report folder=runs/digits_modes by=modes plot=runs/digits_modes/sweep.png
 run experiment=digits_stop_t
