@@ -41,6 +41,7 @@ from mgd3.sampling.terms import (
 from timings.sampling import DIGITS, SIZES, random_dit
 from timings.stopwatch import Report, default_device, synchronise
 
+ENOUGH = 3.0  # seconds of passes: small networks take milliseconds
 SNAPSHOTS, MEMORY = 4, 64  # of influence; finished images that deviation looks at
 TERMS = ("plain", "mode", "deviation", "clean", "denoiser", "prior", "influence")
 
@@ -132,7 +133,7 @@ def _passes(backbone: DiT | BareDiT, guidance: Guidance, batch: int, steps: int)
         finished=lambda row: earlier,
     )
     sampler, seconds = DDIM(steps=steps, cfg_scale=4.0, cfg_channels=3), []
-    for _ in range(4):
+    while len(seconds) < 4 or sum(seconds) < ENOUGH:
         noise = ImageNoise(0, keys, shape, device, steps - 1)
         start = time.perf_counter()
         sampler(backbone, given, guidance, noise)
