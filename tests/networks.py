@@ -22,6 +22,18 @@ from transformers import (
 LATENT = 8  # side of a latent; the VAE's factor is 8
 
 
+class SeededNoise:
+    """One generator for all draws, as diffusers' pipelines use it."""
+
+    def __init__(self, shape):
+        self.shape, self.generator = shape, torch.Generator().manual_seed(3)
+
+    def initial(self):
+        return torch.randn(self.shape, generator=self.generator)
+
+    step = initial
+
+
 def small_vae(folder):
     torch.manual_seed(0)
     vae = AutoencoderKL(

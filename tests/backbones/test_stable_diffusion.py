@@ -11,7 +11,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
-from networks import LATENT, small_stable_diffusion, small_vae
+from networks import LATENT, SeededNoise, small_stable_diffusion, small_vae
 
 from mgd3.backbones.prompts import PromptTemplate
 from mgd3.backbones.stable_diffusion import StableDiffusion
@@ -46,18 +46,6 @@ def backbone(folder, **options):
     return StableDiffusion(str(folder), **{"image_size": SIZE, "output_size": SIZE // 2} | options)
 
 
-class SeededNoise:
-    """One generator for all draws, as diffusers' pipelines use it."""
-
-    def __init__(self):
-        self.generator = torch.Generator().manual_seed(3)
-
-    def initial(self):
-        return torch.randn(SHAPE, generator=self.generator)
-
-    step = initial
-
-
 @pytest.mark.parametrize("kind", [DDPM, DDIM])
 def test_unguided_samples_are_those_of_diffusers(folder, kind):
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
@@ -80,7 +68,7 @@ def test_unguided_samples_are_those_of_diffusers(folder, kind):
         ours,
         SamplingBatch(class_ids=torch.tensor(ours.class_ids([CAT])), modes=torch.zeros(SHAPE)),
         NoGuidance(),
-        SeededNoise(),
+        SeededNoise(SHAPE),
     )
     assert (out - expected).abs().max() < 1e-4 * expected.abs().max()
 
@@ -106,7 +94,7 @@ def test_prototypes_are_denoised_as_by_diffusers_image_to_image(plain, strength)
         ours,
         SamplingBatch(class_ids=torch.tensor(ours.class_ids([CAT])), modes=prototype),
         NoGuidance(),
-        SeededNoise(),
+        SeededNoise(SHAPE),
         start=PrototypeStart(strength),
     )
     assert (out - expected).abs().max() < 1e-4 * expected.abs().max()
@@ -134,7 +122,7 @@ def test_the_first_25_of_50_steps_are_guided(plain):
         ours,
         SamplingBatch(class_ids=torch.tensor(ours.class_ids([CAT])), modes=torch.ones(SHAPE)),
         guidance,
-        SeededNoise(),
+        SeededNoise(SHAPE),
     )
     assert [schedule.timesteps[s] for s in guidance.steps] == list(range(981, 500, -20))
     assert schedule.abar[[49, 25]].tolist() == pytest.approx([0.005776, 0.2750], rel=1e-3)

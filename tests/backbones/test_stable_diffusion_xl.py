@@ -6,7 +6,13 @@ import shutil
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline
-from networks import LATENT, small_stable_diffusion, small_stable_diffusion_xl, small_vae
+from networks import (
+    LATENT,
+    SeededNoise,
+    small_stable_diffusion,
+    small_stable_diffusion_xl,
+    small_vae,
+)
 
 from mgd3.backbones.codecs import VAECodec
 from mgd3.backbones.stable_diffusion import StableDiffusion
@@ -35,18 +41,6 @@ def folder(tmp_path_factory):
 def backbone(folder, **options):
     given = {"image_size": SIZE, "output_size": SIZE // 2}
     return StableDiffusionXL(str(folder), **given | options)
-
-
-class SeededNoise:
-    """One generator for all draws, as diffusers' pipelines use it."""
-
-    def __init__(self):
-        self.generator = torch.Generator().manual_seed(3)
-
-    def initial(self):
-        return torch.randn(SHAPE, generator=self.generator)
-
-    step = initial
 
 
 @pytest.mark.parametrize("negative", ["", "cartoon"])
@@ -82,7 +76,7 @@ def test_samples_are_those_of_diffusers(tmp_path, kind, zeros, negative):
         ours,
         SamplingBatch(class_ids=torch.tensor(ours.class_ids([CAT])), modes=torch.zeros(SHAPE)),
         NoGuidance(),
-        SeededNoise(),
+        SeededNoise(SHAPE),
     )
     assert (out - expected).abs().max() < 1e-4 * expected.abs().max()
 

@@ -96,7 +96,10 @@ def test_classes_beside_each_other_are_those_in_turn(tmp_path):
 def test_halves_are_no_smaller_than_allowed_and_the_largest_come_first():
     where = np.concatenate([np.zeros(8), np.full(4, 1.0), np.full(6, 9.0)])[:, None]
     both = [np.arange(12), np.arange(12, 18)]
-    cut = lambda where, rows: [rows[where[rows, 0] < 0.5], rows[where[rows, 0] > 0.5]]  # noqa: E731
+
+    def cut(where, rows):
+        return [rows[where[rows, 0] < 0.5], rows[where[rows, 0] > 0.5]]
+
     sizes = [len(rows) for rows in dense_regions._halved(where, both, 3, 4, cut)]
     assert sorted(sizes) == [4, 6, 8]
     unchanged = dense_regions._halved(where, both, 3, 5, cut)

@@ -47,8 +47,9 @@ class Squares:
 
             def __call__(self, state):
                 guidance.seen.append(state)
-                per_row = lambda: (state.x0_hat - 1).square().flatten(1).sum(dim=1) / 2  # noqa: E731
-                return -guidance.scale * gradient(state, per_row)
+                return -guidance.scale * gradient(
+                    state, lambda: (state.x0_hat - 1).square().flatten(1).sum(dim=1) / 2
+                )
 
         return Term()
 
