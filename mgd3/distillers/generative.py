@@ -39,6 +39,7 @@ from mgd3.runtime.stages import Stage, announce, stages_of
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance, fit_part
+from mgd3.sampling.watching import BatchBar
 from mgd3.storage.files import write_json
 from mgd3.storage.timing import StageTimes, WorkPace
 
@@ -271,7 +272,7 @@ class GenerativeDistiller:
     ) -> Iterator[tuple[Sequence[ImageKey], Tensor]]:
         """Samples of all `wanted` at once, or of fewer at a time once memory has run out."""
         for attempt in batches.attempts(wanted):
-            bar = _BatchBar(advance, len(attempt.part), self.on_step)
+            bar = BatchBar(advance, len(attempt.part), self.on_step)
             with attempt as keys:
                 latents = self.maker.sample(keys, making, bar)
             if attempt.error is None:
@@ -381,27 +382,3 @@ class GenerativeDistiller:
                 torch.stack([from_pil(image) for image in nearest]),
             )
         return previews
-
-
-class _BatchBar:
-    """Advances a bar with a batch's steps, which can be taken back; a user's callback sees them."""
-
-    def __init__(
-        self,
-        advance: Callable[..., None],
-        images: int,
-        on_step: Callable[[DenoiseState], None] | None,
-    ) -> None:
-        self._advance, self._images, self._on_step = advance, images, on_step
-        self._steps = 0
-
-    def __call__(self, state: DenoiseState) -> None:
-        """One more step."""
-        if self._on_step is not None:
-            self._on_step(state)
-        self._steps += 1
-        self._advance(self._images)
-
-    def take_back(self) -> None:
-        """The batch comes again, smaller."""
-        self._advance(-self._steps * self._images)
