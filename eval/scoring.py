@@ -163,7 +163,10 @@ def evaluate_students(
         )
         cost = _cost(protocol, student, distilled.ipc, num_classes, len(labels), test, device)
         what = f"training {student}, seed {seed}"
-        with progress(what, recipe.epochs, "epochs", training.epoch, pace=cost.pace) as advance:
+        done, compiles = training.epoch, execution.compile
+        with progress(
+            what, recipe.epochs, "epochs", done, pace=cost.pace, compiles=compiles
+        ) as advance:
             on_epoch = _observer(f"{student}/seed{seed}/top1", advance, tracker)
             history = training.fit(pixels, labels, real, on_epoch)
         if not ranks.first:

@@ -189,7 +189,9 @@ def main(cfg: DictConfig) -> None:
             find_student(cfg.judge, cfg.protocol.image_size)
         dataset = build(cfg, "dataset")
         compute = Compute(
-            device=cfg.compute.device, encoding_precision=cfg.compute.encoding_precision
+            device=cfg.compute.device,
+            encoding_precision=cfg.compute.encoding_precision,
+            compile=cfg.compute.compile,
         )
         codec = make_codec(
             cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
@@ -214,7 +216,8 @@ def main(cfg: DictConfig) -> None:
     ).to(compute.torch_device)
     data = tensors_digest({"latents": latents, "labels": labels})
     with exclusive(exports.aside):
-        trainer = Trainer(network, settings, exports.aside / "checkpoint.safetensors", data)
+        checkpoint = exports.aside / "checkpoint.safetensors"
+        trainer = Trainer(network, settings, checkpoint, data, compiled=cfg.compute.compile)
         trainer.train(latents, labels, exports.weights, exports.pictures)
         exports.judgement(trainer, dataset, inventory)
     log.info("weights: %s; samples and loss curve: %s", out, exports.aside)

@@ -30,6 +30,7 @@ _LONG_EPOCH = 2.0  # seconds: longer than a signal should wait
 _TEST_BATCH = 64
 _TEST_BYTES = 1024  # a pixel: two layers of ConvNet's 128 channels in float32, 50 MB of 224 px
 _TEST_SHARE = 0.5  # of the free memory; where it is not enough for a student, batches are halved
+_TEST_ROOM = 2**32  # bytes, 64 images of 256 px: enough for a GPU, which others may share
 _LARGEST_TEST = 1024
 
 
@@ -277,5 +278,5 @@ def _test_batches(pixels: Tensor) -> Batches:
     if pixels.device.type == "cpu":
         return Batches(_TEST_BATCH, "testing")
     each = _TEST_BYTES * pixels.shape[-2] * pixels.shape[-1]
-    fits = int(_TEST_SHARE * free_bytes(pixels.device) / each)
+    fits = int(min(_TEST_SHARE * free_bytes(pixels.device), _TEST_ROOM) / each)
     return Batches(min(max(fits, 1), _LARGEST_TEST), "testing")

@@ -236,9 +236,9 @@ class GenerativeDistiller:
         total, done = images * self._steps, (images - left) * self._steps
         batches, stage, pace = Batches(size, "sampling"), self._stage(left), self._pace
         announce(stage)
-        what = f"sampling {images:,} images"
+        what, compiles = f"sampling {images:,} images", self.maker.compiles
         with (
-            progress(what, total, "steps", done, stage, pace) as advance,
+            progress(what, total, "steps", done, stage, pace, compiles) as advance,
             BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
         ):
             for part in missing:
@@ -367,7 +367,8 @@ class GenerativeDistiller:
         """How long a step of one image takes here, its share of decoding included."""
         backbone = self.backbone
         name = Path(str(getattr(backbone, "weights", type(backbone).__name__))).name
-        kind = f"{name}, {backbone.codec.image_size} px, {backbone.precision}"
+        compiled = ", compiled" if self.maker.compiles else ""
+        kind = f"{name}, {backbone.codec.image_size} px, {backbone.precision}{compiled}"
         guided = f"{self.maker.kind}, cfg {getattr(self.sampler, 'cfg_scale', 1)}"
         return WorkPace(self.work.cache, f"sampling by {kind}, {guided}", backbone.device)
 

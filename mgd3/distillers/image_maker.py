@@ -101,11 +101,16 @@ class ImageMaker:
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which underflow"
                     " in compute.precision=float16; use bfloat16 or float32"
                 )
-            if getattr(getattr(self.backbone, "compute", None), "compile", False):
+            if self.compiles:
                 raise UserError(
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which a "
                     "compiled one is not made for; set compute.compile=false"
                 )
+
+    @property
+    def compiles(self) -> bool:
+        """Does the backbone's first step take torch.compile's minute?"""
+        return bool(getattr(getattr(self.backbone, "compute", None), "compile", False))
 
     def fit(self, dataset: RealDataset, work: Work) -> None:
         """Let guidance and start learn from the real training images, once before any image."""

@@ -65,9 +65,15 @@ class Trainer:
         settings: TrainSettings,
         checkpoint: Path,
         data: str,
+        compiled: bool = False,
     ) -> None:
-        """`data` identifies what is trained on; a checkpoint of other data is refused."""
+        """`data` identifies what is trained on; a checkpoint of other data is refused.
+
+        `compiled` runs the network through torch.compile: a minute at first, faster then.
+        """
         self.network = network.eval()  # diffusers' own label dropout differs from block to block
+        self._forward = torch.compile(network) if compiled else network
+        self._compiles = compiled
         self.settings = settings
         self.state = AveragedTraining(
             dict(network.named_parameters()),
@@ -108,7 +114,8 @@ class Trainer:
         it: a signal waits for a step and for the checkpoint, not for what `show` draws.
         """
         settings = self.settings
-        with progress("training the backbone", settings.steps, "steps", self.step) as advance:
+        what, done = "training the backbone", self.step
+        with progress(what, settings.steps, "steps", done, compiles=self._compiles) as advance:
             while self.step < settings.steps:
                 with held() as asked:
                     self._to_checkpoint(latents, class_ids, advance, asked, export)
@@ -150,5 +157,5 @@ class Trainer:
         labels = torch.where(dropped, null, class_ids[rows])
         x_t = add_noise(x0, eps, t, self._schedule)
         with autocast(settings.precision, device):
-            out = self.network(x_t, timestep=t, class_labels=labels).sample
+            out = self._forward(x_t, timestep=t, class_labels=labels).sample
         return diffusion_loss(out.float(), x0, x_t, eps, t, self._schedule).mean()

@@ -29,21 +29,36 @@ class Pace(Protocol):
 
 
 class Count:
-    """Units done, and how fast: a resumed stage's rate is that of what is done now."""
+    """Units done, and how fast: a resumed stage's rate is that of what is done now.
 
-    def __init__(self, total: float, done: float, unit: str) -> None:
+    `compiles`: the first unit takes torch.compile's minute besides, and counts for no rate.
+    """
+
+    def __init__(self, total: float, done: float, unit: str, compiles: bool = False) -> None:
         self.total, self.begun, self.done, self.unit = total, done, done, unit
-        self._start = time.monotonic()
+        self._begun = self._start = time.monotonic()
+        self._rated_from, self._compiles = done, compiles
+
+    def add(self, n: float) -> None:
+        """So many more are done."""
+        self.done += n
+        if self._compiles:
+            self._compiles, self._rated_from, self._start = False, self.done, time.monotonic()
+
+    @property
+    def all_seconds(self) -> float:
+        """Since this process began with it."""
+        return time.monotonic() - self._begun
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this process began with it."""
+        """Seconds that a rate is judged by."""
         return time.monotonic() - self._start
 
     @property
     def made(self) -> float:
-        """Units that this process has done."""
-        return self.done - self.begun
+        """Units that this process has done in them."""
+        return self.done - self._rated_from
 
     @property
     def left(self) -> float | None:
@@ -73,19 +88,20 @@ def progress(
     done: float = 0,
     stage: Stage | None = None,
     pace: Pace | None = None,
+    compiles: bool = False,
 ) -> Iterator[Callable[..., None]]:
     """Yields `advance(n=1, note="")`; the note stands beside the bar.
 
     `done` of `total` units were there before, and count for no rate. `stage` is what was said
     of it before: the first seconds correct that where it was wrong, or said nothing. `pace` learns
-    how fast it went.
+    how fast it went, without a first unit that `compiles`.
     """
-    count, judged = Count(total, done, unit), False
+    count, judged = Count(total, done, unit, compiles), False
     with _bar(description, count) if has_terminal() else _lines(description, count) as show:
 
         def advance(n: float = 1, note: str = "") -> None:
             nonlocal judged
-            count.done += n
+            count.add(n)
             if not judged and count.elapsed >= _JUDGED_AFTER and count.made > 0:
                 judged = True
                 _judge(description, count, stage)
@@ -94,10 +110,10 @@ def progress(
         yield advance
     if count.made > 0 and pace is not None:
         pace.add(count.made, count.elapsed)
-    level = logging.INFO if count.elapsed >= _WORTH_A_LINE else logging.DEBUG
+    level = logging.INFO if count.all_seconds >= _WORTH_A_LINE else logging.DEBUG
     before = f" (and {int(count.begun):,} before)" if count.begun else ""
-    amount = f"{round(count.made):,} {unit}".rstrip()
-    log.log(level, "%s: %s in %.1f s%s", description, amount, count.elapsed, before)
+    amount = f"{round(count.done - count.begun):,} {unit}".rstrip()
+    log.log(level, "%s: %s in %.1f s%s", description, amount, count.all_seconds, before)
 
 
 def _judge(description: str, count: Count, stage: Stage | None) -> None:
@@ -132,7 +148,7 @@ def _lines(description: str, count: Count) -> Iterator[Callable[[str], None]]:
 
     def show(note: str) -> None:
         nonlocal last
-        elapsed, left = count.elapsed, count.left or 0.0
+        elapsed, left = count.all_seconds, count.left or 0.0
         if elapsed - last >= max(_QUIET_SECONDS, _QUIET_SHARE * (elapsed + left)):
             last = elapsed
             if count.done < count.total:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_the_decoder_term_is_a_probability(schedule):
     assert (2.0 ** -bits.double()).sum() == pytest.approx(1.0, abs=1e-3)
 
 
-def trainer(path, settings=SETTINGS):
+def trainer(path, settings=SETTINGS, **options):
     torch.manual_seed(0)
     network = build_network(
         input_size=4,
@@ -84,7 +85,7 @@ def trainer(path, settings=SETTINGS):
         num_heads=2,
         num_classes=3,
     )
-    return Trainer(network, settings, path, data="d")
+    return Trainer(network, settings, path, data="d", **options)
 
 
 def latents():
@@ -110,6 +111,23 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     resumed.train(*latents(), lambda t: None)
     ours, theirs = load_tensors(tmp_path / "cut"), load_tensors(tmp_path / "whole")
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_compiled_training_runs_what_was_compiled_to_the_same_weights(tmp_path, monkeypatch):
+    graphs = []
+
+    def noting(graph, inputs):  # code generation would take a minute
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=noting))
+    trainer(tmp_path / "plain").train(*latents(), lambda t: None)
+    assert not graphs
+    trainer(tmp_path / "compiled", compiled=True).train(*latents(), lambda t: None)
+    assert graphs
+    ours, theirs = (load_tensors(tmp_path / name) for name in ("compiled", "plain"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[k], theirs[k], atol=1e-5) for k in theirs)
 
 
 @pytest.fixture

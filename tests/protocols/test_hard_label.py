@@ -1,6 +1,7 @@
 """The hard-label protocol's numbers, students by name, and training that can be interrupted."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -356,6 +357,15 @@ def test_tests_do_not_depend_on_how_many_images_are_seen_at_once(monkeypatch):
     assert sizes == [50, 25, 12, 12, 12, 12, 2]
     monkeypatch.setattr(eval.protocols.training, "_TEST_BATCH", 7)
     assert torch.equal(predicted(net, pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("free", "side", "size"), [(80, 256, 64), (80, 64, 1024), (80, 8, 1024), (2, 256, 16)]
+)
+def test_a_test_leaves_the_gpu_to_others(monkeypatch, free, side, size):
+    monkeypatch.setattr(eval.protocols.training, "free_bytes", lambda device: free << 30)
+    pixels = SimpleNamespace(device=torch.device("cuda"), shape=(500, 3, side, side))
+    assert eval.protocols.training._test_batches(pixels).size == size
 
 
 def test_a_batch_draws_from_its_stream_in_this_order():

@@ -45,6 +45,22 @@ def test_a_resumed_stage_counts_its_rate_from_where_it_resumed(clock, said):
     ]
 
 
+def test_the_first_unit_of_a_compiled_network_counts_for_no_rate(clock, said, tmp_path):
+    pace = WorkPace(tmp_path, "a compiled step", bars_device())
+    with progress("training", 6000, "steps", done=1000, pace=pace, compiles=True) as advance:
+        clock(90)
+        advance()
+        clock(30)
+        advance(300)
+    assert said() == [
+        "training: 1,001/6,000 steps",
+        "training: about 8 min left, judged by its first 30 s (a guess)",
+        "training: 1,301/6,000 steps, 10.0/s, 8 min left",
+        "training: 301 steps in 120.0 s (and 1,000 before)",
+    ]
+    assert pace.seconds == pytest.approx(0.1)
+
+
 def test_a_finished_stage_says_its_unit_and_a_short_one_nothing(clock, said):
     with progress("training convnet3, seed 0", 20, "epochs") as advance:
         clock(7.4)
