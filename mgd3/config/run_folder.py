@@ -7,6 +7,7 @@ the folder is known to be free or this run's own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from mgd3.config.schema import ROOT
 from mgd3.data.claims import OF_SCORES, OF_SET, read_claim
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
-from mgd3.runtime.machine import keep_freed_memory, make_deterministic
+from mgd3.runtime.machine import CHECKOUT, keep_freed_memory, make_deterministic
 from mgd3.storage.files import (
     RUN_LOCK,
     nothing_left_behind,
@@ -27,6 +28,8 @@ from mgd3.storage.files import (
     write_atomic,
     writing,
 )
+
+log = logging.getLogger(__name__)
 
 RECORD = ".hydra"
 _NAMED = 3
@@ -64,12 +67,19 @@ def begun(cfg: DictConfig, claims: bool = False) -> Iterator[Path]:
     `claims`: it may be a finished run's own (`refuse_foreign`).
 
     The process is set up as `compute` says, and what killed runs left in the cache is cleared.
+    A sweep whose project has moved to another commit meanwhile says so.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     for key in ("cache", "runs"):
         if not isinstance(cfg.get(key, "."), str) or not cfg.get(key, "."):
             raise UserError(f"{key}={cfg[key]!r} is no folder; give one, or leave {key} out")
     refuse_foreign(folder, claims)
+    if now := CHECKOUT.moved():
+        log.warning(
+            "the project is at commit %s now; the code that runs is of %s, as rows say, with "
+            "configuration files as they are now: if that fails, start the same command again",
+            *(now, CHECKOUT.commit),
+        )
     with nothing_left_behind(folder, Path(cfg.get("runs", "."))):
         with writing(folder):
             (folder / RUN_LOCK).touch()  # from now on it is a run's

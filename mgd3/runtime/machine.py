@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,22 +47,45 @@ def library_versions() -> str:
     return ", ".join([f"python {platform.python_version()}", *libraries])
 
 
+class Checkout:
+    """The project's git commit, as it was when this process first asked.
+
+    By then the code is loaded: what is committed, pulled or edited while a process runs is not
+    what made its numbers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def commit(self) -> str:
+        """With «-dirty» if files differ from it; «unknown» without git."""
+        return self._now()
+
+    def moved(self) -> str | None:
+        """The commit that is there now, if it is another one."""
+        before, now = self.commit, self._now()
+        return now if now != before else None
+
+    def _now(self) -> str:
+        try:
+            dirty = "-dirty" if self._git("status", "--porcelain", "--untracked-files=no") else ""
+            return self._git("rev-parse", "--short=12", "HEAD") + dirty
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
+
+    def _git(self, *words: str) -> str:
+        where = ["git", "-C", str(self._folder)]
+        done = subprocess.run([*where, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+
+CHECKOUT = Checkout(Path(__file__).parent)
+
+
 def commit() -> str:
-    """The project's git commit, with «-dirty» if files differ from it; «unknown» without git."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "--short=12", "HEAD") + dirty
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    """What stands beside a number: this process's commit."""
+    return CHECKOUT.commit
 
 
 def make_deterministic(wanted: bool) -> None:

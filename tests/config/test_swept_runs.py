@@ -1,7 +1,14 @@
 """Sweeps: what a method does not read is carried past it, and one run is made once."""
 
+import json
+import subprocess
+
 import pytest
 from conftest import QUICK, apart, run
+
+from mgd3.config import run_folder
+from mgd3.runtime import machine
+from mgd3.runtime.machine import Checkout
 
 SETS = (*QUICK[:3], "students=[]", "ipc=1")
 
@@ -48,6 +55,35 @@ def test_combinations_that_are_one_run_are_made_once_and_said(tmp_path):
     assert "method=random does not read guidance.scale, modes" in done.stdout
     assert "(3 of 8 combinations left out)" in done.stdout
     assert done.stdout.rstrip().endswith("5 runs are there")  # without students nothing to compare
+
+
+def test_rows_name_the_commit_of_the_code_that_ran_not_of_a_later_one(tmp_path, monkeypatch):
+    def git(*words):
+        done = subprocess.run(["git", "-C", project, *words], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    def commit(text):
+        (project / "code").write_text(text)
+        git("add", "code")
+        git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", text)
+        return git("rev-parse", "--short=12", "HEAD")
+
+    project = tmp_path / "project"
+    project.mkdir()
+    git("init", "-q")
+    first, checkout = commit("one"), Checkout(project)
+    for module in (machine, run_folder):
+        monkeypatch.setattr(module, "CHECKOUT", checkout)
+    few = (*QUICK, "ipc=1", "method=random")
+    done = run(tmp_path, *few, "seed=0")
+    assert done.returncode == 0 and "the project is at" not in done.stdout
+    second = commit("two")
+    done = run(tmp_path, *few, "seed=1")
+    assert done.returncode == 0, done.stderr
+    assert f"the project is at commit {second} now" in done.stdout and f"of {first}," in done.stdout
+    rows = [json.loads(f.read_text()) for f in tmp_path.rglob("results.jsonl")]
+    assert [row["commit"] for row in rows] == [first, first]
+    assert Checkout(tmp_path).commit == "unknown" and Checkout(tmp_path).moved() is None
 
 
 def test_a_sweep_ends_with_the_command_that_compares_its_runs(tmp_path):
