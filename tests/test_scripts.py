@@ -156,7 +156,7 @@ def test_measuring_writes_numbers_a_table_and_maps(runs, tmp_path):
     done = run(tmp_path / "copy", *SHORT, *options)  # another increment
     assert done.returncode == 0, done.stderr[-1500:]
     done = run(
-        tmp_path, "images=copy", *SHORT, "metrics=pixels", "redundancy=true",
+        tmp_path, "images=copy", *SHORT, "metrics=pixels", "redundancy=true", "most_real=20",
         script="scripts/measure.py",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-1500:]
