@@ -28,6 +28,7 @@ from eval.results.statistics import Metric, components_layout, differences_layou
 from eval.results.sweeps import keys_of, rows_by
 from eval.results.tables import notes
 from mgd3.config.schema import CONFIGS
+from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.text import markdown_text
 from mgd3.storage.files import write_atomic
@@ -42,7 +43,9 @@ DIFFERENCES = (
     "The first method minus the second, each set's students averaged first, with a 95 % interval: "
     "paired by distillation seed over n seeds, or Welch's over the n sets of both where fewer "
     "than two seeds are shared. One pair of sets, and pairs or sets without any spread, have a "
-    "difference and no interval [–]. Of many such intervals one in twenty misses by chance alone."
+    "difference and no interval [–]. Of many such intervals one in twenty misses by chance alone. "
+    "The last column: how many paired seeds would bring the interval to that many points, were all "
+    "to differ as these do; a guess where these are few."
 )
 FAIRNESS = (
     "DD-Ranking's scores in fractions (w = g = 0.5): HLR, below the full set under hard labels; "
@@ -56,6 +59,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.markdown and Path(cfg.markdown).is_dir():
         raise UserError(f"markdown={cfg.markdown} is a folder; name a file")
     metric: Metric = "top1_best" if cfg.best else "top1_last"
+    within = checks.number("within", cfg.within, minimum=0.01)
     given = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
     folders, keys = [Path(folder) for folder in given], keys_of(cfg.by)
     rows = read_runs(folders)
@@ -63,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         rows, _ = rows_by(rows, folders, keys)
     sections = [
         (components_layout(rows, metric), " ".join([COMPONENTS, *notes(rows)])),
-        (differences_layout(rows, metric), DIFFERENCES),
+        (differences_layout(rows, metric, within), DIFFERENCES),
         (fairness_layout(rows, metric), FAIRNESS),
     ]
     sections = [(layout, text) for layout, text in sections if layout.lines]

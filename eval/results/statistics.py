@@ -129,6 +129,25 @@ def paired(ours: Scores, theirs: Scores) -> Difference | None:
     return Difference(mean=mean, low=low, high=high, n=len(shared), paired=True)
 
 
+def seeds_for(difference: Difference, within: float) -> int | None:
+    """How many paired seeds an interval of ± `within` would take, were they to differ as these do.
+
+    None where the difference is not paired or has no interval.
+    """
+    if not difference.paired or difference.low is None or difference.high is None:
+        return None
+    n = difference.n
+    spread = (difference.high - difference.low) / 2 * n**0.5 / _t(n - 1)
+    low, high = 1, 2  # too few, enough
+    while _t(high - 1) * spread / high**0.5 > within:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = _t(middle - 1) * spread / middle**0.5 <= within
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
 def compare(ours: Scores, theirs: Scores) -> Difference:
     """Ours minus theirs: `paired`, or else Welch's interval of all units (Biometrika 34, 1947).
 
@@ -172,8 +191,13 @@ def components_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last") 
     return folded(metric, columns)
 
 
-def differences_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last") -> Layout:
-    """A line for every two methods of one dataset, IPC, protocol and student, in percent."""
+def differences_layout(
+    rows: Sequence[EvalResult], metric: Metric = "top1_last", within: float = 1.0
+) -> Layout:
+    """A line for every two methods of one dataset, IPC, protocol and student, in percent.
+
+    The last column is `seeds_for` an interval of ± `within` points.
+    """
     pairs = [(a, b) for a, b in combinations(in_order(cells(rows)), 2) if a.place == b.place]
     found = [compare(*(scores_by_set(c.rows(rows), metric) for c in pair)) for pair in pairs]
     columns = places([a for a, _ in pairs]) | {
@@ -182,6 +206,9 @@ def differences_layout(rows: Sequence[EvalResult], metric: Metric = "top1_last")
         "difference": [str(d) for d in found],
         "n": [str(d.n) for d in found],
         "kind": [_kind(d) for d in found],
+        f"n for ±{within:g}": [
+            NONE if (k := seeds_for(d, within)) is None else f"{k:,}" for d in found
+        ],
     }
     return folded(f"differences of {metric}", columns)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import f_oneway, ttest_1samp, ttest_ind, ttest_rel
+from scipy.stats import f_oneway, t, ttest_1samp, ttest_ind, ttest_rel
 from support import row
 
 from eval.results.cells import cells
@@ -12,6 +12,7 @@ from eval.results.statistics import (
     components_layout,
     differences_layout,
     scores_by_set,
+    seeds_for,
     units,
 )
 
@@ -151,7 +152,7 @@ def test_one_run_each_has_no_spread_and_yet_a_difference():
     spreads = ("95 % interval", "std (n)", "std (n-1)", "distillation std", "student std")
     assert {shown[name] for name in spreads} == {"–"}
     (line,) = differences_layout(rows).lines
-    assert line[-3:] == ["+2.0 [–]", "1", "one pair"]
+    assert line[-4:] == ["+2.0 [–]", "1", "one pair", "–"]
 
 
 def test_scores_are_one_cells_and_of_the_metric_asked_for():
@@ -184,8 +185,8 @@ def test_students_are_the_units_of_a_method_without_seeds():
     rows += [row(seed=s, last=50.0 + s) for s in range(2)]
     table = components_layout(rows)
     assert [line[table.headers.index("sets")] for line in table.lines] == ["1", "2"]
-    ((_, _, _, n, kind),) = differences_layout(rows).lines
-    assert (n, kind) == ("5", "Welch")
+    ((_, _, _, n, kind, seeds),) = differences_layout(rows).lines
+    assert (n, kind, seeds) == ("5", "Welch", "–")
 
 
 def test_tables_hold_every_cell_and_every_pair_of_one_place():
@@ -209,14 +210,28 @@ def test_tables_hold_every_cell_and_every_pair_of_one_place():
     assert table.lines[3][3:] == ["–", "–", "–", "–", "–", "1", "1"]
     pairs = [line[:2] + line[3:] for line in differences_layout(rows).lines]
     assert pairs == [
-        ["mgd3", "unguided", "3", "paired"],
-        ["mgd3", "random", "5", "Welch"],
-        ["mgd3", "closest_real", "1", "one pair"],
-        ["unguided", "random", "5", "Welch"],
-        ["unguided", "closest_real", "1", "one pair"],
-        ["random", "closest_real", "3", "means"],
+        ["mgd3", "unguided", "3", "paired", "18"],
+        ["mgd3", "random", "5", "Welch", "–"],
+        ["mgd3", "closest_real", "1", "one pair", "–"],
+        ["unguided", "random", "5", "Welch", "–"],
+        ["unguided", "closest_real", "1", "one pair", "–"],
+        ["random", "closest_real", "3", "means", "–"],
     ]
+    assert differences_layout(rows, within=10).headers[-1] == "n for ±10"
     assert differences_layout(rows).lines[0][2] == "+3.0 [-2.0, +8.0]"
+
+
+@pytest.mark.parametrize(("within", "std"), [(1.0, 2.06), (5.0, 2.06), (0.5, 7.0), (30.0, 0.1)])
+def test_the_least_number_of_seeds_that_an_interval_takes(within, std):
+    """Of so many pairs with this spread scipy's interval is within, of one fewer it is not."""
+    shape = np.random.default_rng(0).normal(size=10)
+    values = 1.5 + std * (shape - shape.mean()) / shape.std(ddof=1)
+    found = compare({s: [50 + v] for s, v in enumerate(values)}, {s: [50.0] for s in range(10)})
+    n = seeds_for(found, within)
+    halves = {
+        m: t.interval(0.95, m - 1, scale=std / m**0.5)[1] if m > 1 else np.inf for m in (n - 1, n)
+    }
+    assert halves[n] <= within < halves[n - 1]
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.1, 0.3])
