@@ -174,7 +174,7 @@ class _Shelf:
                 with times.stage("encode"):
                     real = self._latents.latents(info, images)
                 running.append(pool.submit(self._find, info, images, real))
-                if len(running) >= workers:
+                while running and (len(running) >= workers or running[0].done()):
                     with times.stage("modes"):
                         running.popleft().result()
                     advance()

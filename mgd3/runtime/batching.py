@@ -123,7 +123,7 @@ def largest_batch(
     room = _SHARE * free_bytes(device) - max(0, one - per_image)
     fits = max(1, min(LARGEST_BATCH, int(room / per_image)))
     size = 1 << (fits.bit_length() - 1)
-    log.info("%s %d images at once, %.2f GiB each", doing, size, per_image / 2**30)
+    log.info("%s %d images at once, %s MiB each", doing, size, f"{-(-per_image // 2**20):,}")
     return size
 
 

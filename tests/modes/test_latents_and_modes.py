@@ -1,8 +1,11 @@
 """Encoding once, remembering by content, and finding modes."""
 
 import json
+import logging
 import shutil
+import time
 from dataclasses import replace
+from time import sleep
 from typing import ClassVar
 
 import pytest
@@ -242,3 +245,32 @@ def test_modes_are_shared_by_runs_of_one_finder_alone(tmp_path):
     assert len(list(shared.rglob("*.safetensors"))) == 10
     ours, theirs = (tmp_path / out / "modes/3.safetensors" for out in ("three", "four"))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_modes_count_as_they_are_found_however_many_threads_there_are(
+    tmp_path, monkeypatch, caplog
+):
+    """With a thread for each class they would else count once the last one is encoded."""
+    caplog.set_level(logging.INFO)
+    dataset, now, encoded = Digits(8), [1000.0], set()
+    labels = {i.key: label for label in range(10) for i in dataset.images("train", label)}
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Slow(PixelCodec):
+        """A class takes ten seconds, in which the modes of those before are found."""
+
+        def encode(self, images, keys):
+            label = labels[keys[0]]
+            if label not in encoded:
+                for _ in range(500):
+                    if len(list((tmp_path / "out/modes").glob("*.safetensors"))) >= len(encoded):
+                        break
+                    sleep(0.01)
+                encoded.add(label)
+                now[0] += 10
+            return super().encode(images, keys)
+
+    work = Work(cache=tmp_path / "cache", batch_size=64, workers=16, flip="none")
+    discover_modes(dataset, Slow(8), KMEANS, 2, work, tmp_path / "out")
+    said = [m for m in caplog.messages if m.startswith("finding modes: ") and "/10 classes" in m]
+    assert len(encoded) == 10 and len(said) >= 2, caplog.messages
