@@ -56,6 +56,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._seen: str | None = None
 
     @cached_property
     def commit(self) -> str:
@@ -63,9 +64,9 @@ class Checkout:
         return self._now()
 
     def moved(self) -> str | None:
-        """The commit that is there now, if it is another one."""
-        before, now = self.commit, self._now()
-        return now if now != before else None
+        """The commit that is there now, if it is another one than when this was last asked."""
+        before, self._seen = self._seen or self.commit, self._now()
+        return self._seen if self._seen != before else None
 
     def _now(self) -> str:
         try:

@@ -81,8 +81,10 @@ def test_rows_name_the_commit_of_the_code_that_ran_not_of_a_later_one(tmp_path, 
     done = run(tmp_path, *few, "seed=1")
     assert done.returncode == 0, done.stderr
     assert f"the project is at commit {second} now" in done.stdout and f"of {first}," in done.stdout
+    done = run(tmp_path, *few, "seed=2")
+    assert done.returncode == 0 and "the project is at" not in done.stdout, "said once"
     rows = [json.loads(f.read_text()) for f in tmp_path.rglob("results.jsonl")]
-    assert [row["commit"] for row in rows] == [first, first]
+    assert [row["commit"] for row in rows] == [first] * 3
     assert Checkout(tmp_path).commit == "unknown" and Checkout(tmp_path).moved() is None
 
 
