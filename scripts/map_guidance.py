@@ -30,7 +30,7 @@ from torch import Tensor
 
 from eval.metrics.coverage import HiddenModes
 from eval.metrics.measuring import FeatureExtractor, features_by_class
-from eval.metrics.set_metrics import measure
+from eval.metrics.set_metrics import RealFeatures, measure
 from eval.reports.drawings.landscape_picture import landscape_picture
 from eval.results.landscape import Landscape, Point, landscape
 from eval.results.rows import EvalResult, read_results
@@ -96,7 +96,7 @@ def _measuring(cfg: DictConfig, dataset: Any, space: Any) -> Callable[[Distilled
         return hidden
     inventory = take_inventory(dataset, "train", 1, Path(cfg.cache), cfg.compute.workers)
     extract: FeatureExtractor = space.fit(dataset, inventory)
-    real = [extract.real(label) for label in range(len(dataset.classes))]
+    real = RealFeatures([extract.real(label) for label in range(len(dataset.classes))])
     modes: list[Tensor] = []  # of the first set that has some: all of one IPC share them
 
     def metrics(distilled: DistilledDataset) -> Measures:
@@ -156,7 +156,7 @@ def _write(folder: Path, space: str, found: Landscape) -> None:
     svg, png = landscape_picture(found)
     write_atomic(out.with_suffix(".svg"), svg.encode())
     write_atomic(out.with_suffix(".png"), png)
-    table = found.layout(f"{found.sets} sets or more at each place")
+    table = found.layout(f"{found.sets} set{'s' if found.sets > 1 else ''} or more at each place")
     write_atomic(out.with_suffix(".md"), table.markdown().encode())
     gains = [
         {"place": list(place), "measure": name, **asdict(gain)}

@@ -20,7 +20,7 @@ from eval.metrics.planes import (
     tsne_plane,
     tsne_scores,
 )
-from eval.metrics.set_metrics import SetMetrics, measure
+from eval.metrics.set_metrics import RealFeatures, SetMetrics, measure
 from mgd3.data.distilled import DistilledDataset
 from mgd3.runtime.progress import progress, track
 
@@ -69,13 +69,13 @@ def measure_sets(
         extract.real(label)
         for label in track(labels, "measuring the real images", len(labels), "classes")
     ]
-    metrics: dict[str, list[SetMetrics]] = {name: [] for name in sets}
+    known, metrics = RealFeatures(real), {name: list[SetMetrics]() for name in sets}
     first: dict[str, list[Tensor]] = {}
     images = sum(len(distilled.manifest["images"]) for _, distilled in pairs)
     with progress(f"measuring {what}", images, "images") as advance:
         for name, distilled in pairs:
             features = features_by_class(distilled, extract, advance)
-            metrics[name].append(measure(real, features, unseen=unseen))
+            metrics[name].append(measure(known, features, unseen=unseen))
             first.setdefault(name, features)
     log.info("drawing maps of %s", what)
     planes = {"t-SNE": tsne_plane(real, first, most_real, keep=keep), "PCA": pca_plane(real, first)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,8 +53,35 @@ class SetMetrics:
     nearer: float | None  # share of pairs in which a made image is nearer to a real than an unseen
 
 
+class RealFeatures:
+    """Real features by class, and what of them alone every set's metrics need: computed once."""
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        """Raises `UserError` for features that cannot be compared."""
+        self.by_class = checked(features, "real features", like=features)
+        self.all = torch.cat(self.by_class)
+        self.center = self.all.mean(dim=0)
+        self._radii: dict[int, Tensor] = {}
+
+    def radii(self, k: int) -> Tensor:
+        """Distance of each image to its k-th nearest other, (N,)."""
+        if k not in self._radii:
+            self._radii[k] = _radii(self.all - self.center, k)
+        return self._radii[k]
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Of the covariance, as `_root`."""
+        return _root(self.all)
+
+    @cached_property
+    def within(self) -> float:
+        """Mean kernel of two different images."""
+        return _within(self.all)
+
+
 def measure(
-    real: Sequence[Tensor],
+    real: Sequence[Tensor] | RealFeatures,
     made: Sequence[Tensor],
     neighbors: int = 50,
     k: int = 5,
@@ -70,15 +98,16 @@ def measure(
     """
     checks.integer("neighbors", neighbors, minimum=1)
     checks.integer("k", k, minimum=1)
-    real = checked(real, "real features", like=real)
-    made = checked(made, "made features", like=real)
+    known = real if isinstance(real, RealFeatures) else RealFeatures(real)
+    own = known.by_class
+    made = checked(made, "made features", like=own)
     nearest = [nearest_distances(m) for m in made]
-    to_real = [distances_to_real(m, r, neighbors) for m, r in zip(made, real, strict=True)]
+    to_real = [distances_to_real(m, r, neighbors) for m, r in zip(made, own, strict=True)]
     pairs = [torch.pdist(m).mean().item() for m in made if len(m) > 1]
-    all_real, all_made = torch.cat(real), torch.cat(made)
-    precision, recall, density, coverage = _balls(all_real, all_made, k)
+    all_made = torch.cat(made)
+    precision, recall, density, coverage = _balls(known, all_made, k)
     return SetMetrics(
-        num_real=len(all_real),
+        num_real=len(known.all),
         num_made=len(all_made),
         diversity=[_mean(d) for d in nearest],
         representativeness=[d.mean().item() for d in to_real],
@@ -89,11 +118,11 @@ def measure(
         recall=recall,
         density=density,
         coverage=coverage,
-        frechet=_frechet(all_real, all_made),
-        mmd=_mmd(all_real, all_made),
+        frechet=_frechet(known, all_made),
+        mmd=_mmd(known, all_made),
         nearer=None
         if unseen is None
-        else nearer_than(made, checked(unseen, "unseen features", like=real), real),
+        else nearer_than(made, checked(unseen, "unseen features", like=own), own),
     )
 
 
@@ -149,16 +178,15 @@ def _mean(values: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
 
 
-def _balls(real: Tensor, made: Tensor, k: int) -> tuple[float, float, float, float]:
+def _balls(known: RealFeatures, made: Tensor, k: int) -> tuple[float, float, float, float]:
     """Precision, recall (arXiv 1904.06991), density, coverage (arXiv 2002.09797).
 
     A point on a ball's surface is inside, as in the first paper; the second's released code leaves
     it out, which shows only where made images are real ones.
     """
-    center = real.mean(dim=0)
-    real, made = real - center, made - center  # rounding grows with the norms
+    real, made = known.all - known.center, made - known.center  # rounding grows with the norms
     k_real, k_made = min(k, len(real) - 1), min(k, len(made) - 1)
-    real_radii, made_radii = _radii(real, k_real), _radii(made, k_made)  # (N,), (K,)
+    real_radii, made_radii = known.radii(k_real), _radii(made, k_made)  # (N,), (K,)
     balls = torch.zeros(len(made), dtype=torch.int64)  # real ones around each made image
     covered = recalled = 0
     for rows, radii in zip(real.split(_ROWS), real_radii.split(_ROWS), strict=True):
@@ -184,14 +212,14 @@ def _radii(points: Tensor, k: int) -> Tensor:
     return radii + _ROUNDING * (radii + points.norm(dim=1))
 
 
-def _frechet(real: Tensor, made: Tensor) -> float:
+def _frechet(known: RealFeatures, made: Tensor) -> float:
     """|m - m'|² + tr(C + C' - 2 (C C')^½) of the sample means and covariances (arXiv 1706.08500).
 
     With C = AᵀA and C' = BᵀB the last trace is the sum of the singular values of A Bᵀ: exact for
     covariances of few images too, whose product has no reliable matrix root.
     """
-    shift = (real.mean(dim=0) - made.mean(dim=0)).square().sum()
-    a, b = (_root(x) for x in (real, made))
+    shift = (known.center - made.mean(dim=0)).square().sum()
+    a, b = known.root, _root(made)
     common = torch.linalg.matrix_norm(a @ b.T, "nuc")
     distance = shift + a.square().sum() + b.square().sum() - 2 * common
     return max(0.0, distance.item())  # rounding takes equal sets below 0
@@ -203,13 +231,13 @@ def _root(points: Tensor) -> Tensor:
     return torch.linalg.qr(centered, mode="r").R
 
 
-def _mmd(real: Tensor, made: Tensor) -> float:
+def _mmd(known: RealFeatures, made: Tensor) -> float:
     """Unbiased MMD² under the kernel of KID (arXiv 1801.01401).
 
     Of whole sets, where KID is the mean over random subsets: the same expectation, less noise.
     """
-    cross = _kernel_sum(real, made) / (len(real) * len(made))
-    return _within(real) + _within(made) - 2 * cross
+    cross = _kernel_sum(known.all, made) / (len(known.all) * len(made))
+    return known.within + _within(made) - 2 * cross
 
 
 def _kernel_sum(some: Tensor, others: Tensor) -> float:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.results.layout import Layout
+from eval.results.layout import NONE, Layout
 from eval.results.statistics import Difference, compare, interval, units
 from eval.results.sweeps import Value, in_order_of_size
 from mgd3.runtime.errors import UserError
@@ -26,7 +26,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Landscape:
-    """What guided sets gain over unguided ones, by the values of three keys."""
+    """What guided sets gain over unguided ones, by the values of three keys.
+
+    A panel, that is a value of the first key, has a measure if all of its sets have it.
+    """
 
     keys: tuple[str, str, str]  # a panel's, its horizontal and its vertical one
     measures: Sequence[str]
@@ -46,19 +49,26 @@ class Landscape:
             for name in names:
                 columns[name].append(str(value) if name == names[0] else "unguided")
             for measure in self.measures:
-                mean, low, high = self.plain[value, measure]
-                columns[measure].append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+                columns[measure].append(_text(self.plain.get((value, measure))))
             for place in sorted({p for p, _ in self.gains if p[0] == value}):
                 for name, of_key in zip(names, place, strict=True):
                     columns[name].append(str(of_key))
                 for measure in self.measures:
-                    columns[measure].append(self.gains[place, measure].text(2))
+                    gain = self.gains.get((place, measure))
+                    columns[measure].append(NONE if gain is None else gain.text(2))
         return Layout.of_columns(f"{title}: unguided, and guided minus unguided", columns)
 
 
+def _text(found: tuple[float, float, float] | None) -> str:
+    """A mean and its interval; one value has none."""
+    if found is None:
+        return NONE
+    mean, low, high = found
+    return f"{mean:.2f}" if low == high else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def landscape(points: Sequence[Point], keys: tuple[str, str, str]) -> Landscape:
-    """All measures at every place; `UserError` where there is nothing to hold a set against."""
-    measures = [m for m in points[0].measures if all(m in p.measures for p in points)]
+    """Measures at every place; `UserError` where there is nothing to hold a set against."""
     by_place: dict[Place, list[Point]] = defaultdict(list)
     plain: dict[Value, list[Point]] = defaultdict(list)
     for point in points:
@@ -81,6 +91,13 @@ def landscape(points: Sequence[Point], keys: tuple[str, str, str]) -> Landscape:
                 "name a folder with one kind of them"
             )
 
+    panels = {value: [p for p in points if p.place[0] == value] for value in plain}
+    had = {
+        value: [m for m in of_it[0].measures if all(m in p.measures for p in of_it)]
+        for value, of_it in panels.items()
+    }
+    most_first = sorted(had.values(), key=len, reverse=True)
+
     def scores(found: Sequence[Point], measure: str) -> dict[int | None, list[float]]:
         by_seed: dict[int | None, list[float]] = defaultdict(list)
         for point in found:  # unguided ones of a seed may be there under several names
@@ -92,12 +109,12 @@ def landscape(points: Sequence[Point], keys: tuple[str, str, str]) -> Landscape:
 
     return Landscape(
         keys=keys,
-        measures=measures,
-        plain={(value, m): mean(found, m) for value, found in plain.items() for m in measures},
+        measures=list(dict.fromkeys(m for of_panel in most_first for m in of_panel)),
+        plain={(value, m): mean(found, m) for value, found in plain.items() for m in had[value]},
         gains={
             (place, m): compare(scores(found, m), scores(plain[place[0]], m))
             for place, found in by_place.items()
-            for m in measures
+            for m in had[place[0]]
         },
         sets=min(map(len, [*by_place.values(), *plain.values()])),
     )

@@ -21,7 +21,7 @@ from eval.metrics.planes import (
     tsne_points,
     tsne_scores,
 )
-from eval.metrics.set_metrics import measure, metrics_layout
+from eval.metrics.set_metrics import RealFeatures, measure, metrics_layout
 from eval.reports.drawings.maps import maps_picture
 from mgd3.runtime.errors import UserError
 
@@ -168,6 +168,15 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     whole = measure(real, made)
     monkeypatch.setattr("eval.metrics.set_metrics._ROWS", 7)
     assert numbers(measure(real, made)) == pytest.approx(numbers(whole))
+
+
+def test_what_the_real_side_keeps_changes_no_set():
+    real, sets = [normal(0, 50, 8), normal(3, 40, 8)], [normal(s, 30, 8) for s in (1, 2)]
+    known = RealFeatures(real)
+    for k in (5, 3):
+        for made in sets:
+            halves = [made[:15], made[15:]]
+            assert measure(known, halves, k=k) == measure(real, halves, k=k)
 
 
 def numbers(metrics):

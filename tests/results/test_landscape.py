@@ -38,7 +38,7 @@ def test_gains_are_paired_by_seed_within_a_guidance_weight():
     assert modes.mean == 0.5 and modes.low < 0 < modes.high
     lines = found.layout("map").lines
     assert len(lines) == 2 * (1 + 4)
-    assert lines[0] == ["1", "unguided", "unguided", lines[0][3], "3.00 [3.00, 3.00]"]
+    assert lines[0] == ["1", "unguided", "unguided", lines[0][3], "3.00"]
 
 
 def test_the_picture_has_a_panel_for_each_measure_and_weight():
@@ -47,10 +47,18 @@ def test_the_picture_has_a_panel_for_each_measure_and_weight():
     assert svg == landscape_picture(landscape(points(), KEYS))[0]
 
 
-def test_a_measure_that_some_sets_lack_is_left_out():
+def test_a_panel_has_the_measures_that_all_of_its_sets_have():
     some = points()
     some[0] = Point(place=(1, 25, 0), plain=True, seed=0, measures={"modes": 3.0})
-    assert landscape(some, KEYS).measures == ["modes"]
+    found = landscape(some, KEYS)
+    assert found.measures == ["accuracy", "modes"]
+    assert {value for value, measure in found.plain if measure == "accuracy"} == {4}
+    assert {place[0] for place, measure in found.gains if measure == "accuracy"} == {4}
+    whole, lines = landscape(points(), KEYS), found.layout("map").lines
+    assert found.gains[(4, 0, 0.2), "accuracy"] == whole.gains[(4, 0, 0.2), "accuracy"]
+    assert [line[3] for line in lines[:5]] == ["–"] * 5 and "–" not in [x[3] for x in lines[5:]]
+    svg, _ = landscape_picture(found)
+    assert svg.count('id="axes_') == 4
 
 
 def test_what_has_nothing_beside_it_is_named():

@@ -37,6 +37,10 @@ def landscape_picture(found: Landscape) -> tuple[str, bytes]:
 
 def _draw(axis: Axes, found: Landscape, measure: str, value: Value, most: float) -> None:
     across, up = found.values(1), found.values(2)
+    if (value, measure) not in found.plain:
+        axis.set_title(f"{measure}\n{_name(found.keys[0])} {value}: –", fontsize=8)
+        axis.axis("off")
+        return
     mean, *_ = found.plain[value, measure]
     axis.set_title(f"{measure}\n{_name(found.keys[0])} {value}: unguided {mean:.3g}", fontsize=8)
     axis.set_xticks(range(len(across)), list(map(str, across)), fontsize=7)
