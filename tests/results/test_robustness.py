@@ -256,7 +256,7 @@ def test_the_script_prints_three_tables(runs):
     assert "top1_last, digits, hard_label, convnet3" in words
     assert "10 mgd3 63.5 [54.5, 72.5] 3.0 3.3 3.6 0.7 6 3" in words
     assert "180 full 90.0 – – – – – 1 1" in words
-    assert "mgd3 random +11.0 [+8.5, +13.5] 3 paired" in words
+    assert "mgd3 random +11.0 [+8.5, +13.5] 3 paired 7" in words
     assert "mgd3 +0.265 +0.110 0.237 ARS: mgd3 without augmentation, hard labels, 3 epochs" in words
     assert "Note: a re-split." in done.stdout
 
