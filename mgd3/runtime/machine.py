@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from functools import cache, cached_property
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,29 +56,33 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._first: str | None = None
         self._seen: str | None = None
 
-    @cached_property
+    @property
     def commit(self) -> str:
         """With «-dirty» if files differ from it; «unknown» without git."""
-        return self._now()
+        if self._first is None:
+            self._first = self._seen = self._now()
+        return self._first
 
     def moved(self) -> str | None:
         """The commit that is there now, if it is another one than when this was last asked."""
-        before, self._seen = self._seen or self.commit, self._now()
-        return self._seen if self._seen != before else None
+        before, self._seen = self._seen, self._now()
+        self._first = self._first or self._seen
+        return self._seen if before not in (None, self._seen) else None
 
     def _now(self) -> str:
+        words = "git", "-C", str(self._folder), "status", "--porcelain=v2", "--branch"
         try:
-            dirty = "-dirty" if self._git("status", "--porcelain", "--untracked-files=no") else ""
-            return self._git("rev-parse", "--short=12", "HEAD") + dirty
+            done = subprocess.run(
+                [*words, "--untracked-files=no"], capture_output=True, text=True, check=True
+            )
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
-
-    def _git(self, *words: str) -> str:
-        where = ["git", "-C", str(self._folder)]
-        done = subprocess.run([*where, *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        head, *rest = done.stdout.splitlines()  # # branch.oid COMMIT; then files without a #
+        dirty = any(not line.startswith("#") for line in rest)
+        return head.split()[-1][:12] + ("-dirty" if dirty else "")
 
 
 CHECKOUT = Checkout(Path(__file__).parent)
