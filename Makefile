@@ -14,7 +14,7 @@ help: ## this list
 env: $(STAMP) ## create .venv and install the project (uv if there is one, else venv and pip)
 
 $(STAMP): pyproject.toml
-	@echo "installing into $(VENV): PyTorch is several GB, this takes minutes the first time"
+	@echo "installing into $(VENV): PyTorch takes up to 7 GB ($$(df -Ph . | awk 'NR==2 {print $$4}') free here) and minutes the first time"
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 	  uv pip install --python $(BIN)/python -e '.[dev]'; \

@@ -6,12 +6,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
+    DiTTransformer2DModel,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from support import GOLDEN
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -19,7 +21,10 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from mgd3.backbones.dit import DiT
+
 LATENT = 8  # side of a latent; the VAE's factor is 8
+ORIGINAL = GOLDEN / "dit_mode_guidance.pt"  # in the original repository's format
 
 
 class SeededNoise:
@@ -265,3 +270,17 @@ def compvis_tensors(num_classes=10):
         "betas": betas.float(),
         "alphas_cumprod": torch.cumprod(1 - betas, 0).float(),
     }
+
+
+def golden_dit(weights, tmp_path):
+    """The golden files' DiT from weights in any format, with a small VAE in `tmp_path`."""
+    if not (tmp_path / "vae").exists():
+        small_vae(tmp_path / "vae")
+    return DiT(str(weights), vae=str(tmp_path / "vae"), image_size=64, num_heads=4)
+
+
+def save_as_the_hub(dit, folder):
+    """The hub's networks share no part between blocks."""
+    port = DiTTransformer2DModel.from_config(dit.bare.network.config)
+    port.load_state_dict(dit.bare.network.state_dict())
+    port.save_pretrained(folder / "transformer")

@@ -6,6 +6,7 @@ import tarfile
 from functools import cache
 from pathlib import Path
 
+import torch
 from conftest import image
 from hydra import compose, initialize_config_dir
 
@@ -87,3 +88,13 @@ def small_archive():
                 image(seed=10 * label + k).save(buffer, "JPEG")
                 members.append((f"imagenette2/{folder}/{wnid}/{name}.JPEG", buffer.getvalue()))
     return packed(*members)
+
+
+def line(*places):
+    """Points (n, 1) on a line."""
+    return torch.tensor(places, dtype=torch.float64).unsqueeze(1)
+
+
+def normal(seed, *shape):
+    """Normal numbers of a stream of their own."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -2,15 +2,19 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional as tv
 
 from eval import pixel_files
-from eval.images import TestImages, training_images
+from eval.images import TestImages, student_pixels, training_images
+from eval.pixel_files import held_or_mapped
 from mgd3.data.datasets import ImageTree
 from mgd3.data.digits import Digits
 from mgd3.data.distilled import DistilledDataset, DistilledWriter
+from mgd3.data.pixels import to_pil
 from mgd3.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -98,3 +102,40 @@ def test_a_set_whose_image_was_changed_is_refused_although_its_pixels_are_kept(
     Image.new("RGB", (9, 9)).save(tmp_path / "set/images/dog/00000.png")
     with pytest.raises(UserError, match=r"dog/00000\.png"):
         training_images(distilled, 8, CPU, tmp_path, 2)
+
+
+def test_test_images_are_cropped_from_the_shorter_side():
+    wide = torch.zeros(3, 10, 30, dtype=torch.uint8)
+    wide[:, :, 10:20] = 255  # the middle third
+    out = student_pixels(to_pil(wide), 10)
+    assert out.shape == (3, 10, 10)
+    assert out[:, :, 2:8].min() > 250
+
+
+def test_resizing_and_cropping_are_torchvisions():
+    """Pixel for pixel, over many sides, also odd differences, enlarged images and wider margins."""
+    draw = np.random.default_rng(0)
+    mode = tv.InterpolationMode.BILINEAR
+    for _ in range(300):
+        width, height, size = (int(n) for n in draw.integers([1, 1, 1], [90, 90, 40]))
+        resized = None if draw.random() < 0.5 else size + int(draw.integers(0, 9))
+        image = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        theirs = tv.center_crop(tv.resize(image, [resized or size], mode), [size, size])
+        assert torch.equal(student_pixels(image, size, resized), tv.pil_to_tensor(theirs))
+
+
+def test_images_that_do_not_fit_are_mapped_once_and_made_again_when_cut_short(tmp_path):
+    images = [torch.full((3, 2, 2), i, dtype=torch.uint8) for i in range(5)]
+    shape, digests = (5, 3, 2, 2), list("abcde")
+
+    def mapped(source):
+        return held_or_mapped(source, shape, digests, CPU, tmp_path, "training", limit=0)
+
+    held = held_or_mapped(iter(images), shape, digests, CPU, tmp_path, "training", limit=1000)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(mapped(iter(images)), held)
+    (path,) = (tmp_path / "pixels").glob("*.uint8")
+    assert torch.equal(mapped(iter(())), held)  # found: nothing is read again
+    path.write_bytes(path.read_bytes()[:-1])
+    assert torch.equal(mapped(iter(images)), held)
+    assert not list((tmp_path / "pixels").glob(".*.tmp"))

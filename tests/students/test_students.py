@@ -43,7 +43,16 @@ def on_meta(name, classes, size):
 
 @pytest.mark.parametrize(
     ("name", "size", "classes", "parameters"),
-    [  # torchvision's published totals, then those of GLaD's own modules at 128 px
+    [  # the paper's students, torchvision's published totals, then GLaD's own modules at 128 px
+        ("convnet6", 224, 10, 754_570),
+        ("convnet6", 224, 100, 858_340),
+        ("convnet6", 224, 1000, 1_896_040),
+        ("resnetap10", 224, 10, 4_910_922),
+        ("resnetap10", 224, 100, 4_957_092),
+        ("resnetap10", 224, 1000, 5_418_792),
+        ("resnet18", 224, 10, 11_181_642),
+        ("resnet18", 224, 100, 11_227_812),
+        ("resnet18", 224, 1000, 11_689_512),
         ("resnet18_bn", 224, 1000, 11_689_512),
         ("resnet34_bn", 224, 1000, 21_797_672),
         ("resnet50_bn", 224, 1000, 25_557_032),
@@ -115,7 +124,17 @@ def test_torchvisions_smallest_sizes_are_the_networks_own(name, size):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet152_bn", "resnet18_BN", "alexnet_w8", "vit_glad_w64", "vit_p0", "convnet3_w0"]
+    "name",
+    [
+        "resnet152_bn",
+        "resnet18_BN",
+        "resnet19",
+        "alexnet_w8",
+        "vit_glad_w64",
+        "vit_p0",
+        "convnet3_w0",
+        "vgg",
+    ],
 )
 def test_an_unknown_name_is_answered_with_what_there_is(name):
     with pytest.raises(UserError, match=r"is unknown\..* Allowed: .*_bn .*alexnet_glad"):
@@ -285,3 +304,10 @@ def test_groups_of_students_are_table_4s_four():
     for name in (*CROSS_ARCH, *glads):
         for size in (128, 224, 256):
             find_student(name, size)
+
+
+@pytest.mark.parametrize("name", ["convnet3", "resnetap18_w8", "resnet10", "timm/resnet18"])
+@pytest.mark.parametrize("size", [32, 72])
+def test_students_classify_images_of_any_size(name, size):
+    logits = make_student(name, 7, size, seed=0)(torch.randn(2, 3, size, size))
+    assert logits.shape == (2, 7)
