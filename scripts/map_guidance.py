@@ -55,6 +55,7 @@ _KEYS = 3
 _SHOWN = {  # of a set's metrics, by name
     "pairwise": "pairwise distance",
     "coverage": "coverage",
+    "modes_shown": "modes shown",
     "representativeness_mean": "distance to real",
     "frechet": "Fréchet",
 }
@@ -105,7 +106,7 @@ def _measuring(cfg: DictConfig, dataset: Any, space: Any) -> Callable[[Distilled
         values = {title: getattr(found, name) for name, title in _SHOWN.items()}
         if isinstance(extract, RealLatents):
             modes.extend(() if modes else _modes(distilled))
-            values["distance to its mode"] = _to_modes(made, modes)
+            values |= arrivals(made, modes)
         return {title: float(value) for title, value in values.items() if value is not None}
 
     return metrics
@@ -119,12 +120,16 @@ def _modes(distilled: DistilledDataset) -> list[Tensor]:
     return [ModeFile().read(path, {}).centers.flatten(1) for path in paths]
 
 
-def _to_modes(made: Sequence[Tensor], modes: Sequence[Tensor]) -> float | None:
-    """Mean distance of the images (K, C h w) of each class to the modes of their index."""
+def arrivals(made: Sequence[Tensor], modes: Sequence[Tensor]) -> dict[str, float]:
+    """How far the images (K, C h w) of each class are from the modes of their index."""
     if not modes:
-        return None
-    far = [(ours - theirs).norm(dim=1) for ours, theirs in zip(made, modes, strict=True)]
-    return torch.cat(far).mean().item()
+        return {}
+    far = [torch.cdist(ours, theirs) for ours, theirs in zip(made, modes, strict=True)]  # (K, K)
+    nearest = torch.cat([d.argmin(dim=1) == torch.arange(len(d)) for d in far])
+    return {
+        "distance to its mode": torch.cat([d.diagonal() for d in far]).mean().item(),
+        "at its mode": nearest.double().mean().item(),
+    }
 
 
 def _point(distilled: DistilledDataset, keys: Sequence[str], measures: Measures) -> Point:

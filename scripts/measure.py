@@ -53,7 +53,7 @@ from mgd3.storage.files import write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
-_BRIEF = ("diversity", "distance", "coverage", "Fréchet", "redundancy")
+_BRIEF = ("diversity", "distance", "coverage", "modes", "Fréchet", "redundancy")
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="measure")

@@ -59,7 +59,7 @@ os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
 LONGEST = (
     "test_reproduce", "test_grid", "test_run", "test_dry", "test_distributed", "test_compute",
     "test_resumption", "test_campaign", "test_scripts", "test_privacy", "test_swept_runs",
-    "test_fetch_weights", "test_identity", "test_composition", "test_tuning", "test_soft_label",
+    "test_fetch_weights", "test_claims", "test_composition", "test_tuning", "test_soft_label",
     "test_own_images", "test_from_nothing", "test_shown_on_the_way", "test_docs", "test_extending",
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, run
 from PIL import Image
 
@@ -16,6 +17,7 @@ from mgd3.data.class_lists import ClassInfo, read_class_list
 from mgd3.data.digits import Digits
 from mgd3.runtime.errors import UserError
 from mgd3.storage.files import read_json
+from scripts.map_guidance import arrivals
 
 SHORT = (
     "dataset=digits", "students=[convnet2_w8]", "protocol.epochs_by_ipc=[[null,2]]",
@@ -212,6 +214,17 @@ def test_without_a_connection_the_record_stays_here(tmp_path):
     assert b"table1" in record.read_bytes()
 
 
+def test_images_at_the_modes_of_their_index_are_counted():
+    modes = [torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 5.0], [9.0, 5.0]])]
+    assert arrivals(modes, modes) == {"distance to its mode": 0, "at its mode": 1}
+    one_off = [
+        modes[0],
+        modes[1] + torch.tensor([8.0, 0.0]),
+    ]  # the second class's first is nearer 9
+    assert arrivals(one_off, modes) == {"distance to its mode": 4, "at its mode": 0.75}
+    assert arrivals(modes, []) == {}
+
+
 def test_what_guidance_gains_is_drawn_over_three_keys(tmp_path):
     sweep = (
         "-m", "dataset=digits_parity", "method=mgd3", "ipc=2", "students=[]", "sampler.steps=12",
@@ -223,10 +236,12 @@ def test_what_guidance_gains_is_drawn_over_three_keys(tmp_path):
     done = run(tmp_path, *words, script="scripts/map_guidance.py")
     assert done.returncode == 0, done.stderr
     content = read_json(tmp_path / "r/guidance_map-vae_latents.json")
-    to_modes = {tuple(g["place"][1:]): g["mean"] for g in content["gains"]
-                if g["measure"] == "distance to its mode"}  # fmt: skip
-    assert set(to_modes) == {(0, 0.2), (6, 0.2)}
-    assert to_modes[0, 0.2] < to_modes[6, 0.2] < 0, "the longer a sample is steered, the nearer"
+    far, shown, at_it = (
+        {tuple(g["place"][1:]): g["mean"] for g in content["gains"] if g["measure"] == measure}
+        for measure in ("distance to its mode", "modes shown", "at its mode")
+    )
+    assert set(far) == set(shown) == set(at_it) == {(0, 0.2), (6, 0.2)}
+    assert far[0, 0.2] < far[6, 0.2] < 0, "the longer a sample is steered, the nearer"
     assert (tmp_path / "r/guidance_map-vae_latents.png").read_bytes().startswith(b"\x89PNG")
     two = run(tmp_path, *words, "by=[guidance.scale,seed]", script="scripts/map_guidance.py")
     assert two.returncode == 1 and "a map has three keys" in two.stderr

@@ -32,9 +32,9 @@ _ROUNDING = 1e-6  # of a norm; distances by matrix products are off by some 1e-8
 class SetMetrics:
     """One distilled set in one feature space.
 
-    The last six are of all classes pooled and, but for `mmd`, depend on how many images there are
-    (a few made ones cannot cover many real ones, nor show their covariance): compare sets of one
-    size with the same real images.
+    From `precision` on, but for `modes_shown`, all classes are pooled. All but `mmd` depend on how
+    many images there are (a few made ones cannot cover many real ones, nor show their covariance):
+    compare sets of one size with the same real images.
     """
 
     num_real: int
@@ -48,6 +48,7 @@ class SetMetrics:
     recall: float  # share of the real inside the made images' balls
     density: float  # real balls around a made image, per k; may exceed 1
     coverage: float  # share of the real whose ball holds a made image
+    modes_shown: float | None  # share of a class's modes that have an image; None without two
     frechet: float  # squared, as FID is
     mmd: float  # squared and unbiased, so it may fall below 0
     nearer: float | None  # share of pairs in which a made image is nearer to a real than an unseen
@@ -62,12 +63,22 @@ class RealFeatures:
         self.all = torch.cat(self.by_class)
         self.center = self.all.mean(dim=0)
         self._radii: dict[int, Tensor] = {}
+        self._modes: dict[tuple[int, int], Tensor] = {}
 
     def radii(self, k: int) -> Tensor:
         """Distance of each image to its k-th nearest other, (N,)."""
         if k not in self._radii:
             self._radii[k] = _radii(self.all - self.center, k)
         return self._radii[k]
+
+    def modes(self, label: int, k: int) -> Tensor:
+        """Centres (k, D) of a class, found as MGD3 finds them in latents (its section 4.1)."""
+        from sklearn.cluster import KMeans  # a second to import
+
+        if (label, k) not in self._modes:
+            found = KMeans(k, random_state=0, n_init="auto").fit(self.by_class[label].numpy())
+            self._modes[label, k] = torch.from_numpy(found.cluster_centers_)
+        return self._modes[label, k]
 
     @cached_property
     def root(self) -> Tensor:
@@ -93,8 +104,10 @@ def measure(
     Representativeness: mean distance to the `neighbors` nearest real samples of its class (the
     paper's section 5.2 leaves the class open), to all of them in a smaller class. Precision to
     coverage: balls that reach to the `k`-th nearest neighbour, or to the last where there are
-    fewer. `unseen` are images that no generator was trained on, by which copies are told
-    (`nearer_than`). Raises `UserError` for features that cannot be compared.
+    fewer. Modes: as many of a class as it has made images, by k-means of its real ones; one is
+    shown if it is the nearest mode of some made image. `unseen` are images that no generator was
+    trained on, by which copies are told (`nearer_than`). Raises `UserError` for features that
+    cannot be compared.
     """
     checks.integer("neighbors", neighbors, minimum=1)
     checks.integer("k", k, minimum=1)
@@ -118,6 +131,7 @@ def measure(
         recall=recall,
         density=density,
         coverage=coverage,
+        modes_shown=_modes_shown(known, made),
         frechet=_frechet(known, all_made),
         mmd=_mmd(known, all_made),
         nearer=None
@@ -134,6 +148,7 @@ _COLUMNS = {
     "recall": "recall ↑",
     "density": "density ↑",
     "coverage": "coverage ↑",
+    "modes_shown": "modes shown ↑",
     "frechet": "Fréchet ↓",
     "mmd": "MMD² ↓",
     "nearer": "nearer than unseen (copies: 1)",
@@ -201,6 +216,17 @@ def _balls(known: RealFeatures, made: Tensor, k: int) -> tuple[float, float, flo
         balls.double().mean().item() / k_real,
         covered / len(real),
     )
+
+
+def _modes_shown(known: RealFeatures, made: Sequence[Tensor]) -> float | None:
+    """Mean over the classes that have two made images and as many real ones as made."""
+    shares = []
+    for label, points in enumerate(made):
+        k = len(points)
+        if 2 <= k <= len(known.by_class[label]):
+            nearest = torch.cdist(points, known.modes(label, k)).argmin(dim=1)  # (k,)
+            shares.append(len(nearest.unique()) / k)
+    return statistics.fmean(shares) if shares else None
 
 
 def _radii(points: Tensor, k: int) -> Tensor:

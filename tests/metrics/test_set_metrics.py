@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from eval.metrics.planes import (
     tsne_plane,
 )
 from eval.metrics.set_metrics import RealFeatures, measure, metrics_layout
+from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.errors import UserError
 
 
@@ -178,7 +179,8 @@ def test_order_and_rotation_do_not_matter():
     unseen = [normal(4, 8, 6), 2 + normal(5, 8, 6)]
 
     def found(real, made, unseen):
-        return numbers(measure(real, made, unseen=unseen))
+        measured = measure(real, made, unseen=unseen)
+        return numbers(replace(measured, modes_shown=0))  # k-means starts from the first images
 
     expected = pytest.approx(found(real, made, unseen), rel=1e-9)
     assert found(shuffled(real), shuffled(made), shuffled(unseen)) == expected
@@ -186,6 +188,25 @@ def test_order_and_rotation_do_not_matter():
     turned = [[rows @ turn for rows in of] for of in (real, made, unseen)]
     assert found(*turned) == expected
     assert found(real, turned[1], unseen) != expected
+
+
+def test_modes_are_shown_by_the_images_that_they_are_nearest_to():
+    """Real images about 0, 10 and 50, and about 5, 6, 7; a class of one image shows no share."""
+    real = [line(0, 1, 10, 11, 50, 51), line(5, 5.1, 6, 6.1, 7, 7.1)]
+    assert measure(real, [line(2, 9, 60), line(5, 6, 7)]).modes_shown == 1
+    assert measure(real, [line(2, 4, 60), line(5, 5.1, 4)]).modes_shown == pytest.approx(
+        (2 / 3 + 1 / 3) / 2
+    )
+    assert measure(real, [line(2), line(5, 6, 7)]).modes_shown == 1
+    assert measure(real, [line(2), line(5)]).modes_shown is None
+    assert measure(real, [line(*range(7)), line(6)]).modes_shown is None, "no seven modes of six"
+
+
+def test_modes_in_latents_are_those_that_guidance_steers_to():
+    latents = normal(3, 60, 4, 2, 2).float()
+    theirs = KMeansModes()(latents, 5).centers.flatten(1)
+    ours = RealFeatures([latents.flatten(1)]).modes(0, 5)
+    assert torch.allclose(ours.float(), theirs, atol=1e-5)
 
 
 REAL = [normal(0, 20, 3), normal(1, 20, 3)]
