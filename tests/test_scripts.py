@@ -217,11 +217,8 @@ def test_without_a_connection_the_record_stays_here(tmp_path):
 def test_images_at_the_modes_of_their_index_are_counted():
     modes = [torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 5.0], [9.0, 5.0]])]
     assert arrivals(modes, modes) == {"distance to its mode": 0, "at its mode": 1}
-    one_off = [
-        modes[0],
-        modes[1] + torch.tensor([8.0, 0.0]),
-    ]  # the second class's first is nearer 9
-    assert arrivals(one_off, modes) == {"distance to its mode": 4, "at its mode": 0.75}
+    moved = [modes[0], modes[1] + torch.tensor([8.0, 0.0])]  # its first image is at 8, nearer to 9
+    assert arrivals(moved, modes) == {"distance to its mode": 4, "at its mode": 0.75}
     assert arrivals(modes, []) == {}
 
 

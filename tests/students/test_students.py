@@ -94,6 +94,7 @@ def test_the_smallest_images_still_differ_in_their_logits(name, size):
     ("name", "size", "message"),
     [
         ("convnet4", 15, r"convnet4 halves 15 px 4 times .* convnet1 to convnet3"),
+        ("convnet9", 32, r"convnet9 halves 32 px 9 times .* convnet1 to convnet5"),
         ("resnetap18", 15, r"resnetap18 .* 15 px .* 16 px or more"),
         ("resnet50", 8, r"resnet50 .* 8 px .* 9 px or more"),
         ("resnet18_glad", 8, r"resnet18_glad .* 8 px .* 9 px or more"),
@@ -108,6 +109,7 @@ def test_the_smallest_images_still_differ_in_their_logits(name, size):
         ("vit_glad", 72, r"vit_glad does not cut 72 px"),
         ("vit_p2_w100", 8, r"100 is no multiple .* _w64, _w128"),
         ("timm/test_vit", 32, r"timm/test_vit does not take images of 32 px; allowed: 160"),
+        ("timm/resnet_none", 32, r"timm has no model 'resnet_none'"),
         ("timm/resnet18.none", 32, r"resnet18\.none is unknown .*allowed: timm/resnet18$"),
     ],
 )
