@@ -43,6 +43,7 @@ class StudentFeatures:
         cache: Path,
         workers: int,
         training_precision: str = "float32",
+        compiled: bool = False,
         minimum_top1: float = 0.0,
     ) -> None:
         """`minimum_top1`: percent of the real test images; a network below it is refused."""
@@ -57,7 +58,7 @@ class StudentFeatures:
                 weights=weights,
                 recipe=recipe,
             ),
-            Place(device, cache, workers, training_precision),
+            Place(device, cache, workers, training_precision, compiled),
         )
 
     @property

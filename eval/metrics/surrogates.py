@@ -58,6 +58,7 @@ class TrajectorySurrogate:
         cache: Path,
         workers: int,
         training_precision: str = "float32",
+        compiled: bool = False,
     ) -> None:
         """Raises `UserError` for values out of range, and for a file that is not there."""
         checks.number("surrogate.lr", lr, minimum=0)
@@ -72,7 +73,7 @@ class TrajectorySurrogate:
                 weights=None,
                 recipe={**recipe, "image_size": image_size, "optimization": given},
             ),
-            Place(device, cache, workers, training_precision),
+            Place(device, cache, workers, training_precision, compiled),
         )
         self.lr = lr
         self.epochs = _epochs(snapshots, epochs)

@@ -139,6 +139,7 @@ class SoftLabel:
         workers: int,
         image_weights: str = "none",
         training_precision: str = "float32",
+        compiled: bool = False,
     ) -> None:
         self.name = name
         self.image_size = check_image_size(image_size)
@@ -156,7 +157,7 @@ class SoftLabel:
         self.image_weights = check_image_weights(image_weights)
         key = "protocol.teacher"
         self.teacher_options = options(TeacherOptions, key, teacher, key=key)
-        self.place = Place(device, cache, workers, training_precision)
+        self.place = Place(device, cache, workers, training_precision, compiled)
         self.source = FullSetNetwork(self.teacher_options, self.place)
         self.teacher: Teacher | None = None
 

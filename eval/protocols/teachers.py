@@ -53,6 +53,7 @@ class Place:
     cache: Path
     workers: int
     training_precision: str
+    compiled: bool = False  # by torch.compile: a minute at first, faster afterwards
 
     def __post_init__(self) -> None:
         check_training_precision(self.training_precision)
@@ -273,10 +274,13 @@ class FullSetNetwork:
         )
         labels = torch.tensor([label for _, label in images], device=place.device)
         objective = self.protocol.objective(pixels)
-        training = StudentTraining(net, recipe, objective, own.seed, checkpoint)
+        training = StudentTraining(net, recipe, objective, own.seed, checkpoint, place.compiled)
         test = TestImages(dataset, place.cache, place.workers).on(size, place.device)
         what = f"training {own.student} on {len(labels):,} real images"
-        with progress(what, recipe.epochs, "epochs", training.epoch, stage, cost.pace) as advance:
+        done, compiles = training.epoch, place.compiled
+        with progress(
+            what, recipe.epochs, "epochs", done, stage, cost.pace, compiles=compiles
+        ) as advance:
 
             def on_epoch(history: History) -> None:
                 note = f"top-1 {history.top1_last:.1f} %" if history.tested else ""

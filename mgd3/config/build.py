@@ -192,4 +192,5 @@ def _place(cfg: DictConfig) -> dict[str, Any]:
         "cache": Path(cfg.cache),
         "workers": cfg.compute.workers,
         "training_precision": cfg.compute.training_precision,
+        "compiled": cfg.compute.compile,
     }
