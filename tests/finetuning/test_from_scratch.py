@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from functools import partial
 
 import pytest
 import torch
@@ -113,14 +112,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
-def test_a_compiled_training_runs_what_was_compiled_to_the_same_weights(tmp_path, monkeypatch):
-    graphs = []
-
-    def noting(graph, inputs):  # code generation would take a minute
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=noting))
+def test_a_compiled_training_runs_what_was_compiled_to_the_same_weights(tmp_path, graphs):
     trainer(tmp_path / "plain").train(*latents(), lambda t: None)
     assert not graphs
     trainer(tmp_path / "compiled", compiled=True).train(*latents(), lambda t: None)
