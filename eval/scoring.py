@@ -145,7 +145,8 @@ def evaluate_students(
     if protocol.image_weights == "mass":
         weights = torch.tensor(distilled.mass_weights(), device=device)
     mine = execution.share(students)
-    announce(students_stage(protocol, mine, distilled.ipc, num_classes, len(labels), test, device))
+    sizes = distilled.ipc, num_classes, len(labels)
+    announce(students_stage(protocol, mine, *sizes, test, execution))
     for student, seed in mine:
         checkpoint = _checkpoint(store.path.parent, student, seed)
         recipe = protocol.recipe(distilled.ipc, num_classes, student)
@@ -161,7 +162,7 @@ def evaluate_students(
             execution.compile,
             ranks,
         )
-        cost = _cost(protocol, student, distilled.ipc, num_classes, len(labels), test, device)
+        cost = _cost(protocol, student, *sizes, test, execution)
         what = f"training {student}, seed {seed}"
         done, compiles = training.epoch, execution.compile
         with progress(
@@ -200,12 +201,12 @@ def students_stage(
     num_classes: int,
     images: int,
     test: TestImages,
-    device: torch.device,
+    execution: Execution,
 ) -> Stage:
     """Training these (student, seed) one after another on a set of so many images."""
     seconds, guesses, epochs = 0.0, set(), set()
     for student, count in Counter(student for student, _ in students).items():
-        cost = _cost(protocol, student, ipc, num_classes, images, test, device)
+        cost = _cost(protocol, student, ipc, num_classes, images, test, execution)
         spent, guess = cost.seconds(cost.recipe.epochs)
         seconds += count * spent
         guesses.add(guess)
@@ -229,7 +230,7 @@ def _cost(
     num_classes: int,
     images: int,
     test: TestImages,
-    device: torch.device,
+    execution: Execution,
 ) -> TrainingCost:
     return TrainingCost(
         student=student,
@@ -238,7 +239,8 @@ def _cost(
         images=images,
         num_classes=num_classes,
         cache=test.cache,
-        device=device,
+        device=execution.device,
+        compiled=execution.compile,
     )
 
 

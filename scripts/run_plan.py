@@ -71,7 +71,7 @@ def stages_of(cfg: DictConfig, run_dir: Path, able: bool = True) -> Iterator[Sta
             raise
         yield Stage(what="the rest is known once the real images are there")
         return
-    dataset, device = cell.dataset, cell.execution.device
+    dataset = cell.dataset
     trained_on = identity.set_reads_train(cfg) or identity.protocol_reads_train(cfg)
     stage, _ = looking(dataset, "val", Path(cfg.cache))
     yield stage
@@ -99,7 +99,7 @@ def stages_of(cfg: DictConfig, run_dir: Path, able: bool = True) -> Iterator[Sta
             ipc, images = distilled.ipc, len(distilled.manifest["images"])
         test = TestImages(dataset, Path(cfg.cache), cfg.compute.workers)
         classes = len(dataset.classes)
-        yield students_stage(cell.protocol, missing, ipc, classes, images, test, device)
+        yield students_stage(cell.protocol, missing, ipc, classes, images, test, cell.execution)
 
 
 def _making(cell: Cell, inventory: Sequence[ClassImages], able: bool) -> Iterator[Stage]:

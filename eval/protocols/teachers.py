@@ -239,6 +239,7 @@ class FullSetNetwork:
             num_classes=len(inventory),
             cache=self.place.cache,
             device=self.place.device,
+            compiled=self.place.compiled,
         )
 
     def _recipe(self, inventory: Sequence[ClassImages]) -> Recipe:

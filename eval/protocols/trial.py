@@ -73,14 +73,16 @@ class TrainingCost:
     num_classes: int
     cache: Path
     device: torch.device
+    compiled: bool = False
 
     @property
     def pace(self) -> WorkPace:
         """How long an epoch took here, its share of tests and the teacher's answers included."""
         own = self.protocol
         kind = f"an image of {own.image_size} px, {own.name}, {self.recipe.precision}"
+        how = ", compiled" if self.compiled else ""
         return WorkPace(
-            self.cache, f"training {self.student} on {kind}", self.device, each=self.images
+            self.cache, f"training {self.student} on {kind}{how}", self.device, each=self.images
         )
 
     def seconds(self, epochs: int) -> tuple[float, str]:

@@ -90,3 +90,8 @@ class FeatureBackbone(Backbone, Protocol):
         (B, tokens, D) float32; only the layers up to that block run, with a graph to x_t where the
         caller has autograd on.
         """
+
+
+def compiles(backbone: Backbone) -> bool:
+    """Does its first step take torch.compile's minute? One of your own need not say so."""
+    return bool(getattr(getattr(backbone, "compute", None), "compile", False))

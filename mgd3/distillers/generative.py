@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone
+from mgd3.backbones.contract import Backbone, compiles
 from mgd3.data.background_writer import BackgroundWriter, write_images
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
@@ -236,9 +236,9 @@ class GenerativeDistiller:
         total, done = images * self._steps, (images - left) * self._steps
         batches, stage, pace = Batches(size, "sampling"), self._stage(left), self._pace
         announce(stage)
-        what, compiles = f"sampling {images:,} images", self.maker.compiles
+        what, first_compiles = f"sampling {images:,} images", compiles(self.backbone)
         with (
-            progress(what, total, "steps", done, stage, pace, compiles) as advance,
+            progress(what, total, "steps", done, stage, pace, first_compiles) as advance,
             BackgroundWriter(writer, self.work.workers, self.backbone.codec.output_size) as files,
         ):
             for part in missing:
@@ -367,7 +367,7 @@ class GenerativeDistiller:
         """How long a step of one image takes here, its share of decoding included."""
         backbone = self.backbone
         name = Path(str(getattr(backbone, "weights", type(backbone).__name__))).name
-        compiled = ", compiled" if self.maker.compiles else ""
+        compiled = ", compiled" if compiles(self.backbone) else ""
         kind = f"{name}, {backbone.codec.image_size} px, {backbone.precision}{compiled}"
         guided = f"{self.maker.kind}, cfg {getattr(self.sampler, 'cfg_scale', 1)}"
         return WorkPace(self.work.cache, f"sampling by {kind}, {guided}", backbone.device)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone
+from mgd3.backbones.contract import Backbone, compiles
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages, take_inventory
 from mgd3.distillers.finished import FinishedLatents, ImageKey
@@ -101,16 +101,11 @@ class ImageMaker:
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which underflow"
                     " in compute.precision=float16; use bfloat16 or float32"
                 )
-            if self.compiles:
+            if compiles(self.backbone):
                 raise UserError(
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which a "
                     "compiled one is not made for; set compute.compile=false"
                 )
-
-    @property
-    def compiles(self) -> bool:
-        """Does the backbone's first step take torch.compile's minute?"""
-        return bool(getattr(getattr(self.backbone, "compute", None), "compile", False))
 
     def fit(self, dataset: RealDataset, work: Work) -> None:
         """Let guidance and start learn from the real training images, once before any image."""

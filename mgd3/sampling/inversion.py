@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone
+from mgd3.backbones.contract import Backbone, compiles
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
@@ -77,7 +77,8 @@ class InvertedClasses:
         self._denoiser = f"{denoiser_digest(backbone)} {json.dumps(settings)}"
         name = Path(str(getattr(backbone, "weights", type(backbone).__name__))).name
         kind = f"{inversion.level + 1} steps by {name}, cfg {inversion.cfg_scale}"
-        kind = f"inverting in {kind}, {backbone.precision}"
+        compiled = ", compiled" if compiles(backbone) else ""
+        kind = f"inverting in {kind}, {backbone.precision}{compiled}"
         self._pace = WorkPace(work.cache, kind, backbone.device)
 
     def fit(
@@ -102,7 +103,8 @@ class InvertedClasses:
         count = sum(len(images.images) for _, images, _ in missing)
         stage = self._stage(count)
         announce(stage)
-        with progress("inverting", count, "real images", stage=stage, pace=self._pace) as advance:
+        what, unit, first_compiles = "inverting", "real images", compiles(self._backbone)
+        with progress(what, count, unit, 0, stage, self._pace, first_compiles) as advance:
             return {
                 info.wnid: self._of(info, images, row, advance) for info, images, row in classes
             }

@@ -106,14 +106,18 @@ def reference_epochs(student: str, device: str, epochs: int) -> float:
     return _best_epoch(epoch, epochs, torch.device(device))
 
 
-def our_epochs(student: str, device: str, epochs: int, precision: str) -> float:
-    """Seconds per epoch our way, the best of `epochs` after a warm-up."""
-    training = _training(student, device, epochs, precision)
+def our_epochs(
+    student: str, device: str, epochs: int, precision: str, compiled: bool = False
+) -> float:
+    """Seconds per epoch our way, the best of `epochs` after a warm-up, which compiles."""
+    training = _training(student, device, epochs, precision, compiled)
     pixels, labels = _on(device)
     return _best_epoch(lambda: training.one_epoch(pixels, labels), epochs, torch.device(device))
 
 
-def _training(student: str, device: str, epochs: int, precision: str) -> StudentTraining:
+def _training(
+    student: str, device: str, epochs: int, precision: str, compiled: bool = False
+) -> StudentTraining:
     keep_freed_memory()
     recipe = Recipe(
         epochs=epochs + 1,
@@ -136,7 +140,7 @@ def _training(student: str, device: str, epochs: int, precision: str) -> Student
         cutmix=1,
     )
     net = make_student(student, 10, SIZE, seed=0).to(device)
-    return StudentTraining(net, recipe, HardTargets(augmentation), 0, Path("unwritten"))
+    return StudentTraining(net, recipe, HardTargets(augmentation), 0, Path("unwritten"), compiled)
 
 
 class RDEDPerImage(PerImage):
@@ -244,8 +248,12 @@ def main(epochs: int) -> None:
     report = Report("measurement", "seconds", "x reference", "peak MiB")
     for student in ("resnetap10", "convnet6"):
         ours = [
-            (f"{student}, epoch, ours {p}", (our_epochs, student, device, epochs, p))
+            (
+                f"{student}, epoch, ours {p}{how}",
+                (our_epochs, student, device, epochs, p, bool(how)),
+            )
             for p in ("float32", "bfloat16")
+            for how in ("", ", compiled")
         ]
         reference = (reference_epochs, student, device, epochs)
         report.compare([(f"{student}, epoch, per-image transforms", reference), *ours])

@@ -1,5 +1,7 @@
 """A batch tried beforehand: it costs what it says, and no training notices it."""
 
+from dataclasses import replace
+
 import torch
 from support import composed
 
@@ -27,3 +29,4 @@ def test_what_was_timed_here_is_no_guess(tmp_path):
     assert seconds > 0 and guess == GUESS
     cost.pace.add(5, 10.0)  # five epochs took ten seconds
     assert cost.seconds(10) == (20.0, "")
+    assert replace(cost, compiled=True).pace.seconds is None  # compiled code has a pace of its own
