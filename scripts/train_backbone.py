@@ -44,7 +44,7 @@ from mgd3.finetuning.from_scratch import Trainer, TrainSettings
 from mgd3.finetuning.loss_curves import loss_curve
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Compute
+from mgd3.runtime.compute import Compiled, Compute
 from mgd3.runtime.errors import UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.sampling.guidance import NoGuidance
@@ -191,8 +191,8 @@ def main(cfg: DictConfig) -> None:
         compute = Compute(
             device=cfg.compute.device,
             encoding_precision=cfg.compute.encoding_precision,
-            compile=cfg.compute.compile,
         )
+        compiled = Compiled.of(cfg.compute.compile).training
         codec = make_codec(
             cfg.backbone.vae, cfg.backbone.image_size, cfg.backbone.get("latents", "mean"), compute
         )
@@ -217,7 +217,7 @@ def main(cfg: DictConfig) -> None:
     data = tensors_digest({"latents": latents, "labels": labels})
     with exclusive(exports.aside):
         checkpoint = exports.aside / "checkpoint.safetensors"
-        trainer = Trainer(network, settings, checkpoint, data, compiled=cfg.compute.compile)
+        trainer = Trainer(network, settings, checkpoint, data, compiled=compiled)
         trainer.train(latents, labels, exports.weights, exports.pictures)
         exports.judgement(trainer, dataset, inventory)
     log.info("weights: %s; samples and loss curve: %s", out, exports.aside)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from mgd3.config.schema import plain
 from mgd3.distillers.parts import Distiller
 from mgd3.runtime import checks
-from mgd3.runtime.compute import Compute, Work, pick_device
+from mgd3.runtime.compute import Compiled, Compute, Work, pick_device
 from mgd3.runtime.distributed import Ranks
 from mgd3.runtime.errors import UserError, first_line
 
@@ -125,15 +125,15 @@ def build_distiller(cfg: DictConfig, ranks: Ranks | None = None) -> Distiller:
 
 def build_compute(cfg: DictConfig) -> Compute:
     """How the backbone's networks run."""
-    keys = (
-        "device", "precision", "encoding_precision", "compile", "channels_last", "vae_slicing",
-    )  # fmt: skip
-    return Compute(**{key: cfg.compute[key] for key in keys})
+    keys = "device", "precision", "encoding_precision", "channels_last", "vae_slicing"
+    compiled = Compiled.of(cfg.compute.compile)
+    return Compute(compile=compiled.denoiser, **{key: cfg.compute[key] for key in keys})
 
 
 def build_execution(cfg: DictConfig) -> dict[str, Any]:
     """How students run, as the evaluation's keyword arguments."""
-    return {key: cfg.compute[key] for key in ("channels_last", "compile", "parallel")}
+    own = {key: cfg.compute[key] for key in ("channels_last", "parallel")}
+    return {"compile": Compiled.of(cfg.compute.compile).training, **own}
 
 
 def _callback(name: str | None) -> Any:
@@ -192,5 +192,5 @@ def _place(cfg: DictConfig) -> dict[str, Any]:
         "cache": Path(cfg.cache),
         "workers": cfg.compute.workers,
         "training_precision": cfg.compute.training_precision,
-        "compiled": cfg.compute.compile,
+        "compiled": Compiled.of(cfg.compute.compile).training,
     }

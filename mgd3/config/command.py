@@ -138,7 +138,7 @@ def _sentence_for(error: Exception) -> str | None:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = first_line(getattr(error, "inner_exception", error))
         return (
-            f"compute.compile=true: torch.compile failed ({reason}); the same command "
+            f"compute.compile: torch.compile failed ({reason}); the same command "
             "with compute.compile=false goes on where this one stopped"
         )
     return None

@@ -104,7 +104,8 @@ class ImageMaker:
             if compiles(self.backbone):
                 raise UserError(
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which a "
-                    "compiled one is not made for; set compute.compile=false"
+                    "compiled one is not made for; set compute.compile=training, which "
+                    "compiles students alone, or false"
                 )
 
     def fit(self, dataset: RealDataset, work: Work) -> None:

@@ -56,6 +56,32 @@ def _reason(device: str) -> str:
     return why_no_gpu() or "the driver finds no GPU, or one that this build of PyTorch is not for"
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What torch.compile takes, as `compute.compile` says: a minute at first, faster then."""
+
+    denoiser: bool  # False: as written, which guidances that need its gradients ask for
+    training: bool  # of students, of networks on the real set, and of a backbone
+
+    @classmethod
+    def of(cls, value: object) -> Compiled:
+        """By true, false or «training»; `UserError` for another value and without a compiler."""
+        if value != "training" and not isinstance(value, bool):
+            raise UserError(f"compute.compile={value!r} must be true, false or training")
+        if value:
+            _require_compiler()
+        return cls(denoiser=value is True, training=bool(value))
+
+
+def _require_compiler() -> None:
+    compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
+    if not any(shutil.which(c) for c in compilers if c):
+        raise UserError(
+            "compute.compile needs a C++ compiler (g++ or clang++) on the PATH, or named by CXX; "
+            "install one, or leave compute.compile=false"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Options of a backbone's networks; weights and latents are float32 in any case.
@@ -77,12 +103,8 @@ class Compute:
         checks.choice("compute.encoding_precision", self.encoding_precision, known)
         for key in ("compile", "channels_last", "vae_slicing"):
             checks.flag(f"compute.{key}", getattr(self, key))
-        compilers = os.environ.get("CXX"), "c++", "g++", "clang++", "cl"
-        if self.compile and not any(shutil.which(c) for c in compilers if c):
-            raise UserError(
-                "compute.compile=true needs a C++ compiler (g++ or clang++) on the PATH, or named "
-                "by CXX; install one, or leave compute.compile=false"
-            )
+        if self.compile:
+            _require_compiler()
         object.__setattr__(self, "torch_device", pick_device(self.device))
         for key in ("precision", "encoding_precision"):
             if getattr(self, key) == "tf32" and self.torch_device.type == "cpu":

@@ -15,6 +15,7 @@ from support import GOLDEN, composed
 from eval.results.rows import read_results
 from mgd3.backbones.codecs import make_codec
 from mgd3.backbones.dit import DiT
+from mgd3.config.build import build_compute, build_execution
 from mgd3.config.command import errors_for_people
 from mgd3.data.digits import Digits
 from mgd3.distillers.generative import GenerativeDistiller
@@ -109,6 +110,18 @@ def test_encoding_has_a_precision_of_its_own(tmp_path):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Compute(**options)
+
+
+@pytest.mark.parametrize(
+    ("value", "denoiser", "training"),
+    [("false", False, False), ("true", True, True), ("training", False, True)],
+)
+def test_what_trains_can_be_compiled_without_the_denoiser(value, denoiser, training):
+    cfg = composed(f"compute.compile={value}", "compute.device=cpu")
+    assert build_compute(cfg).compile is denoiser
+    assert build_execution(cfg)["compile"] is training
+    with pytest.raises(UserError, match=r"compute\.compile='yes' must be true, false or training"):
+        build_execution(composed("compute.compile='yes'"))
 
 
 def test_float16_that_overflows_is_an_error_and_writes_nothing(tmp_path):
