@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -223,8 +223,12 @@ class SoftLabel:
         assert self.teacher is not None, "prepare first"
         stored = self.answers.source == "stored"
         network, precision = self.teacher.network, self.place.training_precision
+        asked = cast(nn.Module, torch.compile(network)) if self.place.compiled else network
+        folder = self._folder(network, pixels) if stored else None
         return SoftTargets(
-            answers=self._stored(network, pixels) if stored else Answers(network, precision),
+            answers=StoredAnswers(asked, precision, folder)
+            if folder
+            else Answers(asked, precision),
             augmentation=self.augmentation,
             temperature=self.answers.temperature,
             double_norm_update=self.double_norm_update,
@@ -232,13 +236,13 @@ class SoftLabel:
             weights=weights,
         )
 
-    def _stored(self, network: nn.Module, pixels: Tensor) -> StoredAnswers:
-        """Answers in a folder named by the teacher, the pixels and how they are augmented."""
+    def _folder(self, network: nn.Module, pixels: Tensor) -> Path:
+        """Of stored answers, named by the teacher, the pixels and how they are augmented."""
         precision = self.place.training_precision
         how = [self.answers.seed, precision, asdict(self.augmentation)]
         inputs = tensors_digest(network.state_dict()) + tensors_digest({"pixels": pixels})
         made_from = hashlib.blake2s(f"{how}{inputs}".encode(), digest_size=8).hexdigest()
-        return StoredAnswers(network, precision, self.place.cache / "labels" / made_from)
+        return self.place.cache / "labels" / made_from
 
 
 def _batch_table(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
