@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -83,9 +84,15 @@ class LatentCache:
         kind = f"encoding by {self.codec.id}"
         return WorkPace(self.folder.parent, kind, device_of(self.codec))
 
+    @cached_property
+    def _spread(self) -> bool:
+        """Is an image's latent a distribution? If not (TAESD), `latents` has all there is of it."""
+        size = self.codec.image_size
+        return bool(self.codec.moments(torch.zeros(1, 3, size, size))[1].any())
+
     def _missing(self, classes: Sequence[Pair], moments: bool) -> list[Pair]:
         """Those classes that the cache has no latents of."""
-        end = _MOMENTS if moments else ""
+        end = _MOMENTS if moments and self._spread else ""
         return [pair for pair in classes if not self._path(f"{self.key(*pair)}{end}").is_file()]
 
     def _decoding(self, classes: Sequence[Pair]) -> DecodeQueue:
@@ -105,6 +112,9 @@ class LatentCache:
 
     def moments(self, info: ClassInfo, images: ClassImages) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of a class's latents, (N, C, h, w) each."""
+        if not self._spread:
+            mean = self.latents(info, images)
+            return mean, torch.zeros_like(mean)
         key, moments = f"{self.key(info, images)}{_MOMENTS}", self.codec.moments
         mean, std = self._cached(
             key, info, images, lambda pixels, _: moments(pixels), ["mean", "std"]

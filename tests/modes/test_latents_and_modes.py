@@ -54,6 +54,9 @@ def test_a_class_is_encoded_once(digits, tmp_path):
     assert torch.allclose(latents[5], expected)
     assert torch.equal(cache.latents(dataset.classes[3], inventory[3]), latents)
     assert calls == CountingCodec.calls == 7
+    mean, std = cache.moments(dataset.classes[3], inventory[3])  # a codec without a posterior
+    assert torch.equal(mean, latents) and not std.any()
+    assert len(list(cache.folder.rglob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip a byte"])
