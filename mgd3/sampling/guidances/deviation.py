@@ -19,6 +19,8 @@ class DeviationGuidance:
 
     In steps low..high x_{t-1} moves by -gamma d cos(x_t, m)/d x_t, where m is the nearest to the
     noisy x_t, by cosine, of the class's last `memory` images. The shift is absolute: no sigma_t.
+    Its norm is at most gamma / |x_t|, so for x_t of unit variance an element's RMS is at most
+    gamma / D: one gamma is another push in latents of another size.
     The first image of a class has nothing to leave, and is that of a run without this term.
     """
 
