@@ -105,7 +105,7 @@ class ImageMaker:
                 raise UserError(
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which a "
                     "compiled one is not made for; set compute.compile=training, which "
-                    "compiles students alone, or false"
+                    "compiles all but the denoiser, or false"
                 )
 
     def fit(self, dataset: RealDataset, work: Work) -> None:
