@@ -24,7 +24,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
@@ -171,6 +170,8 @@ def tree(tmp_path):
 @pytest.fixture
 def graphs(monkeypatch):
     """Every graph that torch.compile is given from now on; it runs as it is, without the minute."""
+    import torch  # here and not above: what only reads this file need not load it
+
     seen = []
 
     def noting(graph, inputs):
