@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,10 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from eval.protocols.augmentation import SoftAugmentation
-from eval.protocols.recipe import Plan, draw_plan
+from eval.protocols.recipe import Learner, Plan, draw_plan
 from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.seeding import stream
 from mgd3.storage.cache import cached
-
-Predict = Callable[[Tensor], Tensor]
 
 
 class Answers:
@@ -90,7 +87,7 @@ class SoftTargets:
 
     def __call__(
         self,
-        predict: Predict,
+        learner: Learner,
         pixels: Tensor,
         target: Tensor,
         rows: Tensor,
@@ -104,9 +101,9 @@ class SoftTargets:
         images = images[mine]
         logits_of_teacher = self.answers(images, mine.start, len(rows))
         if self.double_norm_update:
-            with torch.no_grad():
-                predict(images)
-        loss = soft_loss(predict(images), logits_of_teacher, self.temperature)  # (B,)
+            learner.pass_unread(images)
+        logits = learner.predict(images)
+        loss = soft_loss(logits, logits_of_teacher, self.temperature)  # (B,)
         return loss.mean() if self.weights is None else (self.weights[rows[mine]] * loss).mean()
 
 

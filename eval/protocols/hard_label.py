@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,7 +19,7 @@ from eval.protocols.options import (
     options,
     pairs,
 )
-from eval.protocols.recipe import Plan, Recipe, Steps, Teacher, draw_plan
+from eval.protocols.recipe import Learner, Plan, Recipe, Steps, Teacher, draw_plan
 from mgd3.runtime import checks
 from mgd3.runtime.compute import check_training_precision
 from mgd3.runtime.errors import UserError
@@ -173,7 +173,7 @@ class HardTargets:
 
     def __call__(
         self,
-        predict: Callable[[Tensor], Tensor],
+        learner: Learner,
         pixels: Tensor,
         target: Tensor,
         rows: Tensor,
@@ -184,7 +184,7 @@ class HardTargets:
         images, mix = self.augmentation.apply(pixels, plan.draws), plan.mix
         if mix is not None:
             images = mix.of(images)
-        logits = predict(images[mine])
+        logits = learner.predict(images[mine])
         weights = None if self.weights is None else self.weights[rows]
         loss = _cross_entropy(logits, target[mine], _part(weights, mine))
         if mix is not None and mix.share < 1:

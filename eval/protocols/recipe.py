@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -95,6 +94,16 @@ def draw_plan(augmentation: Any, count: int, size: tuple[int, int], generator: G
     return Plan(draws, draw_mix(augmentation.cutmix, count, mixed, generator))
 
 
+class Learner(Protocol):
+    """The student in training mode, as an objective sees it."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Float32 logits (B, classes) of normalised images (B, 3, H, W)."""
+
+    def pass_unread(self, images: Tensor) -> None:
+        """A pass whose logits nobody reads: it moves batch norm's statistics."""
+
+
 class Objective(Protocol):
     """What a student learns from a batch."""
 
@@ -106,7 +115,7 @@ class Objective(Protocol):
 
     def __call__(
         self,
-        predict: Callable[[Tensor], Tensor],
+        learner: Learner,
         pixels: Tensor,
         target: Tensor,
         rows: Tensor,
@@ -115,8 +124,7 @@ class Objective(Protocol):
     ) -> Tensor:
         """The mean loss of the images `mine` of a batch, all of which is augmented.
 
-        Pixels (B, 3, H, W) uint8, labels (B,), positions in the set (B,); `predict` takes
-        normalised images to float32 logits.
+        Pixels (B, 3, H, W) uint8, labels (B,), positions in the set (B,).
         """
 
 

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from eval.protocols.augmentation import normalise
 from eval.protocols.recipe import Objective, Recipe
-from eval.students.dropout import part_of_batch
+from eval.students.dropout import part_of_batch, remembers_passes
 from mgd3.runtime.batching import Batches, free_bytes
 from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.distributed import Ranks
@@ -78,6 +78,7 @@ class StudentTraining:
         self.ranks = ranks or Ranks()
         self.student = student
         self._forward = torch.compile(student) if compiled else student
+        self._remembers = remembers_passes(student)
         self.recipe = recipe
         self.objective = objective
         self.seed = seed
@@ -133,7 +134,7 @@ class StudentTraining:
         self.student.eval()
         mine, part = self.ranks.share(len(pixels))
         with training_in(self.recipe.precision):
-            found = predicted(self._predict, pixels[mine])
+            found = predicted(self.predict, pixels[mine])
         right = self.ranks.sum((found == labels[mine]).sum() * (part > 0))
         return 100 * int(right) / len(pixels)
 
@@ -171,7 +172,7 @@ class StudentTraining:
             # a set that the device does not hold is in a file, that is on the CPU
             batch = pixels[rows] if pixels.device == device else to_device(pixels[order], device)
             with part_of_batch(len(order), mine):
-                loss = self.objective(self._predict, batch, labels[rows], rows, plan, mine) * part
+                loss = self.objective(self, batch, labels[rows], rows, plan, mine) * part
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.ranks.sum_gradients(self.student.parameters())
@@ -181,10 +182,16 @@ class StudentTraining:
                 return None
         return self.ranks.sum(total)
 
-    def _predict(self, images: Tensor) -> Tensor:
-        """Float32 logits of normalised images."""
+    def predict(self, images: Tensor) -> Tensor:
+        """Float32 logits (B, classes) of normalised images (B, 3, H, W)."""
         with autocast(self.recipe.precision, images.device):
             return self._forward(images).float()
+
+    @torch.no_grad()
+    def pass_unread(self, images: Tensor) -> None:
+        """A pass whose logits nobody reads, left out where it would leave nothing behind."""
+        if self._remembers:
+            self.predict(images)
 
     def _state(self) -> dict[str, Tensor]:
         """Live tensors: weights and buffers, what the optimiser remembers, and the history."""

@@ -19,6 +19,8 @@ from mgd3.runtime.compute import to_device
 
 LARGEST = 2**20  # values of a mask: AlexNet's hold 0.6 million, those of GLaD's ViT 26 million
 
+_KNOWN = ("torch.nn.modules.", "eval.students.", "torchvision.models.resnet")
+
 _shared: tuple[int, slice] | None = None  # images of the whole batch, and which are seen here
 
 
@@ -91,6 +93,17 @@ _OURS: dict[str, Callable[[Any], nn.Module]] = {  # by what the network's author
     ),
     "timm.layers.drop.DropPath": lambda m: DropPath(m.drop_prob or 0.0, m.scale_by_keep),
 }
+
+
+def remembers_passes(net: nn.Module) -> bool:
+    """Might a pass in train mode change what follows: running statistics, masks that are drawn?
+
+    Only a network of layers that are known, without buffers and dropout, cannot.
+    """
+    kinds = {type(module) for module in net.modules()}
+    drawn = any("drop" in kind.__name__.lower() for kind in kinds)
+    known = all(kind.__module__.startswith(_KNOWN) for kind in kinds)
+    return not known or drawn or any(True for _ in net.buffers())
 
 
 def portable(net: nn.Module) -> nn.Module:

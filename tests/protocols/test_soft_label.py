@@ -1,6 +1,7 @@
 """Soft labels: RDED's constants, the loss in float64, patches and crops by hand, teachers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torchvision.transforms.functional import resized_crop
 from eval.images import TestImages
 from eval.protocols.answers import Answers, StoredAnswers, soft_loss
 from eval.protocols.augmentation import antialiased_crop, draw_strips, shuffle_patches
+from eval.protocols.recipe import Teacher
+from eval.protocols.training import StudentTraining
 from eval.results.rows import read_results
 from eval.students.registry import make_student
 from mgd3.config.build import build_protocol
@@ -151,6 +154,42 @@ def test_the_protocol_changes_nothing_but_itself():
     keys = hard.keys() - {"protocol", "folder", "hydra"}  # a folder has the protocol's name
     differing = {key for key in keys if plain(hard[key]) != plain(soft[key])}
     assert not differing
+
+
+class Blurred(torch.nn.Sequential):
+    """Of a kind that is not known: for all one can see its passes leave something behind."""
+
+
+@pytest.mark.parametrize(
+    ("student", "unknown", "passes"),
+    [("convnet2_w8", False, 1), ("resnet10", False, 1), ("resnetap10_w8", False, 1),
+     ("convnet2_w8", True, 2), ("resnet10_bn", False, 2), ("vit_glad", False, 2)],
+)  # fmt: skip
+def test_the_second_pass_is_made_where_it_leaves_something_behind(
+    student, unknown, passes, tmp_path
+):
+    """Batch norm moves twice, dropout draws twice; where a pass changes nothing there is one."""
+    trained, asked = {}, {}
+    for double in ("false", "true"):
+        own = digits_protocol(
+            tmp_path, "dataset.student_size=32", f"protocol.double_norm_update={double}"
+        )
+        teacher = make_student("convnet2_w8", 10, 32, seed=1).eval()
+        own.teacher = Teacher(name="teacher", source="here", top1=100.0, network=teacher)
+        net = make_student(student, 10, 32, seed=0)
+        net = Blurred(net) if unknown else net
+        pixels = torch.randint(256, (10, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+        recipe = replace(own.recipe(1, 10, student), epochs=1, tests=(1,))
+        training = StudentTraining(
+            net, recipe, own.objective(pixels.byte()), 0, tmp_path / f"{student}-{double}"
+        )
+        made = []
+        net.register_forward_hook(lambda own, *_, made=made: made.append(own.training))
+        assert training.one_epoch(pixels.byte(), torch.arange(10))
+        trained[double], asked[double] = net.state_dict(), len(made)
+    assert asked == {"false": 1, "true": passes}
+    same = [torch.equal(trained["true"][k], v) for k, v in trained["false"].items()]
+    assert all(same) == (passes == 1 or unknown)
 
 
 def digits_protocol(cache, *overrides):
