@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from mgd3.runtime import checks
 from mgd3.runtime.compute import Work
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance
-from mgd3.storage.files import waiting
+from mgd3.storage.digests import content_digests
+from mgd3.storage.files import local_path, waiting
+from mgd3.storage.settings import settings_of
+
+# Of a part: how and where it computes. What a codec is made from is its backbone's.
+_HOW = frozenset({"compute", "device", "codec", "finetuning_codec", "place", "work"})
+_PLACES = ("weights", "vae", "finetuning_vae")  # attributes that name files
 
 
 def distil(
@@ -51,8 +57,8 @@ def distil(
     work = Work(cache=Path(cache), batch_size=batch_size, workers=workers, flip="none")
     parts = dict(backbone=backbone, sampler=sampler, guidance=guidance, modes=modes, start=start)
     identity = {
-        "dataset": _settings(dataset),
-        **{key: _settings(part) for key, part in parts.items()},
+        "dataset": _own_values(dataset),
+        **{key: settings_of(part, _HOW) for key, part in parts.items()},
         "precision": backbone.precision,
         "ipc": ipc,
         "seed": seed,
@@ -66,7 +72,8 @@ def distil(
     with waiting(out):
         names = {c.wnid: c.name for c in dataset.classes}
         path, remedy = out / "identity.json", "choose another folder"
-        claim(path, identity, {"train": train}, work.cache, remedy, classes=names)
+        files = content_digests(_local(identity), work.cache)
+        claim(path, identity, {"train": train}, work.cache, remedy, classes=names, files=files)
         distilled = DistilledDataset(out)
         if distilled.complete:
             distilled.verify(work.cache, workers)
@@ -84,11 +91,22 @@ def distil(
         return distiller.distill(dataset, ipc, seed, out, provenance)
 
 
-def _settings(part: object) -> dict[str, Any]:
-    """A part's class and the plain values that it was made with."""
+def _own_values(dataset: RealDataset) -> dict[str, Any]:
+    """A dataset's class and plain values; its images and names of classes are claimed beside."""
     values = {
         key: value
-        for key, value in sorted(vars(part).items())
+        for key, value in sorted(vars(dataset).items())
         if not key.startswith("_") and isinstance(value, str | int | float | bool | None)
     }
-    return {"class": type(part).__qualname__, **values}
+    return {"class": type(dataset).__qualname__, **values}
+
+
+def _local(identity: Mapping[str, Any]) -> dict[str, Path]:
+    """Files and folders that the parts name, by dotted key: their content counts."""
+    found = {}
+    for key, part in identity.items():
+        for name, value in part.items() if isinstance(part, Mapping) else ():
+            path = local_path(value) if name in _PLACES and isinstance(value, str) else None
+            if path is not None:
+                found[f"{key}.{name}"] = path
+    return found

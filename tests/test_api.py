@@ -7,11 +7,13 @@ import pytest
 from conftest import ROOT, image
 
 from mgd3.api import distil
+from mgd3.backbones.dit import DiT
 from mgd3.backbones.toy import Toy
 from mgd3.data.datasets import ImageTree
 from mgd3.data.digits import Digits
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import ModeGuidance, NoGuidance
+from mgd3.sampling.guidances.deviation import DeviationGuidance
 from mgd3.sampling.samplers import DDPM
 
 
@@ -105,3 +107,23 @@ def test_a_second_call_finds_the_images_and_other_settings_are_refused(tree, tmp
         call(ModeGuidance(0.2, 2))
     with pytest.raises(UserError, match=r"guidance\.class=NoGuidance"):
         call(NoGuidance())
+
+
+def test_parts_within_parts_and_what_weights_hold_are_settings(tmp_path):
+    def call(window=(0, 1)):
+        return distil(
+            Digits(8, classes=[3, 5]), DiT(str(weights), None, image_size=8), 1, tmp_path / "out",
+            sampler=DDPM(3, 1.0, 3), guidance=DeviationGuidance(1.0, *window, 4),
+            cache=tmp_path / "cache",
+        )  # fmt: skip
+
+    weights = tmp_path / "dit.safetensors"
+    shutil.copy(ROOT / "mgd3/backbones/weights/dit_digits.safetensors", weights)
+    call()
+    with pytest.raises(UserError, match=r"guidance\.window\.high=2 \(there: 1\)"):
+        call((0, 2))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # a network that was trained once more, into the same file
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"files\.backbone\.weights="):
+        call()

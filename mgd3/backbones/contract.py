@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +91,16 @@ class FeatureBackbone(Backbone, Protocol):
         (B, tokens, D) float32; only the layers up to that block run, with a graph to x_t where the
         caller has autograd on.
         """
+
+
+def told_of(backbone: Backbone, class_ids: Sequence[int]) -> str:
+    """Identifies what the network is told of these rows beside its weights, such as prompts.
+
+    A row's number says it for a network that has the table itself. One of your own whose table
+    changes without its weights has a method of this name.
+    """
+    own: Callable[[Sequence[int]], str] | None = getattr(backbone, "told_of", None)
+    return json.dumps(list(class_ids)) if own is None else own(class_ids)
 
 
 def compiles(backbone: Backbone) -> bool:

@@ -20,6 +20,7 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError, reading
+from mgd3.storage.tensors import tensors_digest
 
 
 class LDM(MidBlockFeatures):
@@ -97,6 +98,10 @@ class LDM(MidBlockFeatures):
         """The noise in x_t (B, C, h, w)."""
         condition = self._condition(class_ids)
         return Prediction(eps=self._denoiser(self.compute.layout(x_t), t, *condition))
+
+    def told_of(self, class_ids: Sequence[int]) -> str:
+        """Identifies what the network is told of these rows: their embeddings."""
+        return tensors_digest({"": self._loaded.classes[list(class_ids)]})
 
     def _condition(self, class_ids: Tensor) -> tuple[Tensor, ...]:
         return (self._embeddings[class_ids][:, None],)  # (B, 1, D)

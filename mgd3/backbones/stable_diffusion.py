@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from mgd3.data.class_lists import ClassInfo
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError
+from mgd3.storage.digests import folder_digest
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +177,27 @@ class StableDiffusion(MidBlockFeatures):
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """The noise in x_t (B, C, h, w); a network may also predict v = alpha eps - sigma x0."""
         out = self._denoiser(self.compute.layout(x_t), t, *self._condition(class_ids))
-        if self._scheduler.get("prediction_type", "epsilon") == "epsilon":
+        if self.prediction_type == "epsilon":
             return Prediction(eps=out)
         abar = self._abar[t].to(x_t).view(-1, 1, 1, 1)
         return Prediction(eps=abar.sqrt() * out + (1 - abar).sqrt() * x_t)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts: epsilon or v_prediction."""
+        return str(self._scheduler.get("prediction_type", "epsilon"))
+
+    def told_of(self, class_ids: Sequence[int]) -> str:
+        """Identifies what the network is told of these rows: their prompts, and who reads them."""
+        prompts = {row: prompt for prompt, row in self._rows.items()}
+        return json.dumps([[prompts[row] for row in class_ids], self._readers])
+
+    @cached_property
+    def _readers(self) -> list[str]:
+        """Digests of the folders of text encoders and tokenizers."""
+        parts = self._text_parts
+        folders = [at_hand("backbone.weights", self._source, part) / part for part in parts]
+        return [folder_digest(folder) for folder in folders]
 
     def _condition(self, class_ids: Tensor) -> tuple[Tensor, ...]:
         rows = class_ids.to(self._table[0].device)

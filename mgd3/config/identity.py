@@ -288,7 +288,7 @@ def choices_with(key: str) -> list[str]:
 
 
 def set_files(cfg: DictConfig) -> dict[str, Path]:
-    """Local files among the values that make a set, by dotted key: their content counts."""
+    """Local files and folders of weights that make a set, by dotted key: their content counts."""
     return _files(cfg, reads(cfg))
 
 
@@ -301,12 +301,13 @@ def _files(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Path]:
     found = {}
     for key in keys:
         for name, value in _leaves(plain(cfg[key])) if cfg.get(key) is not None else ():
-            path = None if name.endswith("_target_") else _named(value)
-            if isinstance(value, str) and name.rpartition(".")[2] in _PLACES:
+            path, is_place = _named(value), name.rpartition(".")[2] in _PLACES
+            if isinstance(value, str) and is_place:
                 path = local_path(value)  # though it may have neither slash nor dot
             if isinstance(value, str) and is_url(value):  # as fetched
                 path = download_path(value)
-            if path is not None and path.is_file():
+            known = path is not None and (path.is_file() or is_place)  # a prompt may be «.»
+            if path is not None and known and not name.endswith("_target_"):
                 found[f"{key}.{name}"] = path
     return found
 

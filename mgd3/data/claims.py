@@ -80,7 +80,11 @@ def _of_an_earlier_version(folder: Path, remedy: str) -> UserError:
 def _compare_values(
     folder: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any], remedy: str
 ) -> None:
-    ours, others = _flat(mine), _flat({key: theirs.get(key) for key in mine})
+    others = {key: theirs.get(key) for key in mine}
+    known = others.get("files") or {}  # a folder's content has been noted since 2026 alone
+    noted = {name: digest for name, digest in mine.get("files", {}).items() if name in known}
+    ours = _flat(dict(mine) | ({"files": noted} if "files" in mine else {}))
+    others = _flat(others)
     differing = [key for key in ours | others if ours.get(key) != others.get(key)]
     if differing:
         changes = ", ".join(

@@ -29,6 +29,7 @@ from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached, found
+from mgd3.storage.settings import is_cached
 from mgd3.storage.tensors import load_tensors, save_tensors
 from mgd3.storage.timing import StageTimes, WorkPace
 
@@ -270,6 +271,7 @@ def finder_digest(finder: ModeFinder) -> str | None:
         code = None
     if code is None or not hasattr(finder, "__dict__"):
         return None
-    settings = json.dumps(vars(finder), sort_keys=True, default=repr)
+    own = {name: value for name, value in vars(finder).items() if not is_cached(finder, name)}
+    settings = json.dumps(own, sort_keys=True, default=repr)
     text = "\n".join([kind.__qualname__, settings, code])
     return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()

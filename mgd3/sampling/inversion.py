@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone, compiles
+from mgd3.backbones.contract import Backbone, compiles, told_of
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
@@ -75,6 +75,7 @@ class InvertedClasses:
         self._batches = Batches(_CHUNK, "inverting")
         settings = {**asdict(inversion), "precision": backbone.precision}
         self._denoiser = f"{denoiser_digest(backbone)} {json.dumps(settings)}"
+        self._rows: dict[str, int] = {}  # of classes, by wnid
         name = Path(str(getattr(backbone, "weights", type(backbone).__name__))).name
         kind = f"{inversion.level + 1} steps by {name}, cfg {inversion.cfg_scale}"
         compiled = ", compiled" if compiles(backbone) else ""
@@ -88,7 +89,8 @@ class InvertedClasses:
 
         Raises `UserError` for a class of one image, which has no variance.
         """
-        rows = self._backbone.class_ids(dataset.classes)
+        self._ask(dataset)
+        rows = [self._rows[info.wnid] for info in dataset.classes]
         classes = list(zip(dataset.classes, inventory, rows, strict=True))
         for info, images, _ in classes:
             if len(images.images) < 2:
@@ -111,10 +113,15 @@ class InvertedClasses:
 
     def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
         """Encoding and inverting of the classes that the cache lacks."""
+        self._ask(dataset)
         pairs = zip(dataset.classes, inventory, strict=True)
         missing = [pair for pair in pairs if self._lacks(*pair)]
         count = sum(len(images.images) for _, images in missing)
         return [self._latents.stage(missing), self._stage(count)]
+
+    def _ask(self, dataset: RealDataset) -> None:
+        rows = self._backbone.class_ids(dataset.classes)
+        self._rows = {c.wnid: row for c, row in zip(dataset.classes, rows, strict=True)}
 
     def _lacks(self, info: ClassInfo, images: ClassImages) -> bool:
         return found(*self._file(info, images)) is None
@@ -130,7 +137,12 @@ class InvertedClasses:
 
     def _file(self, info: ClassInfo, images: ClassImages) -> tuple[Path, dict[str, str]]:
         """Where a class's lies, and what it is made from."""
-        key = {"latents": self._latents.key(info, images), "denoiser": self._denoiser}
+        rows = self._rows[info.wnid], self._backbone.null_class
+        key = {
+            "latents": self._latents.key(info, images),
+            "denoiser": self._denoiser,
+            "told": told_of(self._backbone, rows),
+        }
         digest = hashlib.blake2s(json.dumps(key).encode(), digest_size=8).hexdigest()
         return self._folder / f"{info.wnid}-{digest}.safetensors", key
 
@@ -165,7 +177,10 @@ class InvertedClasses:
 
 
 def denoiser_digest(backbone: Backbone) -> str:
-    """Identifies what a backbone predicts: its network's weights and its own plain settings."""
+    """Identifies what a backbone predicts: its network's weights, its schedule, its settings.
+
+    What the network is told of a class is not in it.
+    """
     settings = {
         name: value
         for name, value in vars(backbone).items()
@@ -173,5 +188,9 @@ def denoiser_digest(backbone: Backbone) -> str:
     }
     network = getattr(getattr(backbone, "bare", backbone), "network", None)
     weights = tensors_digest(network.state_dict()) if network is not None else ""
+    schedule = backbone.schedule
+    noise = asdict(schedule) | {"abar": tensors_digest({"": schedule.alphas_cumprod})}
+    noise.pop("alphas_cumprod")
+    settings |= noise | {"prediction": getattr(backbone, "prediction_type", "epsilon")}
     kind = type(backbone)
     return f"{kind.__module__}.{kind.__qualname__} {json.dumps(settings, sort_keys=True)} {weights}"

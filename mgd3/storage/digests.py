@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def content_digest(path: Path, memory: Path) -> str:
 
 
 def content_digests(paths: Mapping[str, Path], cache: Path) -> dict[str, str]:
-    """`content_digest` of files by key, remembered below `cache`."""
+    """`content_digest` of files, and one of each folder, by key; remembered below `cache`."""
     memory = cache / "inventory" / "weights.json"
-    return {key: content_digest(path, memory) for key, path in paths.items()}
+    return {
+        key: folder_digest(path, memory) if path.is_dir() else content_digest(path, memory)
+        for key, path in paths.items()
+    }
+
+
+def folder_digest(folder: Path, memory: Path | None = None) -> str:
+    """SHA-256 of the names and contents of all files below a folder that are not hidden."""
+    held = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            held[name.as_posix()] = content_digest(path, memory) if memory else sha256_of(path)
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()

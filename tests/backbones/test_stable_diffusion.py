@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from networks import LATENT, SeededNoise, small_stable_diffusion, small_vae
+from safetensors.torch import load_file, save_file
 
 from mgd3.backbones.prompts import PromptTemplate
 from mgd3.backbones.stable_diffusion import StableDiffusion
@@ -44,6 +46,22 @@ def plain(tmp_path_factory):
 
 def backbone(folder, **options):
     return StableDiffusion(str(folder), **{"image_size": SIZE, "output_size": SIZE // 2} | options)
+
+
+def test_what_a_network_is_told_is_its_prompts_and_who_reads_them(plain, tmp_path):
+    def told(of, info, **options):
+        own = backbone(of, **options)
+        return own.told_of([*own.class_ids([info]), own.null_class])
+
+    before = told(plain, CAT)
+    assert told(plain, CAT) == before
+    assert told(plain, replace(CAT, name="tame cat")) != before
+    assert told(plain, CAT, negative_prompt="cartoon") != before
+    other = shutil.copytree(plain, tmp_path / "other")
+    assert told(other, CAT) == before
+    file = next((other / "text_encoder").glob("*.safetensors"))
+    save_file({k: v + 1 for k, v in load_file(file).items()}, file, {"format": "pt"})
+    assert told(other, CAT) != before
 
 
 @pytest.mark.parametrize("kind", [DDPM, DDIM])

@@ -2,9 +2,11 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from mgd3.config import identity
 from mgd3.config.identity import overrides_of, register, set_identity
@@ -49,6 +51,9 @@ CHANGES = [  # base command, then the change
     ("", "compute.encoding_precision=float32", SAME),
     ("method=closest_real", "compute.encoding_precision=tf32", SET),
     ("method=minimax", "compute.encoding_precision=tf32", SET),  # it is fine-tuned on latents
+    ("method=dap", "compute.encoding_precision=bfloat16", SET),
+    ("method=d3hr", "compute.encoding_precision=bfloat16", SET),
+    ("modes=coda", "compute.encoding_precision=bfloat16", SET),
     ("method=unguided", "compute.encoding_precision=bfloat16", SAME),
     ("method=random", "compute.encoding_precision=bfloat16", SAME),
     ("", "compute.training_precision=bfloat16", SCORES),
@@ -93,6 +98,16 @@ def test_changes(base, change, expected):
     assert (before[0] == after[0], before == after) == {
         SAME: (True, True), SCORES: (True, False), SET: (False, False),
     }[expected]  # fmt: skip
+
+
+def test_what_reads_latents_says_in_which_precision_they_are_encoded():
+    """Whoever minds whether real images are mirrored reads their latents."""
+    reads = {}
+    for path in sorted((ROOT / "configs").glob("*/*.yaml")):
+        reads[path] = OmegaConf.to_container(OmegaConf.load(path), resolve=False).get("reads") or []
+    mirrored = {path for path, keys in reads.items() if "flip" in keys}
+    assert len(mirrored) > 10
+    assert mirrored <= {path for path, keys in reads.items() if "encoding_precision" in keys}
 
 
 def test_a_renamed_module_and_a_new_neutral_option_stay_and_a_version_moves(monkeypatch):
@@ -187,6 +202,14 @@ def test_weights_count_by_what_they_are_not_where(tmp_path):
     (tmp_path / "b/w.safetensors").write_bytes(b"x" * 101)
     other = folders("backbone=dit_latent", f"backbone.weights={tmp_path / 'b/w.safetensors'}")
     assert other[0] != one[0]
+
+
+def test_a_folder_of_weights_counts_by_its_content_and_no_other_folder_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    cfg = composed("backbone=sd15", "backbone.weights=pipeline", "backbone.prompt=./name")
+    (tmp_path / "name").mkdir()
+    assert identity.set_files(cfg) == {"backbone.weights": Path("pipeline")}
 
 
 def test_a_file_counts_whatever_it_is_called(tmp_path, monkeypatch):

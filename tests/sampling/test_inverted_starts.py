@@ -13,7 +13,7 @@ from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Compute, Work
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import NoGuidance
-from mgd3.sampling.inversion import Inversion
+from mgd3.sampling.inversion import Inversion, InvertedClasses
 from mgd3.sampling.inverted_starts import InvertedStart
 from mgd3.sampling.matched_groups import exact_group, group_scores, search_group
 from mgd3.sampling.noise import ImageNoise
@@ -87,6 +87,35 @@ def test_a_digit_comes_back_better_without_guidance(tmp_path):
     ids = torch.full((4,), backbone.class_ids(digits.classes)[3])
     plain, guided = (there_and_back(backbone, real[:4], ids, scale) for scale in (1.0, 4.0))
     assert plain < 0.05 < guided < 0.2
+
+
+class Prompted(Toy):
+    """Told of a class by its name, as text-to-image backbones are; its network stays the same."""
+
+    words = "a photo"
+
+    def told_of(self, class_ids):
+        return f"{self.words} {class_ids}"
+
+
+def test_a_class_is_inverted_again_once_the_network_is_told_something_else(tmp_path):
+    digits, work = (
+        Digits(8, classes=[3, 5]),
+        Work(cache=tmp_path, batch_size=4, workers=1, flip="none"),
+    )
+    inventory = take_inventory(digits, "train", 1, tmp_path, 1)
+    backbone = Prompted(image_size=8, mean=0.5, shift=0.2, std=0.3)
+    invert = Inversion(steps=5, level=2, cfg_scale=1.0, cfg_channels=1)
+
+    def missing():
+        (_, inverting) = InvertedClasses(invert, backbone, work).stages(digits, inventory)
+        return not inverting.there
+
+    assert missing()
+    InvertedClasses(invert, backbone, work).fit(digits, inventory)
+    assert not missing()
+    backbone.words = "a drawing"
+    assert missing()
 
 
 MEAN = torch.linspace(-1, 1, 24)

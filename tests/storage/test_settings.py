@@ -1,0 +1,126 @@
+"""What an object was made with, as plain data; and what a folder of weights holds."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property, partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgd3.data.claims import claim
+from mgd3.modes.discovery import finder_digest
+from mgd3.modes.oracle import TrueDigitModes
+from mgd3.runtime.errors import UserError
+from mgd3.sampling.combination import Sum
+from mgd3.sampling.guidance import ModeGuidance
+from mgd3.sampling.guidances.deviation import DeviationGuidance
+from mgd3.sampling.inversion import Inversion
+from mgd3.storage.digests import content_digests
+from mgd3.storage.settings import settings_of
+
+
+class Colour(Enum):
+    RED = 1
+
+
+@dataclass(frozen=True)
+class Inner:
+    low: int
+
+
+def named():
+    """A function that a module has."""
+
+
+class Part:
+    def __init__(self, **values):
+        vars(self).update(values)
+
+    @cached_property
+    def found(self):
+        return object()
+
+
+def test_everything_a_part_was_made_with_counts_however_deep():
+    part = Part(
+        scale=0.1, inner=Inner(3), several=[Inner(1), None], by_name={"a": Inner(2)},
+        colour=Colour.RED, folder=Path("x"), rule=named, bound=partial(named, 1, by=2),
+        _own=object(), place="here",
+    )  # fmt: skip
+    _ = part.found
+    settings = settings_of(part, {"place"})
+    assert json.loads(json.dumps(settings)) == settings == {
+        "class": "Part", "scale": 0.1, "inner": {"class": "Inner", "low": 3}, "colour": "RED",
+        "several": [{"class": "Inner", "low": 1}, None], "folder": "x",
+        "by_name": {"a": {"class": "Inner", "low": 2}}, "rule": f"{__name__}.named",
+        "bound": [f"{__name__}.named", [1], {"by": 2}],
+    }  # fmt: skip
+
+
+def test_tensors_and_networks_count_by_what_they_hold():
+    one, two = Part(x=torch.zeros(2)), Part(x=torch.ones(2))
+    assert settings_of(one) == settings_of(Part(x=torch.zeros(2))) != settings_of(two)
+    net = torch.nn.Linear(2, 2)
+    before = settings_of(Part(net=net))
+    with torch.no_grad():
+        net.weight.add_(1)
+    assert settings_of(Part(net=net)) != before
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: 0, partial(lambda: 0), object()], ids=["lambda", "partial", "object"]
+)
+def test_what_cannot_be_told_apart_is_refused_by_name(value):
+    with pytest.raises(UserError, match=r"Part\.rule.* is .* cannot be told from another"):
+        settings_of(Part(rule=value))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (DeviationGuidance(120, 30, 45, 64), DeviationGuidance(120, 0, 10, 64)),
+        (Sum(a=ModeGuidance(0.1, 25)), Sum(a=ModeGuidance(5.0, 0))),
+        (Part(inversion=Inversion(steps=50, level=30, cfg_scale=4, cfg_channels=3)),
+         Part(inversion=Inversion(steps=50, level=10, cfg_scale=4, cfg_channels=3))),
+    ],
+)  # fmt: skip
+def test_parts_within_parts_make_other_settings(one, two):
+    assert settings_of(one) != settings_of(two)
+
+
+def test_a_finder_is_the_same_one_after_it_has_found():
+    finder = TrueDigitModes()
+    before = finder_digest(finder)
+    assert finder._known
+    assert finder_digest(finder) == before != finder_digest(TrueDigitModes(1))
+
+
+def test_a_folder_of_weights_counts_by_what_it_holds(tmp_path):
+    folder = tmp_path / "pipeline"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet/model.safetensors").write_bytes(b"one")
+    (folder / ".cache").mkdir()
+
+    def held(path):
+        return content_digests({"backbone.weights": path}, tmp_path)["backbone.weights"]
+
+    before = held(folder)
+    (folder / ".cache/download").write_bytes(b"its own business")
+    assert held(folder) == before == held(shutil.copytree(folder, tmp_path / "copy"))
+    (folder / "unet/model.safetensors").write_bytes(b"two")  # as many bytes
+    assert held(folder) != before
+
+
+def test_a_folder_claimed_before_folders_were_noted_stays_and_one_noted_is_compared(tmp_path):
+    def call(**files):
+        made = {"weights": "w/, 3 bytes"}
+        claim(tmp_path / "identity.json", made, {}, tmp_path, "take another folder", files=files)
+
+    one, two = "1" * 64, "2" * 64
+    call(teacher=one)
+    call(teacher=one, weights=two)
+    with pytest.raises(UserError, match=rf"files\.teacher={two} \(there: {one}\)"):
+        call(teacher=two, weights=two)
