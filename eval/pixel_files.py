@@ -10,12 +10,14 @@ import hashlib
 import logging
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import torch
 from torch import Tensor
@@ -85,15 +87,12 @@ class PixelFile:
         count = torch.Size(self.shape).numel()
         if path.stat().st_size != count + _CHECKSUM:
             raise CorruptFileError(f"{path} is not {count + _CHECKSUM} bytes long")
-        # not shared: a file that can only be read will do, and nothing is ever written to it
-        mapped = torch.from_file(
-            str(path), shared=not self.checked, size=count + _CHECKSUM, dtype=torch.uint8
-        )
-        pixels, checksum = mapped[:count], mapped[count:].numpy().tobytes()
-        content: Any = pixels.numpy()
-        if self.checked and _bytes(zlib.crc32(content)) != checksum:
+        mapped: Any = np.memmap(path, np.uint8, mode="r")  # a file that can only be read will do
+        if self.checked and _bytes(zlib.crc32(mapped[:count])) != mapped[count:].tobytes():
             raise CorruptFileError(f"{path} does not match its checksum")
-        return pixels.view(self.shape)
+        with warnings.catch_warnings():  # a tensor of it could be written to; nothing ever is
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(mapped[:count]).view(self.shape)
 
     def write(self, path: Path, value: Iterable[Tensor], key: Mapping[str, str]) -> Tensor:
         """Image by image, so that they never are in memory together."""

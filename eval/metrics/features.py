@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -17,12 +18,14 @@ from eval.protocols.augmentation import MEAN, STD, channels, normalise
 from eval.protocols.observers import IMAGENET, TORCHVISION, load_observer, torchvision_tensors
 from eval.protocols.teachers import FullSetNetwork, FullSetOptions, Place
 from eval.protocols.training import top1
+from eval.students.dropout import masks_from
 from eval.students.registry import find_student, make_student
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages
 from mgd3.runtime import checks
 from mgd3.runtime.compute import training_in
 from mgd3.runtime.errors import UserError
+from mgd3.runtime.seeding import stream
 from mgd3.runtime.stages import Stage
 from mgd3.storage.checkpoints import read_weights
 
@@ -234,9 +237,18 @@ class RandomStudents:
         return ((inputs.cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def network(self, seed: int, num_classes: int) -> Callable[[Tensor], Tensor]:
-        """Normalised images (B, 3, H, W) to what the classifier would see, (B, D)."""
+        """Normalised images (B, 3, H, W) to what the classifier would see, (B, D).
+
+        Dropout draws from streams of the seed, another for each call.
+        """
         net = make_student(self.student, num_classes, self.image_size, seed).to(self.device)
         net.requires_grad_(False)
         *_, last = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Linear))
         net.set_submodule(last[0], nn.Identity())
-        return lambda images: net(images).flatten(1)
+        calls = count()
+
+        def embedded(images: Tensor) -> Tensor:
+            with masks_from(stream("embedding", seed, next(calls)).initial_seed(), self.device):
+                return cast(Tensor, net(images)).flatten(1)
+
+        return embedded

@@ -57,7 +57,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_interval("protocol.augmentation.crop_scale", self.crop_scale)
-        check_interval("protocol.augmentation.crop_ratio", self.crop_ratio)
+        check_interval("protocol.augmentation.crop_ratio", self.crop_ratio, positive=True)
         checks.number("protocol.augmentation.flip", self.flip, minimum=0, maximum=1)
         checks.number("protocol.augmentation.jitter", self.jitter, minimum=0)
         checks.number("protocol.augmentation.lighting", self.lighting, minimum=0)
@@ -84,8 +84,11 @@ class Augmentation:
     def apply(self, pixels: Tensor, draws: Draws) -> Tensor:
         """Pixels (B, 3, H, W) uint8 to normalised images of the same size, float32."""
         images = resized_crop(pixels.float() / 255, draws.boxes, draws.flips)
-        images = color_jitter(images, draws.order, draws.strengths)
-        return normalise(images + draws.lighting)
+        if self.jitter:  # else nothing would change
+            images = color_jitter(images, draws.order, draws.strengths)
+        if self.lighting:
+            images = images + draws.lighting
+        return normalise(images)
 
 
 class SoftDraws(NamedTuple):

@@ -30,13 +30,14 @@ def options(kind: type[T], key: str, values: object, /, **own: Any) -> T:
     return kind(**given, **own)
 
 
-def check_interval(key: str, value: object) -> None:
-    """`UserError` naming `key` unless the value is a pair (low, high)."""
+def check_interval(key: str, value: object, positive: bool = False) -> None:
+    """`UserError` naming `key` unless the value is a pair (low, high), 0 or more, or above 0."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise UserError(f"{key}={value!r} must be [low, high]")
     low, high = (checks.number(key, v, minimum=0) for v in value)
-    if low > high:
-        raise UserError(f"{key}={list(value)} must be [low, high]")
+    if low > high or (positive and low == 0):
+        above = ", both above 0" if positive else ""
+        raise UserError(f"{key}={list(value)} must be [low, high]{above}")
 
 
 def pairs(key: str, rows: object, columns: str, example: str) -> list[tuple[Any, Any]]:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ class FullSetNetwork:
     def __init__(self, options: FullSetOptions, place: Place) -> None:
         self.options, self.place = options, place
         recipe = {k: v for k, v in options.recipe.items() if k not in _NOT_OPTIONS}
+        known = signature(HardLabel).parameters.keys() - {"training_precision"}
+        for key in recipe:
+            checks.choice(f"a key of {options.key}.recipe", key, sorted(known))
         self.protocol = HardLabel(**recipe, training_precision=place.training_precision)
         self.image_size = self.protocol.image_size
         find_student(options.student, self.image_size)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from eval.protocols.augmentation import normalise
 from eval.protocols.recipe import Objective, Recipe
-from eval.students.dropout import part_of_batch, remembers_passes
+from eval.students.dropout import masks_from, part_of_batch, remembers_passes
 from mgd3.runtime.batching import Batches, free_bytes
 from mgd3.runtime.compute import autocast, to_device, training_in
 from mgd3.runtime.distributed import Ranks
@@ -150,7 +149,7 @@ class StudentTraining:
         self.student.train()
         with (
             training_in(recipe.precision),
-            _dropout_stream(draw.initial_seed(), labels.device),
+            masks_from(draw.initial_seed(), labels.device),
         ):
             total = self._batches(pixels, labels, draw)
         if total is None:
@@ -253,16 +252,6 @@ def top1_after(
     with TemporaryDirectory() as folder:
         training = StudentTraining(net, recipe, objective, 0, Path(folder, "checkpoint"))
         return training.fit(pixels, labels, test, on_epoch).top1_last
-
-
-@contextmanager
-def _dropout_stream(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from the global generators: they are this epoch's own inside."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        yield
 
 
 def top1(found: Tensor, labels: Tensor) -> float:

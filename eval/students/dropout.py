@@ -35,6 +35,17 @@ def part_of_batch(whole: int, mine: slice) -> Iterator[None]:
         _shared = before
 
 
+@contextmanager
+def masks_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, masks on `device` are those of this seed: they draw from the global generators."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device
+        if device.type == "cuda":
+            with torch.cuda.device(device):  # which need not be the current one
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 @torch.compiler.disable  # compiled code would draw from a generator of its own
 def keep_mask(shape: tuple[int, ...], keep: float, like: Tensor, scaled: bool = True) -> Tensor:
     """One with probability `keep`, else 0, over `keep` if `scaled`; dtype and device of `like`."""

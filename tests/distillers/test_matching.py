@@ -99,6 +99,15 @@ def test_pixels_survive_the_networks_normalisation():
     assert x.grad.abs().sum() > 0
 
 
+def test_dropout_is_the_seeds_and_another_for_each_call():
+    students = RandomStudents("vit_glad_p4", 8, torch.device("cpu"), 1)
+    x = torch.randn(2, 3, 8, 8)
+    first, again = (students.network(5, 10) for _ in range(2))
+    one, two = first(x), first(x)
+    torch.rand(3)  # what others draw
+    assert torch.equal(again(x), one) and torch.equal(again(x), two) and not torch.equal(one, two)
+
+
 def operation(name, seed=0):
     return SiameseAugmentation([name]).draw(stream("dsa", seed))
 

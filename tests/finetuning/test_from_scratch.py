@@ -180,9 +180,18 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         trainer(tmp_path / "x", dataclasses.replace(SETTINGS, lr=0.5))
 
 
-def test_wrong_settings_are_named():
-    with pytest.raises(UserError, match=r"compute\.training_precision='half'"):
-        dataclasses.replace(SETTINGS, precision="half")
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"precision": "half"}, r"compute\.training_precision='half'"),
+        ({"warmup_steps": "abc"}, r"train\.warmup_steps='abc' is not an integer"),
+        ({"weight_decay": -1}, r"train\.weight_decay=-1 is out of range"),
+        ({"seed": -3}, r"train\.seed=-3 is out of range"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, said):
+    with pytest.raises(UserError, match=said):
+        dataclasses.replace(SETTINGS, **wrong)
 
 
 def test_a_backbone_trained_on_a_folder_distils_that_folder(tree, tmp_path):

@@ -93,6 +93,7 @@ def test_an_ipc_without_a_row_is_refused():
         ("optimization.lr=x", r"protocol\.optimization\.lr='x' is not a number"),
         ("optimization.batch_size=0", r"protocol\.optimization\.batch_size=0 is out of range"),
         ("many_classes.lr=x", r"protocol\.many_classes\.lr='x'"),
+        ("augmentation.crop_ratio=[0,1.33]", r"crop_ratio=\[0, 1\.33\] must be .* both above 0"),
         ("augmentation.crop_scale=[1.0,0.5]", r"augmentation\.crop_scale=.* must be \[low, high\]"),
         ("augmentation.crop_ratio=1", r"augmentation\.crop_ratio=1 must be \[low, high\]"),
         ("augmentation.cutmix=2", r"protocol\.augmentation\.cutmix=2 is out of range"),

@@ -134,6 +134,7 @@ def test_wrong_values_are_named(override, message):
         ("many_classes.above", "from_classes, batch_factor"),
         ("teacher.key", "student, epochs, seed, weights, recipe, minimum_top1"),
         ("teacher.recipe.augmentation.patches", "crop_scale, crop_ratio"),
+        ("teacher.recipe.patches", "augmentation, epochs"),
     ],
 )
 def test_unknown_nested_keys_are_refused(key, allowed):

@@ -6,7 +6,7 @@ does, at several moments of the student's training. The moments are a surrogate'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,7 +74,8 @@ class InfluenceGuidance:
         self.rho = checks.number("guidance (influence): rho", rho, minimum=0)
         self.window = Window("guidance (influence)", low, high)
         self.surrogate = surrogate
-        self._fitted: tuple[Trajectory, Codec] | None = None
+        self._fitted: tuple[Trajectory, Backbone] | None = None
+        self._real: dict[int, Tensor] = {}  # of the last batch's classes, where they are used
 
     def check(self, num_steps: int) -> None:
         """The window must lie among the sampling steps, and there must be a surrogate."""
@@ -94,7 +95,7 @@ class InfluenceGuidance:
     ) -> None:
         """Train the surrogate and take its real gradients, unless the cache has them."""
         assert self.surrogate is not None, "check first"
-        self._fitted = self.surrogate.fit(dataset, inventory), backbone.codec
+        self._fitted, self._real = (self.surrogate.fit(dataset, inventory), backbone), {}
 
     def stages(
         self,
@@ -109,9 +110,13 @@ class InfluenceGuidance:
     def bind(self, batch: SamplingBatch) -> InfluenceTerm:
         """The term of one batch, which holds the real gradients of its classes."""
         assert self._fitted is not None, "fit first"
-        trajectory, codec = self._fitted
-        real = {label: trajectory.real(label) for label in set(batch.labels)}
-        return InfluenceTerm(self, trajectory.snapshots, codec, batch.labels, real)
+        trajectory, backbone = self._fitted
+        known = self._real  # the next batch mostly has the same classes
+        self._real = {
+            label: known[label] if label in known else trajectory.real(label).to(backbone.device)
+            for label in sorted(set(batch.labels))
+        }
+        return InfluenceTerm(self, trajectory.snapshots, backbone.codec, batch.labels, self._real)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class InfluenceTerm:
     snapshots: Sequence[Snapshot]
     codec: Codec
     labels: Sequence[int]  # by row
-    real: dict[int, Tensor]  # by label, (E, P)
+    real: Mapping[int, Tensor]  # by label, (E, P)
 
     def reach(self, step: int) -> Reach:
         """Through the denoiser inside the window."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import cast
 
@@ -149,14 +150,19 @@ class PriorGuidance:
         self, real: RealFeatures, rows: Sequence[int], batch: SamplingBatch, state: DenoiseState
     ) -> Tensor:
         """-gamma times each row's own gradient, (B, C, h, w)."""
-        ids, wnids = batch.class_ids, [wnid for wnid, _ in batch.images]
-        at = [real.at(*of, state) for of in zip(wnids, rows, ids, strict=True)]  # (n, M) each
+        ids, alike = batch.class_ids, defaultdict(list)  # rows that are compared with the same
+        for place, ((wnid, _), row) in enumerate(zip(batch.images, rows, strict=True)):
+            alike[wnid, row].append(place)
         with torch.enable_grad():
             x_t = state.x_t.detach().requires_grad_()
             seen = self._look(real.backbone, x_t, state.t, ids)  # (B, M)
-            # to the features first, row by row: only that graph grows with the real images
-            slopes = [self._slope(row, own) for row, own in zip(seen.detach(), at, strict=True)]
-            (found,) = torch.autograd.grad(seen, x_t, grad_outputs=torch.stack(slopes))
+            slopes = torch.empty_like(seen)
+            for (wnid, row), places in alike.items():
+                own = real.at(wnid, row, ids[places[0]], state)  # (n, M)
+                # to the features first, row by row: only that graph grows with the real images
+                for place in places:
+                    slopes[place] = self._slope(seen[place].detach(), own)
+            (found,) = torch.autograd.grad(seen, x_t, grad_outputs=slopes)
         if self.gradient == "rms":
             sizes = found.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
             found = found / sizes.clamp(min=1e-12)
