@@ -144,7 +144,7 @@ def evaluate_students(
     weights = None
     if protocol.image_weights == "mass":
         weights = torch.tensor(distilled.mass_weights(), device=device)
-    mine = execution.share(students)
+    objective, mine = protocol.objective(pixels, weights), execution.share(students)
     sizes = distilled.ipc, num_classes, len(labels)
     announce(students_stage(protocol, mine, *sizes, test, execution))
     for student, seed in mine:
@@ -156,7 +156,7 @@ def evaluate_students(
         training = StudentTraining(
             synchronised(net, ranks),
             recipe,
-            protocol.objective(pixels, weights),
+            objective,
             seed,
             checkpoint,
             execution.compile,
@@ -187,6 +187,8 @@ def evaluate_students(
                 device=device.type,
                 threads=torch.get_num_threads(),
                 deterministic=torch.are_deterministic_algorithms_enabled(),
+                compiled=execution.compile,
+                channels_last=execution.channels_last,
                 versions=library_versions(),
                 **shared,
             )

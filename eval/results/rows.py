@@ -54,6 +54,8 @@ class EvalResult:
     device: str | None = None  # cpu or cuda
     threads: int | None = None  # that shared one operation: sums in another order round apart
     deterministic: bool | None = None  # compute.deterministic
+    compiled: bool | None = None  # was the student's training? torch.compile rounds apart
+    channels_last: bool | None = None  # compute.channels_last, which does too
     versions: str | None = None  # of Python and the libraries that a score depends on
     role: str | None = None  # the method's part in comparisons: random, full or unguided
     labels: str = (
@@ -80,7 +82,9 @@ class EvalResult:
         return *self.cell, self.distill_seed, self.student_seed
 
 
-CIRCUMSTANCES = ("machine", "device", "threads", "deterministic", "versions")  # of a training
+CIRCUMSTANCES = (
+    "machine", "device", "threads", "deterministic", "compiled", "channels_last", "versions",
+)  # fmt: skip  # of a training
 
 
 class ResultStore:

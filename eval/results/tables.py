@@ -107,7 +107,8 @@ def _circumstances(rows: Sequence[EvalResult]) -> dict[str, list[str]]:
     several = {}
     for what, key in (
         ("machines", "machine"), ("thread counts", "threads"), ("versions", "versions"),
-        ("compute.deterministic", "deterministic"),
+        ("compute.deterministic", "deterministic"), ("compute.compile", "compiled"),
+        ("compute.channels_last", "channels_last"),
     ):  # fmt: skip
         values = order_of(v for r in rows if (v := getattr(r, key)) is not None)
         if len(values) > 1:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Codec
 from mgd3.backbones.held_weights import HeldWeights
 from mgd3.backbones.weights.sources import diffusers_source, load_pretrained
 from mgd3.runtime import checks
@@ -64,6 +63,11 @@ class VAECodec:
                 f"of {type(network).__name__}; the nearest are {down} and {down + factor}"
             )
         return self.compute.place(network)
+
+    @property
+    def latent_channels(self) -> int:
+        """C of latents (B, C, h, w)."""
+        return int(self.network.config.latent_channels)
 
     @cached_property
     def _decoding(self) -> HeldWeights[Any]:
@@ -143,6 +147,7 @@ class PixelCodec:
     """Greyscale pixels as latents: (B, 3, H, W) <-> (B, 1, H, W)."""
 
     downsampling = 1
+    latent_channels = 1
     samples_latents = False
 
     def __init__(self, image_size: int, compute: Compute | None = None) -> None:
@@ -180,7 +185,7 @@ def make_codec(
     latents: str = "mean",
     compute: Compute | None = None,
     key: str = "vae",
-) -> Codec:
+) -> VAECodec | PixelCodec:
     """The latent space of a hub id's or a diffusers folder's VAE; pixel space where it is None.
 
     `key` is the backbone's that names it, for messages.

@@ -131,6 +131,13 @@ class DiT:
                 f"but {self._name} was trained on {size} x {size}; "
                 f"set backbone.image_size={size * factor}"
             )
+        channels, own = network.config.in_channels, self.codec.latent_channels
+        if channels != own:
+            raise UserError(
+                f"{self._name} was trained on latents of {channels} channels, and "
+                f"{f'backbone.vae={self.vae}' if self.vae else 'pixels (backbone.vae=null)'} has "
+                f"{own}; give the backbone.vae that it was trained with"
+            )
         return BareDiT(self.compute.place(network), self.compute), trained_on
 
     def _from_file(self, path: Path) -> tuple[DiTTransformer2DModel, list[str] | None]:

@@ -81,7 +81,7 @@ class StableDiffusion(MidBlockFeatures):
     def network(self) -> UNet2DConditionModel:
         """The UNet, float32, in eval mode; loaded on first use."""
         network = load_pretrained("backbone.weights", self._source, "unet", alone=False)
-        channels = self.codec_channels
+        channels = self.codec.latent_channels
         self._require_conditioning(network)
         if network.config.time_cond_proj_dim:
             raise UserError(
@@ -103,11 +103,6 @@ class StableDiffusion(MidBlockFeatures):
                 f"conditioned on more than one text encoder's states ({type(network).__name__}); "
                 "SDXL is backbone=sdxl"
             )
-
-    @property
-    def codec_channels(self) -> int:
-        """Channels of a latent."""
-        return int(self.codec.network.config.latent_channels)
 
     @cached_property
     def _denoiser(self) -> Denoiser:
@@ -133,7 +128,7 @@ class StableDiffusion(MidBlockFeatures):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
         side = self.codec.image_size // self.codec.downsampling
-        return self.codec_channels, side, side
+        return self.codec.latent_channels, side, side
 
     @cached_property
     def schedule(self) -> NoiseSchedule:

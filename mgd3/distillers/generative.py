@@ -210,7 +210,7 @@ class GenerativeDistiller:
         for wnid, modes in found.items():
             own = [stream % len(modes.modes.centers) for stream in streams[wnid]]
             nearest[wnid] = [modes.nearest[k].key for k in own]
-            masses[wnid] = [modes.modes.masses[k] for k in own]
+            masses[wnid] = modes.modes.masses_of(own)
         own_prompts = {
             wnid: [own[stream % len(own)] for stream in streams[wnid]]
             for wnid, own in prompts.items()
@@ -332,6 +332,7 @@ class GenerativeDistiller:
         self, dataset: RealDataset, ipc: int, out: Path, inventory: Sequence[ClassImages]
     ) -> list[Stage]:
         """Encoding, modes, what is learned first, sampling and selection, as far as not done."""
+        self.maker.refuse_gradients()
         found: list[Stage] = []
         fit_part(self.prompts, dataset, lambda: inventory)  # or says what they lack
         if self.needs_modes:

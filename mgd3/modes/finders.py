@@ -6,6 +6,8 @@ here; those that it is compared with in Table 7, and other methods', in alternat
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +31,18 @@ class Modes:
     def masses(self) -> list[float]:
         """Each mode's share of the real images that belong to any."""
         return (self.counts / self.counts.sum()).tolist()
+
+    def masses_of(self, stood_for: Sequence[int]) -> list[float]:
+        """The shares of images that stand for these modes.
+
+        Images of one mode share its mass; where modes have no image, the others' masses grow to
+        their whole sum.
+        """
+        times = Counter(stood_for)
+        if len(times) == len(stood_for) == len(self.counts):  # one image for each mode
+            return [self.masses[k] for k in stood_for]
+        whole = sum(self.masses[k] for k in times)
+        return [self.masses[k] / times[k] / whole for k in stood_for]
 
 
 class ModeFinder(Protocol):

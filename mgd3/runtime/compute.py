@@ -32,11 +32,23 @@ _TRAINING = ("float32", "tf32", "bfloat16")
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
+    """`auto` is the GPU if there is one; one of several that is named is the current one then.
+
+    Raises `UserError` for what is not there, and for one GPU for all processes of torchrun.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    named = device.startswith("cuda:")
+    if named and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"compute.device={device}: torchrun gives every process a GPU of its own; use "
+            "compute.device=cuda, and CUDA_VISIBLE_DEVICES to choose among them"
+        )
     try:
-        return torch.zeros(1, device=device).device
+        found = torch.zeros(1, device=device).device
+        if named:  # or random numbers, memory and messages would be another GPU's
+            torch.cuda.set_device(found)
+        return found
     except (RuntimeError, AssertionError) as error:
         if ran_out_of_memory(error):
             raise UserError(

@@ -129,6 +129,12 @@ def test_a_wrong_image_size_is_named(tmp_path):
         _ = dit.bare
 
 
+def test_latents_of_other_channels_are_named_before_anything_is_encoded():
+    dit = DiT(str(ORIGINAL), vae=None, image_size=8, num_heads=4)
+    with pytest.raises(UserError, match=r"latents of 4 channels, and pixels .*null\) has 1; give"):
+        _ = dit.bare
+
+
 def test_classes_find_their_rows(tmp_path):
     imagenet = golden_dit(ORIGINAL, tmp_path)
     assert imagenet.class_ids([ClassInfo("n1", "x", 7), ClassInfo("n0", "y", 3)]) == [7, 3]

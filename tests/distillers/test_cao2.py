@@ -197,6 +197,8 @@ def test_gradients_that_cannot_be_had_are_refused_before_sampling(tmp_path, comp
     one = distiller(tmp_path, LatentOptimisation(**PUBLISHED), backbone)
     with pytest.raises(UserError, match="refine: LatentOptimisation needs gradients"):
         one.distill(Digits(8), 1, 0, tmp_path / "out", PROVENANCE)
+    with pytest.raises(UserError, match="refine: LatentOptimisation needs gradients"):
+        one.stages(Digits(8), 1, tmp_path / "out", [])  # nor is it planned
     assert not (tmp_path / "out").exists()
 
 

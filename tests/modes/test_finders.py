@@ -18,7 +18,7 @@ from mgd3.modes.alternatives import (
     _means,
 )
 from mgd3.modes.discovery import cluster, discover_modes
-from mgd3.modes.finders import KMeansModes
+from mgd3.modes.finders import KMeansModes, Modes
 from mgd3.runtime.compute import Work
 
 NAMES = (
@@ -103,6 +103,19 @@ def test_too_few_clusters_are_halved_and_too_many_merged():
     noise = np.where(labels.numpy() == 2, -1, labels.numpy())
     assert sorted(_means(latents, noise, 2).counts.tolist()) == [8, 12]
     assert _means(latents, np.full(20, -1), 1).counts.tolist() == [20]
+
+
+def test_images_share_their_modes_mass_and_a_class_counts_as_much_as_before():
+    modes = Modes(
+        centers=torch.zeros(3, *SHAPE), counts=torch.tensor([30, 20, 10]),
+        assignment=torch.zeros(60, dtype=torch.int64), nearest=torch.arange(3),
+    )  # fmt: skip
+    assert modes.masses_of([0, 1, 2]) == modes.masses == pytest.approx([1 / 2, 1 / 3, 1 / 6])
+    assert modes.masses_of([2, 0, 1]) == [modes.masses[k] for k in (2, 0, 1)]
+    twice = modes.masses_of([0, 0, 2])  # one mode kept twice, another not at all
+    assert twice == pytest.approx([3 / 8, 3 / 8, 1 / 4])
+    cycled = modes.masses_of([0, 1, 2, 0])  # fewer modes than images
+    assert cycled == pytest.approx([1 / 4, 1 / 3, 1 / 6, 1 / 4])
 
 
 def test_the_closest_center_is_a_real_latent():

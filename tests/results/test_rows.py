@@ -164,7 +164,10 @@ def test_a_row_of_another_run_is_refused(tmp_path):
 
 
 def test_tables_say_what_their_rows_were_not_all_trained_with():
-    one = row(threads=1, machine="m", versions="torch 2.11", deterministic=True)
+    one = row(
+        threads=1, machine="m", versions="torch 2.11", deterministic=True, compiled=False,
+        channels_last=False,
+    )  # fmt: skip
     assert not [n for n in notes([one, replace(one, student_seed=1)]) if "Warning" in n]
     assert not [n for n in notes([one, row(student_seed=1)]) if "Warning" in n]  # not known
     found = notes([one, replace(one, threads=2, deterministic=False, versions="torch 2.12")])

@@ -21,7 +21,7 @@ from mgd3.data.digits import Digits
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.batching import Batches, free_bytes, largest_batch, peak_bytes
-from mgd3.runtime.compute import Compute, Work
+from mgd3.runtime.compute import Compute, Work, pick_device
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.hardware import full_gpu
 from mgd3.sampling.guidance import ModeGuidance
@@ -323,3 +323,10 @@ def test_an_operation_without_a_deterministic_form_is_named(capsys):
         raise raised
     assert end.value.code == 1
     assert "compute.deterministic=true: put_ has no deterministic form" in capsys.readouterr().err
+
+
+def test_one_gpu_is_not_for_all_of_torchruns_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"device=cuda:0: torchrun gives every process a GPU"):
+        pick_device("cuda:0")
+    assert pick_device("cpu").type == "cpu"

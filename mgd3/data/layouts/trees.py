@@ -170,7 +170,8 @@ class FlatValidation(ClassFolders):
 class HeldOut(ClassFolders):
     """`<class>/*` without a split: a share of each class, chosen by content, is for tests.
 
-    A photograph keeps its side when others are added, removed or renamed.
+    Names do not matter. Where photographs come or go, a few near the border may change sides: the
+    share stays what it was.
     """
 
     def __init__(self, root: Path, fraction: float, cache: Path) -> None:
