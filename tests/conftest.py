@@ -122,6 +122,8 @@ def run(cwd, *overrides, script="run.py", **environment):
             except BaseException:
                 traceback.print_exc()
                 code = 1
+            if "wandb" in sys.modules:  # its service writes a record's end when the process ends
+                sys.modules["wandb"].teardown()
     finally:
         GlobalHydra.instance().clear()
         os.environ.clear()
