@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,12 +40,16 @@ def _plain(value: Any, name: str, leaving: Set[str]) -> Any:
         return value.name
     if isinstance(value, Path | torch.device | torch.dtype):
         return str(value)
-    if isinstance(value, Tensor):
-        return tensors_digest({"": value})
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor | np.ndarray):
+        return tensors_digest({"": torch.as_tensor(value)})
     if isinstance(value, nn.Module):
         return f"{type(value).__qualname__} {tensors_digest(value.state_dict())}"
     if isinstance(value, Mapping):
         return {str(key): _plain(v, f"{name}.{key}", leaving) for key, v in value.items()}
+    if isinstance(value, Set):
+        return sorted(map(str, value))
     if isinstance(value, Sequence):
         return [_plain(v, f"{name}.{k}", leaving) for k, v in enumerate(value)]
     if isinstance(value, partial):

@@ -7,6 +7,7 @@ from enum import Enum
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,8 @@ def test_everything_a_part_was_made_with_counts_however_deep():
 def test_tensors_and_networks_count_by_what_they_hold():
     one, two = Part(x=torch.zeros(2)), Part(x=torch.ones(2))
     assert settings_of(one) == settings_of(Part(x=torch.zeros(2))) != settings_of(two)
+    assert settings_of(one) == settings_of(Part(x=np.zeros(2, np.float32)))
+    assert settings_of(Part(n=np.int64(3), names={"b", "a"}))["names"] == ["a", "b"]
     net = torch.nn.Linear(2, 2)
     before = settings_of(Part(net=net))
     with torch.no_grad():
