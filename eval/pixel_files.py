@@ -87,7 +87,8 @@ class PixelFile:
         count = torch.Size(self.shape).numel()
         if path.stat().st_size != count + _CHECKSUM:
             raise CorruptFileError(f"{path} is not {count + _CHECKSUM} bytes long")
-        mapped: Any = np.memmap(path, np.uint8, mode="r")  # a file that can only be read will do
+        # a file that can only be read will do; what fits into memory is private
+        mapped: Any = np.memmap(path, np.uint8, mode="c" if self.checked else "r")
         if self.checked and _bytes(zlib.crc32(mapped[:count])) != mapped[count:].tobytes():
             raise CorruptFileError(f"{path} does not match its checksum")
         with warnings.catch_warnings():  # a tensor of it could be written to; nothing ever is

@@ -11,6 +11,7 @@ from mgd3.data.claims import claim
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset, forget_journal
 from mgd3.data.inventory import content_of, take_inventory
+from mgd3.data.settings import settings_of
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.distillers.parts import Sampler
 from mgd3.modes.finders import KMeansModes, ModeFinder
@@ -19,12 +20,12 @@ from mgd3.runtime.compute import Work
 from mgd3.sampling.starts import NoiseStart, Start
 from mgd3.sampling.terms import DenoiseState, Guidance
 from mgd3.storage.digests import content_digests
+from mgd3.storage.fetched import download_path, is_url
 from mgd3.storage.files import local_path, waiting
-from mgd3.storage.settings import settings_of
 
-# Of a part: how and where it computes. What a codec is made from is its backbone's.
-_HOW = frozenset({"compute", "device", "codec", "finetuning_codec", "place", "work"})
-_PLACES = ("weights", "vae", "finetuning_vae")  # attributes that name files
+# Of a backbone: where it computes, and its codecs, which its own attributes describe.
+_HOW = frozenset({"device", "codec", "finetuning_codec"})
+_PLACES = ("weights", "vae")  # attributes that name files, folders or addresses
 
 
 def distil(
@@ -58,7 +59,7 @@ def distil(
     parts = dict(backbone=backbone, sampler=sampler, guidance=guidance, modes=modes, start=start)
     identity = {
         "dataset": _own_values(dataset),
-        **{key: settings_of(part, _HOW) for key, part in parts.items()},
+        **{key: settings_of(p, _HOW if p is backbone else frozenset()) for key, p in parts.items()},
         "precision": backbone.precision,
         "ipc": ipc,
         "seed": seed,
@@ -101,12 +102,14 @@ def _own_values(dataset: RealDataset) -> dict[str, Any]:
     return {"class": type(dataset).__qualname__, **values}
 
 
-def _local(identity: Mapping[str, Any]) -> dict[str, Path]:
-    """Files and folders that the parts name, by dotted key: their content counts."""
-    found = {}
-    for key, part in identity.items():
-        for name, value in part.items() if isinstance(part, Mapping) else ():
-            path = local_path(value) if name in _PLACES and isinstance(value, str) else None
-            if path is not None:
-                found[f"{key}.{name}"] = path
+def _local(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Path]:
+    """Files and folders that parts name, by dotted key: their content counts."""
+    found: dict[str, Path] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _local(value, f"{prefix}{name}.")
+        elif name in _PLACES and isinstance(value, str):
+            path = download_path(value) if is_url(value) else local_path(value)
+            if path is not None and path.exists():
+                found[f"{prefix}{name}"] = path
     return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ _NOT_OPTIONS = ("_target_", "version", "family", "reads", "students")
 @dataclass(frozen=True)
 class Place:
     """Where and with what a network is trained."""
+
+    only_how: ClassVar[bool] = True  # as a setting of another part it does not count
 
     device: torch.device
     cache: Path

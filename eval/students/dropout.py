@@ -19,6 +19,7 @@ from mgd3.runtime.compute import to_device
 
 LARGEST = 2**20  # values of a mask: AlexNet's hold 0.6 million, those of GLaD's ViT 26 million
 
+_RANDOM = ("RReLU", "FractionalMaxPool")
 _KNOWN = ("torch.nn.modules.", "eval.students.", "torchvision.models.resnet")
 
 _shared: tuple[int, slice] | None = None  # images of the whole batch, and which are seen here
@@ -109,10 +110,10 @@ _OURS: dict[str, Callable[[Any], nn.Module]] = {  # by what the network's author
 def remembers_passes(net: nn.Module) -> bool:
     """Might a pass in train mode change what follows: running statistics, masks that are drawn?
 
-    Only a network of layers that are known, without buffers and dropout, cannot.
+    Only a network of layers that are known, without buffers and random layers, cannot.
     """
     kinds = {type(module) for module in net.modules()}
-    drawn = any("drop" in kind.__name__.lower() for kind in kinds)
+    drawn = any("drop" in k.__name__.lower() or k.__name__.startswith(_RANDOM) for k in kinds)
     known = all(kind.__module__.startswith(_KNOWN) for kind in kinds)
     return not known or drawn or any(True for _ in net.buffers())
 

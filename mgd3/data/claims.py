@@ -81,7 +81,7 @@ def _compare_values(
     folder: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any], remedy: str
 ) -> None:
     others = {key: theirs.get(key) for key in mine}
-    known = others.get("files") or {}  # a folder's content has been noted since 2026 alone
+    known = others.get("files") or {}  # sets from before folders were noted know none of them
     noted = {name: digest for name, digest in mine.get("files", {}).items() if name in known}
     ours = _flat(dict(mine) | ({"files": noted} if "files" in mine else {}))
     others = _flat(others)

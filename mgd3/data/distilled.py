@@ -244,7 +244,9 @@ class DistilledDataset:
             return decode(io.BytesIO(data))
 
     def mass_weights(self) -> list[float]:
-        """What each image counts for: its mode's share of the class, times the IPC (mean 1).
+        """What each image counts for: its part of its mode's share of the class, times the IPC.
+
+        Their mean is 1.
 
         Raises `UserError` for a dataset whose images stand for no modes.
         """

@@ -166,6 +166,13 @@ class FineTuning:
         if backbone.bare.learned_variance is False:
             raise UserError("finetune: this DiT predicts no variance; set finetune=none")
         codec = backbone.finetuning_codec
+        kinds = [(c.latent_channels, c.downsampling) for c in (codec, backbone.codec)]
+        if kinds[0] != kinds[1]:
+            (tuned, its_factor), (sampled, factor) = kinds
+            raise UserError(
+                f"backbone.finetuning_vae has latents of {tuned} channels and a {its_factor}th of "
+                f"an image's side, backbone.vae of {sampled} and a {factor}th; give one of its kind"
+            )
         cache = LatentCache(work.cache / "latents", codec, "none")
         network = tensors_digest(backbone.bare.network.state_dict())
         rows = backbone.class_ids(dataset.classes)

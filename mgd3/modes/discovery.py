@@ -21,6 +21,7 @@ from mgd3.backbones.contract import Codec
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages, take_inventory
+from mgd3.data.settings import is_cached, plain_settings
 from mgd3.modes.finders import ModeFinder, Modes
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Work
@@ -29,7 +30,6 @@ from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached, found
-from mgd3.storage.settings import is_cached
 from mgd3.storage.tensors import load_tensors, save_tensors
 from mgd3.storage.timing import StageTimes, WorkPace
 
@@ -261,9 +261,12 @@ def _checked(modes: Modes) -> Modes:
 def finder_digest(finder: ModeFinder) -> str | None:
     """Identifies what a finder finds: its class, the file that holds its code, its settings.
 
-    None for one that cannot be told from others: a bare function, or a class typed in by hand.
+    None for one that cannot be told from others: a bare function, one with arguments bound, a
+    class typed in by hand.
     """
     kind = type(finder)
+    if isinstance(finder, partial):
+        return None
     module = inspect.getmodule(kind)
     try:
         code = inspect.getsource(module) if module else None
@@ -272,6 +275,10 @@ def finder_digest(finder: ModeFinder) -> str | None:
     if code is None or not hasattr(finder, "__dict__"):
         return None
     own = {name: value for name, value in vars(finder).items() if not is_cached(finder, name)}
-    settings = json.dumps(own, sort_keys=True, default=repr)
+    told = partial(plain_settings, name=kind.__qualname__)
+    try:
+        settings = json.dumps(own, sort_keys=True, default=told)
+    except (TypeError, ValueError, UserError):
+        return None
     text = "\n".join([kind.__qualname__, settings, code])
     return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()

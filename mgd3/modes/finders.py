@@ -42,6 +42,8 @@ class Modes:
         if len(times) == len(stood_for) == len(self.counts):  # one image for each mode
             return [self.masses[k] for k in stood_for]
         whole = sum(self.masses[k] for k in times)
+        if whole == 0:  # modes of no image, as of duplicate photographs
+            return [1 / len(stood_for)] * len(stood_for)
         return [self.masses[k] / times[k] / whole for k in stood_for]
 
 

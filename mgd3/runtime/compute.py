@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,12 @@ _ALIGNED = 8  # bytes: the items of every dtype may begin at a multiple of it
 _TRAINING = ("float32", "tf32", "bfloat16")
 
 
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU if there is one; one of several that is named is the current one then.
+def pick_device(device: str | int | torch.device) -> torch.device:
+    """`auto` is the GPU if there is one; a GPU named as cuda:N also becomes PyTorch's current one.
 
     Raises `UserError` for what is not there, and for one GPU for all processes of torchrun.
     """
+    device = f"cuda:{device}" if isinstance(device, int) else str(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     named = device.startswith("cuda:")
@@ -101,6 +102,8 @@ class Compute:
     All runs share the latents of real images: those of each encoding precision are kept apart.
     """
 
+    only_how: ClassVar[bool] = True  # as a setting of another part it does not count
+
     device: str = "auto"
     precision: str = "float32"  # or tf32 (GPU only), bfloat16, float16: the last two by autocast
     encoding_precision: str = "float32"  # of real images: or tf32 (GPU only), bfloat16
@@ -164,6 +167,8 @@ class Compute:
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """How work is done; nothing here changes a result but `flip`."""
+
+    only_how: ClassVar[bool] = True  # as a setting of another part it does not count
 
     cache: Path  # latents and inventories, shared by all runs
     batch_size: int | str  # images sampled at once, or «auto»

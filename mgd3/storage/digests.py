@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,9 +56,12 @@ def content_digests(paths: Mapping[str, Path], cache: Path) -> dict[str, str]:
 
 def folder_digest(folder: Path, memory: Path | None = None) -> str:
     """SHA-256 of the names and contents of all files below a folder that are not hidden."""
-    held = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            held[name.as_posix()] = content_digest(path, memory) if memory else sha256_of(path)
+    held, been = {}, set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        inside = [] if os.path.realpath(place) in been else folders  # a link may lead back
+        been.add(os.path.realpath(place))
+        folders[:] = [name for name in inside if not name.startswith(".")]
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            name = path.relative_to(folder).as_posix()
+            held[name] = content_digest(path, memory) if memory else sha256_of(path)
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -57,6 +58,7 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
         tensor = tensors[name]
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         if tensor.numel():  # its bytes, not copied: pixels may be a mapped file of gigabytes
-            content: Any = tensor.cpu().contiguous().numpy().reshape(-1)
-            digest.update(memoryview(content).cast("B"))
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            content: Any = flat.numpy()  # as bytes, for numpy has no bfloat16
+            digest.update(memoryview(content))
     return digest.hexdigest()

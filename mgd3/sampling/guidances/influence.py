@@ -111,12 +111,15 @@ class InfluenceGuidance:
         """The term of one batch, which holds the real gradients of its classes."""
         assert self._fitted is not None, "fit first"
         trajectory, backbone = self._fitted
-        known = self._real  # the next batch mostly has the same classes
-        self._real = {
-            label: known[label] if label in known else trajectory.real(label).to(backbone.device)
-            for label in sorted(set(batch.labels))
-        }
-        return InfluenceTerm(self, trajectory.snapshots, backbone.codec, batch.labels, self._real)
+        labels = sorted(set(batch.labels))
+        # the next batch mostly has the same classes; others leave before new ones come
+        self._real = {label: self._real[label] for label in labels if label in self._real}
+        for label in labels:
+            if label not in self._real:
+                self._real[label] = trajectory.real(label).to(backbone.device)
+        return InfluenceTerm(
+            self, trajectory.snapshots, backbone.codec, batch.labels, dict(self._real)
+        )
 
 
 @dataclass(frozen=True)

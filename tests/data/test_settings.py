@@ -1,6 +1,7 @@
 """What an object was made with, as plain data; and what a folder of weights holds."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from enum import Enum
@@ -12,15 +13,16 @@ import pytest
 import torch
 
 from mgd3.data.claims import claim
+from mgd3.data.settings import settings_of
 from mgd3.modes.discovery import finder_digest
 from mgd3.modes.oracle import TrueDigitModes
+from mgd3.runtime.compute import Compute
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.combination import Sum
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.guidances.deviation import DeviationGuidance
 from mgd3.sampling.inversion import Inversion
 from mgd3.storage.digests import content_digests
-from mgd3.storage.settings import settings_of
 
 
 class Colour(Enum):
@@ -54,9 +56,10 @@ def test_everything_a_part_was_made_with_counts_however_deep():
     _ = part.found
     settings = settings_of(part, {"place"})
     assert json.loads(json.dumps(settings)) == settings == {
-        "class": "Part", "scale": 0.1, "inner": {"class": "Inner", "low": 3}, "colour": "RED",
-        "several": [{"class": "Inner", "low": 1}, None], "folder": "x",
-        "by_name": {"a": {"class": "Inner", "low": 2}}, "rule": f"{__name__}.named",
+        "class": f"{__name__}.Part", "scale": 0.1, "colour": "RED",
+        "inner": {"class": f"{__name__}.Inner", "low": 3},
+        "several": [{"class": f"{__name__}.Inner", "low": 1}, None], "folder": "x",
+        "by_name": {"a": {"class": f"{__name__}.Inner", "low": 2}}, "rule": f"{__name__}.named",
         "bound": [f"{__name__}.named", [1], {"by": 2}],
     }  # fmt: skip
 
@@ -65,7 +68,11 @@ def test_tensors_and_networks_count_by_what_they_hold():
     one, two = Part(x=torch.zeros(2)), Part(x=torch.ones(2))
     assert settings_of(one) == settings_of(Part(x=torch.zeros(2))) != settings_of(two)
     assert settings_of(one) == settings_of(Part(x=np.zeros(2, np.float32)))
-    assert settings_of(Part(n=np.int64(3), names={"b", "a"}))["names"] == ["a", "b"]
+    assert settings_of(Part(n=np.int64(3), names={"b", "a"}))["names"] == ['"a"', '"b"']
+    assert settings_of(Part(x=torch.zeros(2, dtype=torch.bfloat16))) != settings_of(one)
+    assert settings_of(Part(x=torch.nn.Parameter(torch.zeros(2)))) == settings_of(one)
+    assert settings_of(Part(x=np.zeros(4, np.float32)[::-2])) == settings_of(one)
+    assert settings_of(Part(x=float("nan"))) == settings_of(Part(x=float("nan")))
     net = torch.nn.Linear(2, 2)
     before = settings_of(Part(net=net))
     with torch.no_grad():
@@ -74,10 +81,12 @@ def test_tensors_and_networks_count_by_what_they_hold():
 
 
 @pytest.mark.parametrize(
-    "value", [lambda: 0, partial(lambda: 0), object()], ids=["lambda", "partial", "object"]
+    "value",
+    [lambda: 0, partial(lambda: 0), object(), np.array(["text"]), logging.getLogger("x")],
+    ids=["lambda", "partial", "object", "array of text", "what leads back to itself"],
 )
 def test_what_cannot_be_told_apart_is_refused_by_name(value):
-    with pytest.raises(UserError, match=r"Part\.rule.* is .* cannot be told from another"):
+    with pytest.raises(UserError, match=r"(?s)Part\.rule.* is .* cannot be told from another"):
         settings_of(Part(rule=value))
 
 
@@ -92,6 +101,29 @@ def test_what_cannot_be_told_apart_is_refused_by_name(value):
 )  # fmt: skip
 def test_parts_within_parts_make_other_settings(one, two):
     assert settings_of(one) != settings_of(two)
+
+
+def test_functions_are_told_apart_and_where_one_computes_does_not_count():
+    assert settings_of(named) != settings_of(test_a_finder_is_the_same_one_after_it_has_found)
+    assert settings_of(partial(named, 1)) != settings_of(partial(named, 2))
+    with pytest.raises(UserError, match="cannot be told"):
+        settings_of(lambda: 0)
+    one, two = (Part(compute=Compute(device="cpu", precision=p)) for p in ("float32", "bfloat16"))
+    assert settings_of(one) == settings_of(two)
+    assert settings_of(Part(place="left")) != settings_of(Part(place="right"))
+
+
+def test_finders_are_told_apart_by_what_their_arrays_hold_and_bound_functions_not_at_all():
+    long = torch.zeros(5000)
+    other = long.clone()
+    other[2500] = 1
+    found = []
+    for values in (long, other):
+        finder = TrueDigitModes()
+        finder.values = values
+        found.append(finder_digest(finder))
+    assert found[0] != found[1]
+    assert finder_digest(partial(named, 1)) is None
 
 
 def test_a_finder_is_the_same_one_after_it_has_found():
@@ -115,6 +147,15 @@ def test_a_folder_of_weights_counts_by_what_it_holds(tmp_path):
     assert held(folder) == before == held(shutil.copytree(folder, tmp_path / "copy"))
     (folder / "unet/model.safetensors").write_bytes(b"two")  # as many bytes
     assert held(folder) != before
+    (folder / "unet/model.safetensors").write_bytes(b"one")
+    assert held(folder) == before
+    (folder / "unet").rename(tmp_path / "elsewhere")  # the same by a link
+    (folder / "unet").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert held(folder) == before
+    (tmp_path / "elsewhere/model.safetensors").write_bytes(b"two")
+    assert held(folder) != before
+    (tmp_path / "elsewhere/back").symlink_to(folder, target_is_directory=True)
+    held(folder)  # ends
 
 
 def test_a_folder_claimed_before_folders_were_noted_stays_and_one_noted_is_compared(tmp_path):
