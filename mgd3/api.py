@@ -11,9 +11,9 @@ from mgd3.data.claims import claim
 from mgd3.data.datasets import RealDataset
 from mgd3.data.distilled import DistilledDataset, forget_journal
 from mgd3.data.inventory import content_of, take_inventory
-from mgd3.data.settings import settings_of
 from mgd3.distillers.generative import GenerativeDistiller
 from mgd3.distillers.parts import Sampler
+from mgd3.distillers.settings import settings_of
 from mgd3.modes.finders import KMeansModes, ModeFinder
 from mgd3.runtime import checks
 from mgd3.runtime.compute import Work

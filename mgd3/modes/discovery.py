@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -21,7 +23,6 @@ from mgd3.backbones.contract import Codec
 from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset, RealImage
 from mgd3.data.inventory import ClassImages, take_inventory
-from mgd3.data.settings import is_cached, plain_settings
 from mgd3.modes.finders import ModeFinder, Modes
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Work
@@ -30,7 +31,7 @@ from mgd3.runtime.errors import CorruptFileError, UserError, reading
 from mgd3.runtime.progress import progress
 from mgd3.runtime.stages import Stage, announce
 from mgd3.storage.cache import cached, found
-from mgd3.storage.tensors import load_tensors, save_tensors
+from mgd3.storage.tensors import load_tensors, save_tensors, tensors_digest
 from mgd3.storage.timing import StageTimes, WorkPace
 
 
@@ -275,10 +276,23 @@ def finder_digest(finder: ModeFinder) -> str | None:
     if code is None or not hasattr(finder, "__dict__"):
         return None
     own = {name: value for name, value in vars(finder).items() if not is_cached(finder, name)}
-    told = partial(plain_settings, name=kind.__qualname__)
     try:
-        settings = json.dumps(own, sort_keys=True, default=told)
-    except (TypeError, ValueError, UserError):
+        settings = json.dumps(own, sort_keys=True, default=_told)
+    except (TypeError, ValueError, RecursionError):
         return None
     text = "\n".join([kind.__qualname__, settings, code])
     return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()
+
+
+def is_cached(part: object, name: str) -> bool:
+    """Is the attribute what a cached property has found?"""
+    return isinstance(inspect.getattr_static(type(part), name, None), cached_property)
+
+
+def _told(value: object) -> Any:
+    """An array by what it holds, a dataclass by its fields; `TypeError` for anything else."""
+    if isinstance(value, Tensor | np.ndarray):
+        return tensors_digest({"": torch.as_tensor(value)})
+    if is_dataclass(value):
+        return [type(value).__qualname__, vars(value)]
+    raise TypeError(f"{value!r} cannot be told from another")

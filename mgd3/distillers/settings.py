@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence, Set
 from enum import Enum
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgd3.modes.discovery import is_cached
 from mgd3.runtime.errors import UserError
 from mgd3.storage.tensors import tensors_digest
 
@@ -67,11 +68,6 @@ def plain_settings(value: Any, name: str, depth: int = 0) -> Any:
     elif not inspect.isroutine(value):
         return _attributes(value, name, frozenset(), depth + 1)
     raise _alike(value, name)
-
-
-def is_cached(part: object, name: str) -> bool:
-    """Is the attribute what a cached property has found?"""
-    return isinstance(inspect.getattr_static(type(part), name, None), cached_property)
 
 
 def _attributes(part: object, called: str, leaving: Set[str], depth: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mgd3.data.claims import claim
-from mgd3.data.settings import settings_of
+from mgd3.distillers.settings import settings_of
 from mgd3.modes.discovery import finder_digest
 from mgd3.modes.oracle import TrueDigitModes
 from mgd3.runtime.compute import Compute
