@@ -63,5 +63,6 @@ def folder_digest(folder: Path, memory: Path | None = None) -> str:
         folders[:] = [name for name in inside if not name.startswith(".")]
         for path in (Path(place, name) for name in files if not name.startswith(".")):
             name = path.relative_to(folder).as_posix()
-            held[name] = content_digest(path, memory) if memory else sha256_of(path)
+            if path.is_file():  # no link to nothing
+                held[name] = content_digest(path, memory) if memory else sha256_of(path)
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()

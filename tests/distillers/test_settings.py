@@ -144,7 +144,8 @@ def test_a_folder_of_weights_counts_by_what_it_holds(tmp_path):
 
     before = held(folder)
     (folder / ".cache/download").write_bytes(b"its own business")
-    assert held(folder) == before == held(shutil.copytree(folder, tmp_path / "copy"))
+    (folder / "unet/gone").symlink_to("nowhere")
+    assert held(folder) == before == held(shutil.copytree(folder, tmp_path / "copy", symlinks=True))
     (folder / "unet/model.safetensors").write_bytes(b"two")  # as many bytes
     assert held(folder) != before
     (folder / "unet/model.safetensors").write_bytes(b"one")
