@@ -31,12 +31,9 @@ def reproduce(cwd, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
-    """Tables 5 and 1 on digits, in one folder, seed 0; of Table 1 the first IPC.
-
-    That every row of every table can be built is tests/config/test_grid.py's.
-    """
+    """Tables 5, 6, 7 and 1 on digits, in one folder, seed 0; of Table 1 the first IPC."""
     cwd = tmp_path_factory.mktemp("rehearsed")
-    for number in (5, 1):
+    for number in (5, 6, 7, 1):
         few = ["only.ipc=10,full", "only.dataset=imagenette"]
         only = ["only.seed=0", *(few if number == 1 else [])]
         done = reproduce(cwd, f"table={number}", "rehearsal=true", *only)
@@ -46,7 +43,7 @@ def rehearsed(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("number", "rows"), [(1, 11), (5, 6)])
+@pytest.mark.parametrize(("number", "rows"), [(1, 11), (5, 6), (6, 12), (7, 9)])
 def test_tables_are_rehearsed_to_the_end(rehearsed, number, rows):
     folder = rehearsed / f"runs/rehearsal/tables/table{number}"
     records = list(csv.DictReader((folder / "table.csv").open()))

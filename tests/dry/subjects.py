@@ -33,20 +33,13 @@ def _of_sampling() -> list[Subject]:
     found, what = [], "step of 4 images"
     for backbone in reversed(BACKBONES):
         side = SIDES.get(backbone, 64)
-        for sampler, guidance in _kinds_of_sampling(backbone):
+        all_of_them = product(SAMPLERS, GUIDANCE)
+        for sampler, guidance in [("ddpm", "mode")] if backbone == _LIKE_ANOTHER else all_of_them:
             make, name = sampling(backbone, sampler, guidance), f"{backbone} {sampler} {guidance}"
             found.append(Subject(f"sampling {name}", what, make, 3, 4 * 3 * side**2, backbone))
     half = sampling("dit_digits", "ddpm", "mode", "bfloat16")
     name = "sampling dit_digits ddpm mode bfloat16"
     return [*found, Subject(name, what, half, 3, 4 * 3 * 8 * 8, "dit_digits")]
-
-
-def _kinds_of_sampling(backbone: str) -> list[tuple[str, str]]:
-    """All of them with one backbone: samplers and terms do not know which it is."""
-    if backbone == "dit_digits":
-        return list(product(SAMPLERS, GUIDANCE))
-    one = [("ddpm", "mode")]
-    return one if backbone == _LIKE_ANOTHER else [*one, ("ddim", "none"), ("ddim_released", "mode")]
 
 
 def _of_images() -> list[Subject]:
