@@ -1,6 +1,7 @@
 """Shared pieces: a tiny dataset on disk, and running the command line as a user does."""
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -24,8 +25,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 from servers import HUB_TOKEN, Hub
 
@@ -33,27 +34,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _parsing_once(load):
-    """Hydra's `load_config`, which parses a file again only once it has changed.
+    """OmegaConf's `load`, which parses the text of a file once.
 
-    It parses some twenty files for each composition, and the tests compose thousands of times.
+    Hydra has some thirty files parsed for each composition, and the tests compose thousands of
+    times.
     """
     parsed = {}
 
-    def load_config(source, config_path):
-        path = Path(source.path, source._normalize_file_name(config_path))
-        if not path.is_file():
-            return load(source, config_path)  # which says what is wrong
-        found = path.stat()
-        key = str(path), found.st_mtime_ns, found.st_size
-        if key not in parsed:
-            parsed[key] = pickle.dumps(load(source, config_path))
-        return pickle.loads(parsed[key])  # the caller's own, for Hydra writes into it
+    def load_text(file):
+        if not hasattr(file, "read"):
+            return load(file)
+        text = file.read()
+        if text not in parsed:
+            file.seek(0)
+            parsed[text] = pickle.dumps(load(file))
+        return pickle.loads(parsed[text])  # the caller's own, for Hydra writes into it
 
-    return load_config
+    return load_text
 
 
-FileConfigSource.load_config = _parsing_once(FileConfigSource.load_config)
-FileConfigSource.__deepcopy__ = lambda source, memo: source  # copied each time, never changed
+OmegaConf.load = staticmethod(_parsing_once(OmegaConf.load))
 os.environ["MGD3_ARCHIVES"] = "none"  # no test fetches gigabytes
 
 # Modules that take longest start first, so that no process waits for the last one at the end.
@@ -73,6 +73,13 @@ QUICK = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(m) if (m := item.path.stem) in LONGEST else 99)
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays: looking through it for garbage takes a sixth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_runtest_setup(item):

@@ -92,16 +92,15 @@ class ImageMaker:
         return getattr(self.guidance, "block", 1)
 
     def refuse_gradients(self) -> None:
-        """`UserError` where a gradient through the denoiser is asked for and cannot be had."""
+        """`UserError` where a gradient is asked for that cannot be had."""
         for key, part in (("guidance", self.guidance), ("refine", self.refine)):
-            if reach_of(part) is not Reach.DENOISER:
-                continue
-            if self.backbone.precision == "float16":
+            reach = reach_of(part)
+            if reach and self.backbone.precision == "float16":
                 raise UserError(
-                    f"{key}: {type(part).__name__} needs gradients of the denoiser, which underflow"
-                    " in compute.precision=float16; use bfloat16 or float32"
+                    f"{key}: {type(part).__name__} needs gradients, which underflow in "
+                    "compute.precision=float16; use bfloat16 or float32"
                 )
-            if compiles(self.backbone):
+            if reach is Reach.DENOISER and compiles(self.backbone):
                 raise UserError(
                     f"{key}: {type(part).__name__} needs gradients of the denoiser, which a "
                     "compiled one is not made for; set compute.compile=training, which "

@@ -107,17 +107,18 @@ class _Sampler:
                 )
             with torch.set_grad_enabled(reach is not Reach.NONE):
                 x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
-            held = prediction.detached() if reach else prediction
+            if reach:  # whose graph x0_hat alone holds from here on, and lets go of below
+                prediction = prediction.detached()
             state = DenoiseState(
                 step=step,
                 num_steps=self.steps,
                 x_t=x_t,
                 x0_hat=x0_hat,
                 images=batch.images,
-                eps=held.eps,
+                eps=prediction.eps,
                 t=schedule.timesteps[step],
                 abar=schedule.abar[step].item(),
-                gain=self.gain(schedule, held, step),
+                gain=self.gain(schedule, prediction, step),
                 eps_gain=self.eps_gain(schedule, step),
             )
             if on_step is not None:
@@ -126,7 +127,7 @@ class _Sampler:
             if reach:
                 x_t, x0_hat = x_t.detach(), x0_hat.detach()
                 state = replace(state, x_t=x_t, x0_hat=x0_hat)
-            now = ReverseStep(schedule=schedule, state=state, prediction=held, g_t=g_t)
+            now = ReverseStep(schedule=schedule, state=state, prediction=prediction, g_t=g_t)
             x_t = self.previous(now, noise)
         return x_t
 

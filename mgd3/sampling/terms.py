@@ -82,7 +82,7 @@ def gradient(state: DenoiseState, per_row: Callable[[], Tensor]) -> Tensor:
     Numbers are summed, never averaged: a row's gradient does not know how many others there are.
     """
     with torch.enable_grad():
-        # kept for the other terms of a sum; the state takes it along when the step is over
+        # kept for the other terms of a sum; the sampler lets go of it before the next step
         (found,) = torch.autograd.grad(per_row().sum(), state.x_t, retain_graph=True)
     return found
 

@@ -1,5 +1,8 @@
 """The contract of guidance that differentiates, and of guidance that looks at finished images."""
 
+import weakref
+from collections import deque
+
 import pytest
 import torch
 
@@ -174,6 +177,39 @@ def test_without_a_reach_there_is_no_graph():
     assert not any(s.x_t.requires_grad or s.x0_hat.requires_grad for s in seen)
 
 
+class Kept:
+    """A tensor that a graph keeps for its way back."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_lets_go_of_its_graph_before_the_next_one(kind):
+    """Two of them at once would take twice the memory that a batch is sized for."""
+    alive, found = weakref.WeakSet(), []
+
+    def keep(tensor):
+        alive.add(kept := Kept(tensor))
+        return kept
+
+    class Watched(Toy):
+        def predict(self, x_t, t, class_ids):
+            found.append(len(alive))
+            return super().predict(x_t, t, class_ids)
+
+    guidance, rows = Squares(Reach.DENOISER), [("0", 0), ("1", 1)]
+    guidance.seen = deque(maxlen=0)
+    batch = SamplingBatch(class_ids=torch.arange(2), modes=torch.zeros(2, *SHAPE), images=rows)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        backbone = Watched(image_size=4, mean=0.5, shift=0.2, std=0.3)
+        walk(kind)(backbone, batch, guidance, ImageNoise(0, rows, SHAPE), on_step=lambda s: (
+            found.append(len(alive))
+        ))  # fmt: skip
+    before, after = found[::2], found[1::2]
+    assert before == [0] * 8 and min(after) > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [0, 3, 7])
 def test_a_shift_moves_the_next_step_by_itself(kind, at):
@@ -310,14 +346,21 @@ def test_nothing_keeps_a_gradient_or_a_tensor_that_can_have_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("compute", "said"), [({"precision": "float16"}, "float16"), ({"compile": True}, "compile")]
+    ("reach", "compute", "said"),
+    [
+        (Reach.DENOISER, {"precision": "float16"}, "float16"),
+        (Reach.CLEAN, {"precision": "float16"}, "float16"),
+        (Reach.DENOISER, {"compile": True}, "compile"),
+    ],
 )
-def test_gradients_that_cannot_be_had_are_refused_before_sampling(tmp_path, digits, compute, said):
+def test_gradients_that_cannot_be_had_are_refused_before_sampling(
+    tmp_path, digits, reach, compute, said
+):
     backbone = DiT(
         DIGITS, None, image_size=8,
         compute=Compute(device="cpu", **compute),
     )  # fmt: skip
-    guidance = Squares(Reach.DENOISER)
+    guidance = Squares(reach)
     with pytest.raises(UserError, match=f"guidance: Squares needs gradients.*{said}"):
         distiller(tmp_path, guidance, backbone=backbone).distill(
             digits, 1, 0, tmp_path / "out", PROVENANCE

@@ -33,11 +33,11 @@ def work(tmp_path_factory):
     return Work(cache=cache, batch_size=8, workers=1, flip="none")
 
 
-def fitted(backbone, work, **options):
+def fitted(backbone, work, ask="fit", **options):
     guidance = PriorGuidance(**{"scale": 0.03, "block": 2, "real_images": 8} | options)
     dataset = Digits(8)
     inventory = take_inventory(dataset, "train", 1, work.cache, work.workers)
-    guidance.fit(dataset, inventory, backbone, work)
+    getattr(guidance, ask)(dataset, inventory, backbone, work)
     return guidance
 
 
@@ -177,6 +177,7 @@ def test_what_memory_keeps_changes_no_sample(backbone, work, monkeypatch, room):
     assert held <= room
 
 
+@pytest.mark.parametrize("ask", ["fit", "stages"])  # of a run, and of its plan
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -188,9 +189,9 @@ def test_what_memory_keeps_changes_no_sample(backbone, work, monkeypatch, room):
         ({"scale": -1}, r"guidance\.scale=-1"),
     ],
 )
-def test_wrong_options_are_named(backbone, work, options, said):
+def test_wrong_options_are_named(backbone, work, options, said, ask):
     with pytest.raises(UserError, match=said):
-        fitted(backbone, work, **options)
+        fitted(backbone, work, ask, **options)
 
 
 def test_a_window_beyond_the_steps_is_named():
@@ -198,9 +199,10 @@ def test_a_window_beyond_the_steps_is_named():
         PriorGuidance(1.0, 2, high=50).check(50)
 
 
-def test_backbones_that_cannot_are_refused(work):
+@pytest.mark.parametrize("ask", ["fit", "stages"])
+def test_backbones_that_cannot_are_refused(work, ask):
     with pytest.raises(UserError, match="which Toy does not show; use a DiT"):
-        fitted(Toy(8, 0.0, 0.2, 0.3), work)
+        fitted(Toy(8, 0.0, 0.2, 0.3), work, ask)
     half = DiT(WEIGHTS, None, 8, 4, compute=Compute(device="cpu", precision="float16"))
     with pytest.raises(UserError, match=r"underflow in compute\.precision=float16"):
-        fitted(half, work)
+        fitted(half, work, ask)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgd3.backbones.contract import Backbone, FeatureBackbone
+from mgd3.data.class_lists import ClassInfo
 from mgd3.data.datasets import RealDataset
 from mgd3.data.inventory import ClassImages
 from mgd3.modes.latents import LatentCache
@@ -90,14 +91,7 @@ class PriorGuidance:
         and for a class whose one image gives the kernel no width.
         """
         shown = self._showing(backbone)
-        pairs = list(zip(dataset.classes, inventory, strict=True))
-        if self.kernel == "rbf" and self.bandwidth is None:
-            for info, images in pairs:
-                if min(len(images.images), self.real_images or 2) < 2:
-                    raise UserError(
-                        f"guidance.kernel=rbf takes its width from a class's real images, and of "
-                        f"{info.wnid} it sees one; set guidance.bandwidth"
-                    )
+        pairs = self._with_a_width(dataset, inventory)
         self._real = RealFeatures(shown, self._look, pairs, self.real_images, self.noise, work)
         self._real.encode()
 
@@ -108,9 +102,24 @@ class PriorGuidance:
         backbone: Backbone,
         work: Work,
     ) -> list[Stage]:
-        """Encoding the real images."""
-        pairs = list(zip(dataset.classes, inventory, strict=True))
+        """Encoding the real images; refuses what `fit` does."""
+        self._showing(backbone)
+        pairs = self._with_a_width(dataset, inventory)
         return [LatentCache(work.cache / "latents", backbone.codec, work.flip).stage(pairs)]
+
+    def _with_a_width(
+        self, dataset: RealDataset, inventory: Sequence[ClassImages]
+    ) -> list[tuple[ClassInfo, ClassImages]]:
+        """Classes and their images, of which each gives the kernel a width."""
+        pairs = list(zip(dataset.classes, inventory, strict=True))
+        if self.kernel == "rbf" and self.bandwidth is None:
+            for info, images in pairs:
+                if min(len(images.images), self.real_images or 2) < 2:
+                    raise UserError(
+                        f"guidance.kernel=rbf takes its width from a class's real images, and of "
+                        f"{info.wnid} it sees one; set guidance.bandwidth"
+                    )
+        return pairs
 
     def _showing(self, backbone: Backbone) -> FeatureBackbone:
         """The backbone, if it shows what is asked for."""
