@@ -219,7 +219,7 @@ class Experiment:
     def _refuse_overrides(self) -> None:
         """An override of what the table varies would put runs into cells that are not theirs."""
         rows = self.table.rows.values()
-        varied = {*PLACES, *(key for options in rows for key in options)}
+        varied = self.table.varied()
         several = len({options.get("backbone") for options in rows}) > 1
         for override in self.overrides:
             key = override.lstrip("+~").split("=")[0]
@@ -291,9 +291,9 @@ class Experiment:
         jobs = []
         for row, options in self.table.rows.items():
             axes = [[options[key]] if key in options else self.table.grid[key] for key in PLACES]
-            rest = {k: v for k, v in options.items() if k not in (*PLACES, "students")}
             for dataset, ipc, seed in product(*axes):
-                values = {"dataset": dataset, **rest, "ipc": ipc, "seed": seed}
+                own = self.table.overrides(row, dataset, ipc)
+                values = {"dataset": dataset, **own, "ipc": ipc, "seed": seed}
                 jobs.append(
                     Job(
                         row=row,

@@ -10,6 +10,8 @@ from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 
 PLACES = ("dataset", "ipc", "seed")
+WHERE = "where"  # of a row: overrides at some of its places
+_NO_OVERRIDES = (*PLACES, "students", WHERE)
 TABLE = "table"  # in place of a row's name: the whole table
 
 # Evaluators whose accuracies may stand in one column, and who reported under them. A protocol's
@@ -42,7 +44,8 @@ class PaperTable:
     """The `paper_table` node of an experiment file; published values are percent, mean and std."""
 
     caption: str
-    rows: Mapping[str, Mapping[str, Any]]  # overrides by row; `students` maps names to other ones
+    # Overrides by row; `students` maps names to other ones, `where` lists overrides at some places
+    rows: Mapping[str, Mapping[str, Any]]
     grid: Mapping[str, Sequence[Any]]  # dataset, ipc, seed
     published: Mapping[str, Any] = field(default_factory=dict)  # row, dataset, ipc, student
     bands: Mapping[str, Any] = field(default_factory=dict)  # the same keys: [low, high]
@@ -81,6 +84,22 @@ class PaperTable:
         for claim in self.claims:
             for side in ("more", "than"):
                 checks.choice(f"paper_table.claims.{side}", claim[side], list(self.rows))
+
+    def overrides(self, row: str, dataset: Any, ipc: Any) -> dict[str, Any]:
+        """What a row sets at one place: for all, then what its `where` says of such a place."""
+        options = self.rows[row]
+        found = {key: value for key, value in options.items() if key not in _NO_OVERRIDES}
+        for case in options.get(WHERE, ()):
+            if _fits(case.get("dataset"), dataset) and _fits(case.get("ipc"), ipc):
+                found |= {key: value for key, value in case.items() if key not in PLACES}
+        return found
+
+    def varied(self) -> set[str]:
+        """Keys that differ between the cells."""
+        found = set(PLACES)
+        for options in self.rows.values():
+            found |= {*options, *(key for case in options.get(WHERE, ()) for key in case)}
+        return found - {WHERE}
 
     @property
     def _families(self) -> Mapping[str, str]:
@@ -124,7 +143,35 @@ def read_table(node: Mapping[str, Any]) -> PaperTable:
         if not {"more", "than"} <= set(claim):
             raise UserError(f"paper_table.claims: {claim} needs «more» and «than», each a row")
     denoising = node.get("denoising")
-    return PaperTable(**{**node, "denoising": _read_denoising(denoising) if denoising else None})
+    table = PaperTable(**{**node, "denoising": _read_denoising(denoising) if denoising else None})
+    for row, options in table.rows.items():
+        _check_cases(row, options.get(WHERE, []), table.grid)
+    return table
+
+
+def _fits(wanted: Any, value: Any) -> bool:
+    """Is a place's value among those wanted? One alone needs no list, nothing wants all."""
+    return wanted is None or str(value) in _texts(wanted)
+
+
+def _texts(values: Any) -> list[str]:
+    return [str(value) for value in (values if isinstance(values, list) else [values])]
+
+
+def _check_cases(row: str, cases: Any, grid: Mapping[str, Sequence[Any]]) -> None:
+    """Each of a row's `where` names places of the grid, and something to set there."""
+    where = f"paper_table.rows.{row}.{WHERE}"
+    if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
+        raise UserError(f"{where} must list mappings, such as {{dataset: imagewoof, pool: 4}}")
+    for case in cases:
+        named = [key for key in ("dataset", "ipc") if key in case]
+        if not named or not set(case) - set(PLACES) or "seed" in case:
+            raise UserError(
+                f"{where}: {case} must name a dataset, an ipc or both, and what to set there"
+            )
+        for key in named:
+            for value in _texts(case[key]):
+                checks.choice(f"{where}.{key}", value, [str(known) for known in grid[key]])
 
 
 def _read_denoising(node: Mapping[str, Any]) -> Denoising:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from support import cell, row
 
 from eval.reports.comparison import PaperComparison
@@ -59,6 +60,37 @@ def test_all_tables_and_figures_are_there():
     assert {tuple(table.grid["dataset"]) for table in tables} == {
         ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
     }
+
+
+def test_a_row_may_say_what_its_scripts_set_for_a_dataset_or_a_number_of_images():
+    def constants(row, *keys, **only):
+        table = grid_of(FIELD[0], ["dataset.root=x"], row=[row], seed=["0"], **only)
+        return {
+            (p.job.dataset, int(p.job.ipc)): tuple(OmegaConf.select(p.cfg, key) for key in keys)
+            for p in table.located
+        }
+
+    cao2 = constants(
+        "CaO2", "pool", "refine.label", "refine.upper", "select.order", ipc=["10", "50"]
+    )
+    assert cao2 == {
+        ("imagenette", 10): (2, "class", 11, "descending"),
+        ("imagenette", 50): (2, "class", 11, "ascending"),
+        ("imagewoof", 10): (4, "none", 11, "descending"),
+        ("imagewoof", 50): (4, "none", 11, "ascending"),
+        ("imageidc", 10): (2, "none", 11, "descending"),
+        ("imageidc", 50): (2, "none", 11, "ascending"),
+        ("imagenet100", 10): (2, "none", 5, "ascending"),
+        ("imagenet100", 50): (2, "none", 5, "ascending"),
+        ("imagenet1k", 10): (4, "none", 11, "descending"),
+        ("imagenet1k", 50): (4, "none", 11, "ascending"),
+    }
+    both = constants("ManifoldGD", "guidance.radius", "guidance.bandwidth", ipc=["10"])
+    assert [both[name, 10] for name in ("imagenette", "imagewoof", "imagenet1k")] == [
+        (0.05, 0.2), (0.1, 0.2), (0.1, 0.1),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="varies pool itself"):
+        grid_of(FIELD[0], ["dataset.root=x", "pool=8"])
 
 
 def test_a_rehearsal_may_run_some_of_a_grid_and_a_filter_asks_for_other_cells():
@@ -216,6 +248,10 @@ def test_other_overrides_make_another_table():
     assert re.fullmatch(r"table5-[0-9a-f]{8}", bfloat16)
 
 
+def where(case, as_list=True):
+    return {"rows": {"a": {"method": "mgd3", "where": [case] if as_list else case}}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -228,6 +264,12 @@ def test_other_overrides_make_another_table():
         ({"denoising": {"classes": ["a"], "steps": [-1]}}, r"paper_table\.denoising\.steps=-1"),
         ({"denoising": {"classs": ["a"]}}, "'classs' is unknown"),
         ({"grid": {"dataset": ["digits"]}}, "paper_table.grid.ipc is missing"),
+        (where({"ipc": 1, "pool": 2}, as_list=False), r"paper_table\.rows\.a\.where must list"),
+        (where({"dataset": "nette", "pool": 2}), r"rows\.a\.where\.dataset='nette' is unknown"),
+        (where({"ipc": [1, 5], "pool": 2}), r"rows\.a\.where\.ipc='5' is unknown"),
+        (where({"pool": 2}), "must name a dataset, an ipc or both"),
+        (where({"ipc": 1}), "and what to set there"),
+        (where({"ipc": 1, "seed": 0, "pool": 2}), "must name a dataset, an ipc or both"),
     ],
 )
 def test_slips_in_a_table_of_ones_own_are_named(change, message):
