@@ -21,6 +21,7 @@ from mgd3.sampling.terms import (
     Reach,
     SamplingBatch,
     fit_part,
+    has_twin,
     needs_finished,
     reach_of,
 )
@@ -35,6 +36,11 @@ class SumTerm:
     def reach(self, step: int) -> Reach:
         """The largest of the parts'."""
         return max(reach_of(term, step) for term in self._terms)
+
+    @property
+    def twin(self) -> bool:
+        """Does any part look at twins?"""
+        return any(map(has_twin, self._terms))
 
     def __call__(self, state: DenoiseState) -> Tensor:
         """g_t, (B, C, h, w)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from mgd3.backbones.contract import Backbone, Prediction
 from mgd3.backbones.schedule import SamplingSchedule
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
+from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.starts import NoiseStart, Start
-from mgd3.sampling.terms import DenoiseState, Guidance, Reach, SamplingBatch, reach_of
+from mgd3.sampling.terms import DenoiseState, Guidance, Reach, SamplingBatch, has_twin, reach_of
 
 
 def classifier_free(
@@ -36,13 +37,49 @@ def classifier_free(
     """
     if cfg_scale == 1:
         return backbone.predict(x_t, t, class_ids)
+    halves = _halves(backbone, x_t, t, class_ids)
+    return _with_guided_channels(halves[0], halves, cfg_scale, cfg_channels)
+
+
+def classifier_free_pair(
+    backbone: Backbone,
+    x_t: Tensor,
+    t: Tensor,
+    class_ids: Tensor,
+    cfg_scale: float,
+    cfg_channels: int,
+) -> tuple[Prediction, Prediction]:
+    """What DiT's `forward_with_cfg` gives both rows of its pair: `classifier_free`, and the twin's.
+
+    The twin's guided channels are the same; the others and its variance are unconditional.
+    """
+    halves = _halves(backbone, x_t, t, class_ids)
+    own, twin = (_with_guided_channels(h, halves, cfg_scale, cfg_channels) for h in halves)
+    return own, twin
+
+
+def _halves(
+    backbone: Backbone, x_t: Tensor, t: Tensor, class_ids: Tensor
+) -> tuple[Prediction, Prediction]:
+    """The conditional and the unconditional prediction, from one batch of 2B."""
     null = torch.full_like(class_ids, backbone.null_class)
     both = backbone.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([class_ids, null]))
-    cond, uncond = both.eps.chunk(2)  # (B, C, h, w) each
+    variances = (None, None) if both.variance is None else both.variance.chunk(2)
+    cond, uncond = (
+        Prediction(eps=eps, variance=variance)
+        for eps, variance in zip(both.eps.chunk(2), variances, strict=True)
+    )
+    return cond, uncond
+
+
+def _with_guided_channels(
+    row: Prediction, halves: tuple[Prediction, Prediction], cfg_scale: float, cfg_channels: int
+) -> Prediction:
+    """One half with the guided noise in its first channels."""
+    cond, uncond = (half.eps for half in halves)
     guided = uncond + cfg_scale * (cond - uncond)
-    eps = torch.cat([guided[:, :cfg_channels], cond[:, cfg_channels:]], dim=1)
-    variance = None if both.variance is None else both.variance.chunk(2)[0]
-    return Prediction(eps=eps, variance=variance)
+    eps = torch.cat([guided[:, :cfg_channels], row.eps[:, cfg_channels:]], dim=1)
+    return Prediction(eps=eps, variance=row.variance)
 
 
 _PUBLISHED_CFG_CHANNELS = 4  # DiT's own code guides 3, diffusers' 4
@@ -56,6 +93,38 @@ class NoiseSource(Protocol):
 
     def step(self) -> Tensor:
         """The next reverse step's z, (B, C, h, w)."""
+
+
+class _Twin:
+    """The other row of the released pair, which IGD's released code decodes, too.
+
+    It starts where its row does and is never looked at by the network, whose prediction for its row
+    it is given; its noise is its own, so that what it is estimated to become is none of its row's.
+    """
+
+    def __init__(self, x_t: Tensor, batch: SamplingBatch, steps: int) -> None:
+        self._x_t, self._x0, self._prediction = x_t, x_t, Prediction(eps=x_t)
+        shape = cast(tuple[int, int, int], tuple(x_t.shape[1:]))
+        self._noise = ImageNoise(batch.seed, batch.images, shape, x_t.device, steps - 1, "twin")
+
+    def predict(self, *what: Any) -> Prediction:
+        """The row's own prediction; the twin's is kept until its step."""
+        own, self._prediction = classifier_free_pair(*what)
+        return own
+
+    def estimate(self, schedule: SamplingSchedule, step: int) -> Tensor:
+        """Its clean image, (B, C, h, w), attached to what the prediction is attached to."""
+        x0 = schedule.predict_x0(self._x_t, self._prediction.eps, step)
+        self._x0, self._prediction = x0.detach(), self._prediction.detached()
+        return x0
+
+    def step(self, sampler: _Sampler, schedule: SamplingSchedule, state: DenoiseState) -> None:
+        """Take it to x_{t-1}, unguided as released."""
+        gain = sampler.gain(schedule, self._prediction, state.step)
+        own = replace(state, x_t=self._x_t, x0_hat=self._x0, x0_twin=None, gain=gain)
+        g_t = torch.zeros_like(self._x_t)
+        now = ReverseStep(schedule=schedule, state=own, prediction=self._prediction, g_t=g_t)
+        self._x_t = sampler.previous(now, self._noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +165,20 @@ class _Sampler:
         start, term = start or NoiseStart(), guidance.bind(batch)
         schedule = backbone.schedule.respaced(self.steps)
         x_t = start.initial(schedule, batch, noise.initial().to(batch.modes))
+        twin = _Twin(x_t, batch, start.steps(self.steps)) if has_twin(term) else None
+        predict = classifier_free if twin is None else twin.predict
         for step in reversed(range(start.steps(self.steps))):
             reach = reach_of(term, step)
             if reach:
                 x_t = x_t.detach().requires_grad_()
             t = torch.full_like(batch.class_ids, schedule.timesteps[step])
             with torch.set_grad_enabled(reach is Reach.DENOISER):
-                prediction = classifier_free(
+                prediction = predict(
                     backbone, x_t, t, batch.class_ids, self.cfg_scale, self.cfg_channels
                 )
             with torch.set_grad_enabled(reach is not Reach.NONE):
                 x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
+                x0_twin = None if twin is None else twin.estimate(schedule, step)
             if reach:  # whose graph x0_hat alone holds from here on, and lets go of below
                 prediction = prediction.detached()
             state = DenoiseState(
@@ -114,6 +186,7 @@ class _Sampler:
                 num_steps=self.steps,
                 x_t=x_t,
                 x0_hat=x0_hat,
+                x0_twin=x0_twin,
                 images=batch.images,
                 eps=prediction.eps,
                 t=schedule.timesteps[step],
@@ -125,8 +198,10 @@ class _Sampler:
                 on_step(state)
             g_t = term(state)
             if reach:
-                x_t, x0_hat = x_t.detach(), x0_hat.detach()
-                state = replace(state, x_t=x_t, x0_hat=x0_hat)
+                x_t, x0_hat, x0_twin = x_t.detach(), x0_hat.detach(), None
+                state = replace(state, x_t=x_t, x0_hat=x0_hat, x0_twin=None)
+            if twin is not None:
+                twin.step(self, schedule, state)
             now = ReverseStep(schedule=schedule, state=state, prediction=prediction, g_t=g_t)
             x_t = self.previous(now, noise)
         return x_t

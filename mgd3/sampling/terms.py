@@ -54,12 +54,13 @@ class SamplingBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseState:
-    """One reverse step as guidance terms and callbacks see it: no CFG twin."""
+    """One reverse step as guidance terms and callbacks see it."""
 
     step: int  # sampling step, num_steps-1 down to 0
     num_steps: int
     x_t: Tensor  # (B, C, h, w); a leaf where the term differentiates
     x0_hat: Tensor  # (B, C, h, w); attached to x_t as far as the term's reach goes
+    x0_twin: Tensor | None = None  # the same of each row's twin, where the term asks for it
     images: Sequence[tuple[str, int]] = ()  # (wnid, noise stream) of each row
     eps: Tensor | None = None  # (B, C, h, w) the guided prediction of the noise
     t: int = 0  # training timestep
@@ -90,7 +91,8 @@ def gradient(state: DenoiseState, per_row: Callable[[], Tensor]) -> Tensor:
 class GuidanceTerm(Protocol):
     """One batch's guidance, which a sampler asks at every step.
 
-    It may have `reach(step) -> Reach`; without, it differentiates nothing.
+    It may have `reach(step) -> Reach`; without, it differentiates nothing. Where its `twin` is true
+    the state has an `x0_twin`, the other row of the pair that DiT's released sampler walks.
     """
 
     def __call__(self, state: DenoiseState) -> Tensor:
@@ -119,6 +121,11 @@ def reach_of(part: object, step: int | None = None) -> Reach:
     """How far a term differentiates at a step, or a guidance at most (`step` None)."""
     own = getattr(part, "reach", Reach.NONE)
     return own if step is None or isinstance(own, Reach) else own(step)
+
+
+def has_twin(part: object) -> bool:
+    """Does a term look at twins?"""
+    return bool(getattr(part, "twin", False))
 
 
 def needs_finished(guidance: object) -> bool:

@@ -23,7 +23,7 @@ from mgd3.modes.finders import KMeansModes
 from mgd3.runtime.compute import Work
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.guidance import ModeGuidance
-from mgd3.sampling.samplers import DDPM, classifier_free
+from mgd3.sampling.samplers import DDPM, classifier_free, classifier_free_pair
 from mgd3.storage.checkpoints import read_weights
 
 DIGITS = "mgd3/backbones/weights/dit_digits.safetensors"
@@ -74,13 +74,18 @@ def test_guidance_on_three_or_four_channels(tmp_path):
     dit = golden_dit(ORIGINAL, tmp_path)
     x, t, ids = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.tensor([1, 2])
     cond = dit.predict(x, t, ids)
-    null = dit.predict(x, t, torch.full_like(ids, dit.null_class)).eps
-    all_guided = null + 4 * (cond.eps - null)
+    null = dit.predict(x, t, torch.full_like(ids, dit.null_class))
+    all_guided = null.eps + 4 * (cond.eps - null.eps)
     for channels in (3, 4):
-        out = classifier_free(dit, x, t, ids, 4.0, channels)
+        out, twin = classifier_free_pair(dit, x, t, ids, 4.0, channels)
+        alone = classifier_free(dit, x, t, ids, 4.0, channels)
+        assert torch.equal(alone.eps, out.eps) and torch.equal(alone.variance, out.variance)
         expected = torch.cat([all_guided[:, :channels], cond.eps[:, channels:]], dim=1)
         assert (out.eps - expected).abs().max() < 1e-5
         assert (out.variance - cond.variance).abs().max() < 1e-5
+        expected = torch.cat([all_guided[:, :channels], null.eps[:, channels:]], dim=1)
+        assert (twin.eps - expected).abs().max() < 1e-5
+        assert (twin.variance - null.variance).abs().max() < 1e-5
 
 
 def test_a_published_width_with_other_heads_is_refused_unless_the_file_says_so(tmp_path):

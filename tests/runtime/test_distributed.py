@@ -58,7 +58,7 @@ def alone(cwd, *overrides):
 # Members are forked from a clean process that has imported everything once: this one may have
 # used autograd, whose threads do not survive a fork.
 MEMBERS = multiprocessing.get_context("forkserver")
-MEMBERS.set_forkserver_preload(["conftest", "scripts.run_cell", "sklearn.datasets"])
+MEMBERS.set_forkserver_preload(["conftest", "scripts.run_cell", "sklearn.datasets", __name__])
 
 
 def member(cwd, rank, port, overrides):

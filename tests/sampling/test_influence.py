@@ -12,7 +12,7 @@ from mgd3.sampling.combination import Sum
 from mgd3.sampling.guidance import NoGuidance
 from mgd3.sampling.guidances.influence import InfluenceGuidance, misalignment, normalised
 from mgd3.sampling.noise import ImageNoise
-from mgd3.sampling.samplers import DDIM, DDPM
+from mgd3.sampling.samplers import DDIM, DDPM, ReleasedDDIM
 from mgd3.sampling.terms import Reach, SamplingBatch
 
 CLASSES = 3
@@ -39,8 +39,10 @@ class Students:
         return torch.stack([s.gradient(images, label) for s in self.snapshots])
 
 
-def influence(k=20.0, student="convnet2_w4", low=2, high=6):
-    guidance = InfluenceGuidance(k, rho=0.0015, low=low, high=high, surrogate=Students(student))
+def influence(k=20.0, student="convnet2_w4", low=2, high=6, twin=False):
+    guidance = InfluenceGuidance(
+        k, rho=0.0015, low=low, high=high, twin=twin, surrogate=Students(student)
+    )
     guidance.fit(None, [], toy(), None)
     return guidance
 
@@ -123,6 +125,61 @@ def test_the_shift_is_the_normalised_gradient_of_central_differences(kind):
     with torch.no_grad():
         shift = guidance.bind(batch_of(rows))(state) * state.gain
     assert torch.allclose(shift[:1], expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+def released_pair(guidance, key, label):
+    """One image as IGD's released code makes it: of a pair, both decoded, the first steered."""
+    backbone, students, images = toy(), guidance.surrogate, [key]
+    schedule, real = backbone.schedule.respaced(8), students.real(label)
+    own, other = (ImageNoise(0, images, SHAPE, purpose=purpose) for purpose in ("", "twin"))
+    pair = own.initial().double().repeat(2, 1, 1, 1)
+    for step in reversed(range(8)):
+        pair = pair.detach().requires_grad_()
+        t = torch.tensor([schedule.timesteps[step]])
+        cond, free = (
+            backbone.predict(pair[:1], t, torch.tensor([row])).eps
+            for row in (label, backbone.null_class)
+        )
+        eps = free + 2 * (cond - free)
+        x0 = schedule.predict_x0(pair, eps.repeat(2, 1, 1, 1), step)
+        seen = PixelCodec(4).decode(x0)
+        losses = [
+            misalignment(s.gradient(seen, label), r)
+            for s, r in zip(students.snapshots, real, strict=True)
+        ]
+        (found,) = torch.autograd.grad(sum(losses) / len(losses), pair)
+        c_x0, c_xt = schedule.x0_coefficient[step], schedule.x_t_coefficient[step]
+        before = (c_x0 * x0 + c_xt * pair).detach()
+        if step:
+            sigma = (0.5 * schedule.log_variance(None, step)).exp()
+            before = before + sigma * torch.cat([own.step(), other.step()])
+        if 2 <= step <= 6:
+            size = 20.0 * 0.0015 * rms(eps) * (1 - schedule.abar[step].item()) ** 0.5
+            before[:1] -= size * found[:1] / rms(found[:1])
+        pair = before
+    return pair[:1].detach()
+
+
+def test_with_a_twin_an_image_is_the_released_pairs_first_row():
+    found = sample(influence(twin=True), (4,))
+    assert torch.allclose(found, released_pair(influence(), ("1", 4), 1), atol=1e-10)
+    assert (found - sample(influence(), (4,))).abs().max() > 1e-3
+    both = Sum(mode=NoGuidance(), influence=influence(twin=True))
+    assert torch.equal(sample(both, (4,)), found)
+    together = sample(influence(twin=True), (7, 4, 5))
+    assert torch.allclose(together[1:2], found, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [DDIM, ReleasedDDIM])
+def test_a_twin_without_noise_is_its_row_until_guidance_parts_them(kind):
+    states = []
+    sample(influence(twin=True, low=2, high=4), (4, 5), kind, on_step=states.append)
+    apart = {s.step: (s.x0_twin - s.x0_hat).abs().max().item() for s in states}
+    assert all(apart[step] < 1e-12 for step in (7, 6, 5, 4))
+    assert all(apart[step] > 1e-6 for step in (3, 2, 1, 0))
+    states.clear()
+    sample(influence(), (4,), kind, on_step=states.append)
+    assert all(s.x0_twin is None for s in states)
 
 
 @pytest.mark.parametrize("student", ["convnet2_w4", "convnet1_w8", "vit_p2_w64"])

@@ -61,18 +61,26 @@ class InfluenceGuidance:
 
     In steps low..high x_{t-1} moves by -k rho g / rms(g) rms(eps) sqrt(1 - abar), where g is the
     gradient in x_t of 1 - cosine, averaged over the snapshots. So the shift's size depends on k and
-    rho alone; it is absolute: no sigma_t.
+    rho alone; it is absolute: no sigma_t. With `twin` the gradient on an image is also that on its
+    twin, as the released code decodes both rows of its pair.
     """
 
     needs_modes = False
     reach = Reach.DENOISER
 
     def __init__(
-        self, k: float, rho: float, low: int, high: int, surrogate: Surrogate | None = None
+        self,
+        k: float,
+        rho: float,
+        low: int,
+        high: int,
+        surrogate: Surrogate | None = None,
+        twin: bool = False,
     ) -> None:
         self.k = checks.number("guidance (influence): k", k, minimum=0)
         self.rho = checks.number("guidance (influence): rho", rho, minimum=0)
         self.window = Window("guidance (influence)", low, high)
+        self.twin = checks.flag("guidance (influence): twin", twin)
         self.surrogate = surrogate
         self._fitted: tuple[Trajectory, Backbone] | None = None
         self._real: dict[int, Tensor] = {}  # of the last batch's classes, where they are used
@@ -141,23 +149,29 @@ class InfluenceTerm:
         if not self._acts(state.step):
             return torch.zeros_like(state.x0_hat)
         assert state.eps is not None
+        twins = [] if state.x0_twin is None or not self.twin else [state.x0_twin]
+        with torch.enable_grad():
+            clean = torch.stack([state.x0_hat, *twins], dim=1)  # (B, 1 or 2, C, h, w)
         # Row by row to the latents, while the denoiser's graph waits; it is walked once for all
-        rows = state.x0_hat.detach().split(1)
-        pulls = torch.cat(
-            [self._pull(x, label) for x, label in zip(rows, self.labels, strict=True)]
-        )
-        found = gradient(state, lambda: (state.x0_hat * pulls).flatten(1).sum(dim=1))
+        rows = zip(clean.detach(), self.labels, strict=True)
+        pulls = torch.stack([self._pull(x, label) for x, label in rows])
+        found = gradient(state, lambda: (clean * pulls).flatten(1).sum(dim=1))
         size = self.options.k * self.options.rho
         return state.from_shift(-size * normalised(found, state.eps, state.abar))
+
+    @property
+    def twin(self) -> bool:
+        """Are twins looked at? Not by a term that never acts."""
+        return self.options.twin and self.options.k * self.options.rho > 0
 
     def _acts(self, step: int) -> bool:
         return step in self.options.window and self.options.k * self.options.rho > 0
 
     def _pull(self, latents: Tensor, label: int) -> Tensor:
-        """d loss/d latents of one clean row (1, C, h, w)."""
+        """d loss/d latents of one row's clean images (n, C, h, w), to a student one batch."""
         with torch.enable_grad(), matmul_precision("highest"):
             latents = latents.detach().requires_grad_()
-            image = self.codec.decode(latents)  # (1, 3, H, W)
+            image = self.codec.decode(latents)  # (n, 3, H, W)
             seen = image.detach().requires_grad_()
             pull = torch.zeros_like(seen)
             for snapshot, real in zip(self.snapshots, self.real[label], strict=True):
