@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,6 +23,7 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
+from eval.results.layout import csv_text
 from eval.results.robustness import fairness_layout
 from eval.results.rows import CIRCUMSTANCES, EvalResult, ResultStore
 from eval.results.statistics import Metric, components_layout, differences_layout
@@ -47,6 +49,10 @@ DIFFERENCES = (
     "The last column: how many paired seeds would bring the interval to that many points, were all "
     "to differ as these do; a guess where these are few."
 )
+_COLUMNS = (  # of the rows' file; the first seven name a student
+    "dataset", "ipc", "protocol", "student", "method", "distill_seed", "student_seed",
+    "top1_last", "top1_best", "tests", "test_images", "epochs", "commit",
+)  # fmt: skip
 FAIRNESS = (
     "DD-Ranking's scores in fractions (w = g = 0.5): HLR, below the full set under hard labels; "
     "IOR, above random real images under the same protocol; LRS and ARS lie in [0, 1]."
@@ -56,8 +62,9 @@ FAIRNESS = (
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="compare")
 def main(cfg: DictConfig) -> None:
     """Read every run below the folders and print three tables."""
-    if cfg.markdown and Path(cfg.markdown).is_dir():
-        raise UserError(f"markdown={cfg.markdown} is a folder; name a file")
+    for key in ("markdown", "rows"):
+        if cfg[key] and Path(cfg[key]).is_dir():
+            raise UserError(f"{key}={cfg[key]} is a folder; name a file")
     metric: Metric = "top1_best" if cfg.best else "top1_last"
     within = checks.number("within", cfg.within, minimum=0.01)
     given = [cfg.folders] if isinstance(cfg.folders, str) else cfg.folders
@@ -65,6 +72,9 @@ def main(cfg: DictConfig) -> None:
     rows = read_runs(folders)
     if keys:
         rows, _ = rows_by(rows, folders, keys)
+    if cfg.rows:
+        records = sorted(map(_record, rows), key=_place)
+        write_atomic(Path(cfg.rows), csv_text(records).encode())
     sections = [
         (components_layout(rows, metric), " ".join([COMPONENTS, *notes(rows)])),
         (differences_layout(rows, metric, within), DIFFERENCES),
@@ -103,6 +113,15 @@ def read_runs(folders: Sequence[Path]) -> list[EvalResult]:
         if not found:
             raise UserError(f"{folder} holds no finished run (no results.jsonl with rows below it)")
     return list(rows.values())
+
+
+def _record(row: EvalResult) -> dict[str, Any]:
+    return {key: getattr(row, key) for key in _COLUMNS} | {"method": row.name}
+
+
+def _place(record: dict[str, Any]) -> tuple[str | int, ...]:
+    """What names a student; a method without seeds has its one set first."""
+    return tuple(-1 if record[key] is None else record[key] for key in _COLUMNS[:7])
 
 
 def _scores(row: EvalResult) -> EvalResult:

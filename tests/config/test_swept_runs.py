@@ -1,11 +1,13 @@
 """Sweeps: what a method does not read is carried past it, and one run is made once."""
 
+import csv
 import json
 import subprocess
 
 import pytest
 from conftest import QUICK, apart, run
 
+from eval.results.rows import read_results
 from mgd3.config import run_folder
 from mgd3.runtime import machine
 from mgd3.runtime.machine import Checkout
@@ -97,9 +99,18 @@ def test_a_sweep_ends_with_the_command_that_compares_its_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1].partition("3 runs are there; side by side: ")[2]
     assert said == "python scripts/compare.py runs/digits by=[guidance.scale]"
-    done = run(tmp_path, *said.split()[2:], script="scripts/compare.py")
+    files = ("markdown=tables.md", "rows=rows.csv")
+    done = run(tmp_path, *said.split()[2:], *files, script="scripts/compare.py")
     assert done.returncode == 0, done.stderr
-    assert "mgd3 scale=0.2" in done.stdout
+    tables = (tmp_path / "tables.md").read_text()
+    assert "mgd3 scale=0.2" in done.stdout and "mgd3 scale=0.2" in tables
+    with (tmp_path / "rows.csv").open() as file:
+        written = [(row["method"], float(row["top1_last"])) for row in csv.DictReader(file)]
+    (own,) = (r.top1_last for r in read_results(tmp_path / "runs") if r.method == "random")
+    assert [name for name, _ in written] == ["mgd3 scale=0.1", "mgd3 scale=0.2", "random"]
+    assert written[-1] == ("random", own)
+    done = run(tmp_path, "runs/digits", "rows=runs", script="scripts/compare.py")
+    assert done.returncode == 1 and "rows=runs is a folder; name a file" in done.stderr
 
 
 @pytest.mark.parametrize(
