@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from mgd3.runtime.progress import progress, track
 from mgd3.runtime.stages import Stage, announce, stages_of
 from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.starts import NoiseStart, Start
-from mgd3.sampling.terms import DenoiseState, Guidance, fit_part
+from mgd3.sampling.terms import DenoiseState, Guidance, advice_of, fit_part
 from mgd3.sampling.watching import BatchBar
 from mgd3.storage.files import write_json
 from mgd3.storage.timing import StageTimes, WorkPace
@@ -124,12 +125,9 @@ class GenerativeDistiller:
         ranks = self.ranks
         self.maker.refuse_gradients()
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
-        if ranks.first and isinstance(self.guidance, ModeGuidance) and not self._guided_steps:
-            log.warning(
-                "guidance.scale=%g with guidance.stop_t=%d guides none of the %d steps (%d to 0; "
-                "those above stop_t are guided): the images are those of guidance=none",
-                *(self.guidance.scale, self.guidance.stop_t, self._steps, self._steps - 1),
-            )
+        for text in advice_of(self.guidance, self._steps, prod(self.backbone.latent_shape)):
+            if ranks.first:
+                log.warning("%s", text)
         found = self._found(dataset, ipc, out) if self.needs_modes else {}
         prompts = self.prompts.of_modes(dataset.classes, found)
         if ranks.first and prompts:

@@ -20,6 +20,7 @@ from mgd3.sampling.terms import (
     GuidanceTerm,
     Reach,
     SamplingBatch,
+    advice_of,
     fit_part,
     has_twin,
     needs_finished,
@@ -79,6 +80,10 @@ class Sum:
         """Each part's own."""
         for part in self.parts.values():
             part.check(num_steps)
+
+    def advice(self, num_steps: int, elements: int) -> list[str]:
+        """Each part's own."""
+        return [text for p in self.parts.values() for text in advice_of(p, num_steps, elements)]
 
     def fit(
         self,

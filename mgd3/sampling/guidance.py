@@ -50,6 +50,16 @@ class ModeGuidance:
         """How many of the last `num_steps` sampling steps g_t moves."""
         return max(0, num_steps - 1 - self.stop_t) if self.scale else 0
 
+    def advice(self, num_steps: int, elements: int) -> list[str]:
+        """That no step is guided, if none is."""
+        if self.guided_steps(num_steps):
+            return []
+        return [
+            f"mode guidance of scale={self.scale:g} and stop_t={self.stop_t} guides none of the "
+            f"{num_steps} steps ({num_steps - 1} to 0; those above stop_t are guided): images are "
+            "those without it"
+        ]
+
     def bind(self, batch: SamplingBatch) -> GuidanceTerm:
         """The term of one batch."""
         return ModeTerm(batch.modes, self.scale, self.stop_t)

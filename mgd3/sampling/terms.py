@@ -105,7 +105,8 @@ class Guidance(Protocol):
     What it may have beside this: `fit`, called once before any image (`fit_part`), and `stages`,
     what that would do, for a plan, both of the same arguments; `needs_finished`, true where its
     term reads the finished latents of a row's class, and `block`, how many images of a class then
-    are made at a time; `reach`, the largest of its terms.
+    are made at a time; `reach`, the largest of its terms; `advice`, what a user should be told of
+    settings that are allowed and seldom meant (`advice_of`).
     """
 
     needs_modes: bool
@@ -115,6 +116,12 @@ class Guidance(Protocol):
 
     def bind(self, batch: SamplingBatch) -> GuidanceTerm:
         """The term of one batch; called for every guidance, with or without modes."""
+
+
+def advice_of(part: object, num_steps: int, elements: int) -> list[str]:
+    """What a user should know of a guidance's settings, with latents of so many elements each."""
+    advice = getattr(part, "advice", None)
+    return advice(num_steps, elements) if advice is not None else []
 
 
 def reach_of(part: object, step: int | None = None) -> Reach:

@@ -32,7 +32,7 @@ def test_guidance_that_no_step_feels_is_said(tmp_path):
     done = run(tmp_path, "-m", *SETS, "guidance.stop_t=3,9", "sampler.steps=9")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("guides none of") == 1
-    assert "guidance.stop_t=9 guides none of the 9 steps (8 to 0" in done.stdout
+    assert "stop_t=9 guides none of the 9 steps (8 to 0" in done.stdout
 
 
 def test_a_key_of_no_default_group_is_carried_too(tmp_path):

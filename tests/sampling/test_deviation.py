@@ -9,10 +9,12 @@ from mgd3.distillers.finished import FinishedLatents
 from mgd3.distillers.image_maker import ImageMaker, Making
 from mgd3.distillers.refining import NoRefinement
 from mgd3.runtime.errors import UserError
+from mgd3.sampling.combination import Sum
+from mgd3.sampling.guidance import ModeGuidance, NoGuidance
 from mgd3.sampling.guidances.deviation import DeviationGuidance, cosine_gradient
 from mgd3.sampling.samplers import DDIM, DDPM
 from mgd3.sampling.starts import NoiseStart
-from mgd3.sampling.terms import DenoiseState, SamplingBatch
+from mgd3.sampling.terms import DenoiseState, SamplingBatch, advice_of
 
 
 def draw(*shape, seed=0):
@@ -41,6 +43,16 @@ def test_the_shift_is_orthogonal_bounded_and_lowers_the_cosine():
     assert 0 < shift.norm() <= gamma / x.norm()
     before, after = cosines(x, memory)[3], cosines(x + shift, memory)[3]
     assert before == cosines(x, memory).max() and after < before - 0.01
+
+
+def test_a_push_far_stronger_than_published_is_said_with_the_published_one():
+    released = DeviationGuidance(120.0, low=0, high=3, memory=64)
+    assert advice_of(released, 50, 4 * 32 * 32) == []
+    (small,) = advice_of(Sum(mode=ModeGuidance(0.1, 2), deviation=released), 50, 4 * 8 * 8)
+    assert "gamma=120 moves" in small and "0.47 a step, 16 times" in small
+    assert "gamma=7.5 is the published push" in small
+    assert advice_of(DeviationGuidance(7.5, low=0, high=3, memory=64), 50, 4 * 8 * 8) == []
+    assert advice_of(NoGuidance(), 50, 64) == []
 
 
 @pytest.mark.parametrize("kind", [DDPM, DDIM])

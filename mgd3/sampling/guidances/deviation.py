@@ -12,6 +12,7 @@ from mgd3.sampling.guidances.window import Window
 from mgd3.sampling.terms import DenoiseState, GuidanceTerm, SamplingBatch
 
 _FLOOR = 1e-12
+_PUBLISHED_PUSH = 120 / (4 * 32 * 32)  # of an element of x_t, in the latents of 256 px
 
 
 class DeviationGuidance:
@@ -34,6 +35,17 @@ class DeviationGuidance:
     def check(self, num_steps: int) -> None:
         """The window must lie among the sampling steps."""
         self.window.check(num_steps)
+
+    def advice(self, num_steps: int, elements: int) -> list[str]:
+        """That the push is far stronger than published, if it is: latents are smaller here."""
+        usual = _PUBLISHED_PUSH * elements
+        if self.gamma <= 2 * usual:
+            return []
+        return [
+            f"guidance (deviation): gamma={self.gamma:g} moves an element of a latent by up to "
+            f"{self.gamma / elements:.2g} a step, {self.gamma / usual:.0f} times as far as "
+            f"published at 256 px; gamma={usual:g} is the published push in latents of this size"
+        ]
 
     def bind(self, batch: SamplingBatch) -> GuidanceTerm:
         """The term of one batch, which keeps each row's memory."""
