@@ -19,7 +19,7 @@ run experiment=parity ipc=2,5,10,20
 run experiment=parity ipc=2,5,10,20 method=mgd3 modes=true_digits
 run experiment=parity ipc=2,5,10,20 method=closest_real,herding,k_center seed=0 student_seeds=20
 script measure images=$PARITY dataset=digits_parity metrics=coverage by=modes
-script compare "folders=[$PARITY]" markdown=$PARITY/compare.md
+script compare "folders=[$PARITY]" by=modes markdown=$PARITY/compare.md
 
 run experiment=parity_map
 run experiment=parity_map guidance.scale=0 guidance.stop_t=25
@@ -42,16 +42,18 @@ script report folder=$METHODS
 
 run experiment=digits_finetuning
 run -m dataset=digits method=unguided ipc=10 'seed=range(0,5)' student_seeds=2 tracker=none report=false runs=runs/digits_finetuning
-script compare folders=runs/digits_finetuning
+script compare folders=runs/digits_finetuning by=finetune.loss_sum
+script measure images=runs/digits_finetuning dataset=digits metrics=pixels by=finetune.loss_sum
 
 run experiment=digits_precision
 script compare runs/digits_precision by=training_precision
 
 FIELD=runs/digits_field
-TERMS="by=[guidance.influence.k,guidance.deviation.gamma,guidance.push,refine]"
+TERMS="by=[guidance.influence.k,guidance.deviation.gamma,guidance.push,refine,guidance.scale]"
 run experiment=digits_field ipc=1,10,20
 run experiment=digits_field ipc=10 method=igd guidance.deviation.gamma=1.875
-run experiment=digits_field ipc=1,10 method=rded method.factor=1
+run experiment=digits_field ipc=1,10,20 method=dap guidance.scale=0.03
+run experiment=digits_field ipc=1,10,20 method=rded method.factor=1
 run experiment=digits_field method=igd guidance.influence.k=0
 run experiment=digits_field method=igd guidance.deviation.gamma=0
 run experiment=digits_field method=manifoldgd guidance.push=0
