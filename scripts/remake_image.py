@@ -44,7 +44,7 @@ _SHOWN = 10  # steps in the picture
 def main(cfg: DictConfig) -> None:
     """Write the image, and say how far it is from the file."""
     from mgd3.config.identity import overrides_of
-    from mgd3.config.remaking import Remaker
+    from mgd3.config.remaking import Remaker, refuse_other_versions
     from mgd3.config.schema import composed, plain
     from mgd3.data.distilled import DistilledDataset
     from mgd3.sampling.watching import StepWatch, spread_steps
@@ -61,7 +61,9 @@ def main(cfg: DictConfig) -> None:
     given = plain(cfg["with"])
     if entry.get("prompt"):  # the captions that were chosen are the set's own
         given = ["prompts.captions=prompts.json", *given]
-    remaker = Remaker(distilled, composed(*overrides_of(distilled.identity, given), *given))
+    own = composed(*overrides_of(distilled.identity, given), *given)
+    refuse_other_versions(distilled.identity, own, given)
+    remaker = Remaker(distilled, own)
     watch = StepWatch(spread_steps(remaker.distiller.sampler.steps, _SHOWN))
     _write(cfg, distilled, entry, _remade(remaker, entry, watch))
     if cfg.steps:

@@ -12,6 +12,7 @@ from mgd3.runtime.errors import UserError
 PLACES = ("dataset", "ipc", "seed")
 WHERE = "where"  # of a row: overrides at some of its places
 _NO_OVERRIDES = (*PLACES, "students", WHERE)
+_OF_A_ROW = ("seed", "students", WHERE, "backbone", "protocol")  # never of some of its places
 TABLE = "table"  # in place of a row's name: the whole table
 
 # Evaluators whose accuracies may stand in one column, and who reported under them. A protocol's
@@ -145,7 +146,7 @@ def read_table(node: Mapping[str, Any]) -> PaperTable:
     denoising = node.get("denoising")
     table = PaperTable(**{**node, "denoising": _read_denoising(denoising) if denoising else None})
     for row, options in table.rows.items():
-        _check_cases(row, options.get(WHERE, []), table.grid)
+        _check_cases(row, options, table)
     return table
 
 
@@ -158,20 +159,25 @@ def _texts(values: Any) -> list[str]:
     return [str(value) for value in (values if isinstance(values, list) else [values])]
 
 
-def _check_cases(row: str, cases: Any, grid: Mapping[str, Sequence[Any]]) -> None:
-    """Each of a row's `where` names places of the grid, and something to set there."""
-    where = f"paper_table.rows.{row}.{WHERE}"
+def _check_cases(row: str, options: Mapping[str, Any], table: PaperTable) -> None:
+    """Each of a row's `where` names places of the row, and something to set there."""
+    where, cases = f"paper_table.rows.{row}.{WHERE}", options.get(WHERE, [])
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
         raise UserError(f"{where} must list mappings, such as {{dataset: imagewoof, pool: 4}}")
+    swept = [table.sweep] if isinstance(table.sweep, str) else table.sweep or ()
     for case in cases:
-        named = [key for key in ("dataset", "ipc") if key in case]
-        if not named or not set(case) - set(PLACES) or "seed" in case:
+        places = [key for key in ("dataset", "ipc") if key in case]
+        if not places or not set(case) - set(PLACES):
             raise UserError(
                 f"{where}: {case} must name a dataset, an ipc or both, and what to set there"
             )
-        for key in named:
+        for key in case:
+            if key.split(".")[0] in _OF_A_ROW or key in swept:
+                raise UserError(f"{where}: {key} is of a whole row; set it there")
+        for key in places:
+            known = [options[key]] if key in options else table.grid[key]
             for value in _texts(case[key]):
-                checks.choice(f"{where}.{key}", value, [str(known) for known in grid[key]])
+                checks.choice(f"{where}.{key}", value, _texts(known))
 
 
 def _read_denoising(node: Mapping[str, Any]) -> Denoising:

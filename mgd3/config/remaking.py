@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from mgd3.config.build import build, build_distiller
+from mgd3.config.identity import set_identity
+from mgd3.config.schema import choices
 from mgd3.data.distilled import DistilledDataset
 from mgd3.distillers.finished import FinishedLatents
 from mgd3.distillers.generative import GenerativeDistiller
@@ -22,6 +24,29 @@ from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.terms import DenoiseState
 from mgd3.storage.cache import found
+
+
+def refuse_other_versions(
+    identity: Mapping[str, Any], cfg: DictConfig, given: Sequence[str] = ()
+) -> None:
+    """`UserError` where a part of a set's identity has had other values of its own since.
+
+    An identity holds what differs from a choice's own values, so these must be of its version.
+    A user who names keys of the part in `given` is taken to know.
+    """
+    here = set_identity(cfg, choices(cfg))
+    for group, part in identity.items():
+        now = here.get(group)
+        if not (isinstance(part, Mapping) and isinstance(now, Mapping)):
+            continue
+        was, known = part.get("version", 1), now.get("version", 1)
+        named = any(g.lstrip("+").startswith((f"{group}.", f"{group}=")) for g in given)
+        if was != known and not named:
+            raise UserError(
+                f"the set was made with version {was} of {group}={part['choice']}, and here is "
+                f"{known}, with other values of its own (configs/{group}/{part['choice']}.yaml); "
+                f"say what it had by \"with=['{group}.KEY=VALUE',…]\""
+            )
 
 
 class Remaker:

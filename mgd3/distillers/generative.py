@@ -125,9 +125,8 @@ class GenerativeDistiller:
         ranks = self.ranks
         self.maker.refuse_gradients()
         class_ids = self.backbone.class_ids(dataset.classes)  # loads the weights, or says why not
-        for text in advice_of(self.guidance, self._steps, prod(self.backbone.latent_shape)):
-            if ranks.first:
-                log.warning("%s", text)
+        if ranks.first:
+            self._advise()
         found = self._found(dataset, ipc, out) if self.needs_modes else {}
         prompts = self.prompts.of_modes(dataset.classes, found)
         if ranks.first and prompts:
@@ -315,6 +314,10 @@ class GenerativeDistiller:
                 if attempt.error is None:
                     write_images(writer, [(wnid, k) for k in attempt.part], pixels, size)
 
+    def _advise(self) -> None:
+        for text in advice_of(self.guidance, self._steps, prod(self.backbone.latent_shape)):
+            log.warning("%s", text)
+
     @property
     def _steps(self) -> int:
         return self.start.steps(self.sampler.steps)
@@ -331,6 +334,7 @@ class GenerativeDistiller:
     ) -> list[Stage]:
         """Encoding, modes, what is learned first, sampling and selection, as far as not done."""
         self.maker.refuse_gradients()
+        self._advise()
         found: list[Stage] = []
         fit_part(self.prompts, dataset, lambda: inventory)  # or says what they lack
         if self.needs_modes:

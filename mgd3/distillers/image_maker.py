@@ -31,6 +31,7 @@ from mgd3.sampling.terms import (
     SamplingBatch,
     Target,
     fit_part,
+    has_twin,
     needs_finished,
     reach_of,
 )
@@ -124,7 +125,7 @@ class ImageMaker:
     def kind(self) -> str:
         """What the time of a step depends on beside the backbone: guidance and refinement."""
         parts = self.guidance.parts.values() if isinstance(self.guidance, Sum) else [self.guidance]
-        names = [type(part).__name__ for part in parts]
+        names = [type(p).__name__ + (" with twins" if has_twin(p) else "") for p in parts]
         return " + ".join([*names, type(self.refine).__name__] if self.refines else names)
 
     def largest_batch(self, class_id: int) -> int:

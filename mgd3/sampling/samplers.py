@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -98,8 +98,9 @@ class NoiseSource(Protocol):
 class _Twin:
     """The other row of the released pair, which IGD's released code decodes, too.
 
-    It starts where its row does and is never looked at by the network, whose prediction for its row
-    it is given; its noise is its own, so that what it is estimated to become is none of its row's.
+    It starts where its row does, is given the prediction for its row, which never looked at it, and
+    is not steered. Where the sampler draws noise its own differs, and what it becomes is noise;
+    under DDIM it is its row without guidance.
     """
 
     def __init__(self, x_t: Tensor, batch: SamplingBatch, steps: int) -> None:
@@ -107,9 +108,19 @@ class _Twin:
         shape = cast(tuple[int, int, int], tuple(x_t.shape[1:]))
         self._noise = ImageNoise(batch.seed, batch.images, shape, x_t.device, steps - 1, "twin")
 
-    def predict(self, *what: Any) -> Prediction:
-        """The row's own prediction; the twin's is kept until its step."""
-        own, self._prediction = classifier_free_pair(*what)
+    def predict(
+        self,
+        backbone: Backbone,
+        x_t: Tensor,
+        t: Tensor,
+        class_ids: Tensor,
+        cfg_scale: float,
+        cfg_channels: int,
+    ) -> Prediction:
+        """The row's own prediction, `classifier_free`; the twin's is kept until its step."""
+        own, self._prediction = classifier_free_pair(
+            backbone, x_t, t, class_ids, cfg_scale, cfg_channels
+        )
         return own
 
     def estimate(self, schedule: SamplingSchedule, step: int) -> Tensor:

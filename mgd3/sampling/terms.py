@@ -92,7 +92,8 @@ class GuidanceTerm(Protocol):
     """One batch's guidance, which a sampler asks at every step.
 
     It may have `reach(step) -> Reach`; without, it differentiates nothing. Where its `twin` is true
-    the state has an `x0_twin`, the other row of the pair that DiT's released sampler walks.
+    the state has an `x0_twin`, the other row of the pair that DiT's released sampler walks. A term
+    that holds others hands on both.
     """
 
     def __call__(self, state: DenoiseState) -> Tensor:

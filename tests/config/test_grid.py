@@ -269,7 +269,11 @@ def where(case, as_list=True):
         (where({"ipc": [1, 5], "pool": 2}), r"rows\.a\.where\.ipc='5' is unknown"),
         (where({"pool": 2}), "must name a dataset, an ipc or both"),
         (where({"ipc": 1}), "and what to set there"),
-        (where({"ipc": 1, "seed": 0, "pool": 2}), "must name a dataset, an ipc or both"),
+        (where({"ipc": 1, "seed": 0, "pool": 2}), "where: seed is of a whole row"),
+        (where({"ipc": 1, "protocol": "soft_label"}), "where: protocol is of a whole row"),
+        (where({"ipc": 1, "backbone.weights": "a"}), "backbone.weights is of a whole row"),
+        (where({"ipc": 1, "students": {}}), "where: students is of a whole row"),
+        (where({"ipc": 1, "guidance.scale": 1}) | {"sweep": "guidance.scale"}, "whole row; set it"),
     ],
 )
 def test_slips_in_a_table_of_ones_own_are_named(change, message):

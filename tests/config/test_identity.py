@@ -71,6 +71,8 @@ CHANGES = [  # base command, then the change
     ("method=dap", "guidance.block=3", SET),
     ("method=dap", "guidance.block=2", SAME),  # the backbone's own
     ("method=manifoldgd", "guidance.push=0", SET),
+    ("method=igd", "guidance.influence.twin=true", SET),
+    ("method=igd", "guidance.influence.twin=false", SAME),
     ("method=unguided", "features=student", SAME),
     ("backbone=sd15", "prompts=class", SAME),  # as before there were others
     ("method=vlcp prompts.captions=a", "prompts.common=0.8", SET),

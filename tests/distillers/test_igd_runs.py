@@ -111,6 +111,20 @@ def test_it_joins_mgd3_by_one_line(whole, tmp_path):
     assert content["config"]["guidance"]["mode.scale"] == 0.1 and content["method"] == "mgd3_igd"
 
 
+def test_twins_are_the_same_in_any_batch(whole, tmp_path):
+    cache = f"cache={whole[1].parents[5] / 'cache'}"
+    strong = (*IGD, cache, "guidance.influence.k=400")
+    plain, together, alone = (
+        made(tmp_path / str(k), *strong, *options)[0]
+        for k, options in enumerate((
+            (), ("guidance.influence.twin=true",),
+            ("guidance.influence.twin=true", "compute.batch_size=1"),
+        ))
+    )  # fmt: skip
+    assert sum(together[name] == alone[name] for name in together) >= 5
+    assert any(together[name] != plain[name] for name in plain)
+
+
 def test_an_image_is_made_again_from_its_set(whole, tmp_path):
     done = run(
         whole[1].parents[5], f"set={whole[1].parent}", "image=images/7/00001.png",

@@ -1,5 +1,6 @@
 """Presets of methods after MGD3: whole runs, one that dies on the way, what they refuse."""
 
+import json
 import os
 
 import numpy as np
@@ -66,3 +67,13 @@ def test_an_image_is_remade_alone_with_what_its_guidance_learned(tmp_path):
     with Image.open(manifest.parent / image[6:]) as file, Image.open(tmp_path / "again.png") as new:
         before, after = (np.asarray(one.convert("RGB"), int) for one in (file, new))
     assert np.abs(before - after).max() <= 1
+
+    content = json.loads(manifest.read_text())
+    content["identity"]["guidance"]["version"] = 1  # which had another scale
+    manifest.write_text(json.dumps(content))
+    done = run(tmp_path, folder, image, "out=other.png", script="scripts/remake_image.py")
+    assert done.returncode == 1 and not (tmp_path / "other.png").exists()
+    assert "version 1 of guidance=prior, and here is 2" in done.stderr
+    told = "with=['guidance.scale=0.03']"
+    done = run(tmp_path, folder, image, told, "out=other.png", script="scripts/remake_image.py")
+    assert done.returncode == 0 and (tmp_path / "other.png").exists(), done.stderr

@@ -1,5 +1,7 @@
 """IGD's influence: a student's gradient on each image turns to that on its class's real images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_gradients import KINDS, SHAPE, toy, walk
@@ -7,6 +9,8 @@ from test_gradients import KINDS, SHAPE, toy, walk
 from eval.metrics.gradients import StudentSnapshot
 from eval.students.registry import make_student
 from mgd3.backbones.codecs import PixelCodec
+from mgd3.backbones.contract import Prediction
+from mgd3.backbones.toy import Toy
 from mgd3.runtime.errors import UserError
 from mgd3.sampling.combination import Sum
 from mgd3.sampling.guidance import NoGuidance
@@ -84,6 +88,7 @@ def test_rows_do_not_see_each_other(kind):
 def test_a_scale_of_zero_gives_plain_samples_byte_for_byte(kind):
     plain = sample(NoGuidance(), kind=kind)
     assert torch.equal(sample(influence(k=0.0), kind=kind), plain)
+    assert torch.equal(sample(influence(k=0.0, twin=True), kind=kind), plain)
     assert torch.equal(sample(Sum(a=influence(k=0.0), b=NoGuidance()), kind=kind), plain)
 
 
@@ -127,22 +132,46 @@ def test_the_shift_is_the_normalised_gradient_of_central_differences(kind):
     assert torch.allclose(shift[:1], expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
 
 
-def released_pair(guidance, key, label):
+class TwoChannels(Toy):
+    """It predicts a variance, another one for «no class»; a channel of it may go unguided."""
+
+    def __init__(self):
+        super().__init__(image_size=4, mean=0.5, shift=0.2, std=0.3)
+        self.latent_shape, self.codec = (2, 4, 4), MeanOfChannels(4)
+
+    def predict(self, x_t, t, class_ids):
+        variance = torch.where(class_ids == self.null_class, -0.6, 0.2 * class_ids)
+        return Prediction(
+            eps=super().predict(x_t, t, class_ids).eps,
+            variance=variance.to(x_t).view(-1, 1, 1, 1).expand_as(x_t),
+        )
+
+
+class MeanOfChannels(PixelCodec):
+    def decode(self, latents):
+        return super().decode(latents.mean(dim=1, keepdim=True))
+
+
+def released_pair(backbone, guidance, key, label, seed, channels):
     """One image as IGD's released code makes it: of a pair, both decoded, the first steered."""
-    backbone, students, images = toy(), guidance.surrogate, [key]
+    students, shape = guidance.surrogate, backbone.latent_shape
     schedule, real = backbone.schedule.respaced(8), students.real(label)
-    own, other = (ImageNoise(0, images, SHAPE, purpose=purpose) for purpose in ("", "twin"))
+    own, other = (ImageNoise(seed, [key], shape, purpose=purpose) for purpose in ("", "twin"))
     pair = own.initial().double().repeat(2, 1, 1, 1)
     for step in reversed(range(8)):
         pair = pair.detach().requires_grad_()
         t = torch.tensor([schedule.timesteps[step]])
-        cond, free = (
-            backbone.predict(pair[:1], t, torch.tensor([row])).eps
+        rows = [
+            backbone.predict(pair[:1], t, torch.tensor([row]))
             for row in (label, backbone.null_class)
+        ]
+        guided = rows[1].eps + 2 * (rows[0].eps - rows[1].eps)
+        eps = torch.cat(
+            [torch.cat([guided[:, :channels], row.eps[:, channels:]], dim=1) for row in rows]
         )
-        eps = free + 2 * (cond - free)
-        x0 = schedule.predict_x0(pair, eps.repeat(2, 1, 1, 1), step)
-        seen = PixelCodec(4).decode(x0)
+        learned = None if rows[0].variance is None else torch.cat([row.variance for row in rows])
+        x0 = schedule.predict_x0(pair, eps, step)
+        seen = backbone.codec.decode(x0)
         losses = [
             misalignment(s.gradient(seen, label), r)
             for s, r in zip(students.snapshots, real, strict=True)
@@ -151,23 +180,34 @@ def released_pair(guidance, key, label):
         c_x0, c_xt = schedule.x0_coefficient[step], schedule.x_t_coefficient[step]
         before = (c_x0 * x0 + c_xt * pair).detach()
         if step:
-            sigma = (0.5 * schedule.log_variance(None, step)).exp()
+            sigma = (0.5 * schedule.log_variance(learned, step)).exp()
             before = before + sigma * torch.cat([own.step(), other.step()])
         if 2 <= step <= 6:
-            size = 20.0 * 0.0015 * rms(eps) * (1 - schedule.abar[step].item()) ** 0.5
+            size = 20.0 * 0.0015 * rms(eps[:1]) * (1 - schedule.abar[step].item()) ** 0.5
             before[:1] -= size * found[:1] / rms(found[:1])
         pair = before
     return pair[:1].detach()
 
 
-def test_with_a_twin_an_image_is_the_released_pairs_first_row():
-    found = sample(influence(twin=True), (4,))
-    assert torch.allclose(found, released_pair(influence(), ("1", 4), 1), atol=1e-10)
-    assert (found - sample(influence(), (4,))).abs().max() > 1e-3
-    both = Sum(mode=NoGuidance(), influence=influence(twin=True))
-    assert torch.equal(sample(both, (4,)), found)
-    together = sample(influence(twin=True), (7, 4, 5))
-    assert torch.allclose(together[1:2], found, atol=1e-9)
+@pytest.mark.parametrize(
+    ("backbone", "channels", "variance"), [(toy(), 3, "fixed"), (TwoChannels(), 1, "learned")]
+)
+def test_with_a_twin_an_image_is_the_released_pairs_first_row(backbone, channels, variance):
+    def made(rows, twin=True, wrap=lambda guidance: guidance, seed=3):
+        batch = replace(batch_of(rows), seed=seed)
+        batch = replace(batch, modes=torch.zeros(len(rows), *backbone.latent_shape).double())
+        guidance = influence(twin=twin)
+        guidance.fit(None, [], backbone, None)
+        noise = ImageNoise(seed, batch.images, backbone.latent_shape)
+        return DDPM(8, 2.0, channels, variance=variance)(backbone, batch, wrap(guidance), noise)
+
+    found, alone = made([4]), influence()
+    alone.fit(None, [], backbone, None)
+    expected = released_pair(backbone, alone, ("1", 4), 1, 3, channels)
+    assert torch.allclose(found, expected, atol=1e-10)
+    assert (found - made([4], twin=False)).abs().max() > 1e-3
+    assert torch.equal(made([4], wrap=lambda own: Sum(mode=NoGuidance(), influence=own)), found)
+    assert torch.allclose(made([7, 4, 5])[1:2], found, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [DDIM, ReleasedDDIM])

@@ -177,19 +177,29 @@ def test_what_memory_keeps_changes_no_sample(backbone, work, monkeypatch, room):
     assert held <= room
 
 
-@pytest.mark.parametrize("ask", ["fit", "stages"])  # of a run, and of its plan
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"block": 7}, r"guidance\.block=7 is out of range; allowed: 1\.\.6"),
-        ({"block": None}, r"guidance\.block is not set"),
         ({"kernel": "cubic"}, r"guidance\.kernel='cubic' is unknown.*linear, rbf"),
-        ({"kernel": "rbf", "real_images": 1}, r"guidance\.kernel=rbf .*set guidance\.bandwidth"),
         ({"low": 4, "high": 3}, r"guidance\.high=3"),
         ({"scale": -1}, r"guidance\.scale=-1"),
     ],
 )
-def test_wrong_options_are_named(backbone, work, options, said, ask):
+def test_wrong_options_are_named(backbone, work, options, said):
+    with pytest.raises(UserError, match=said):
+        fitted(backbone, work, **options)
+
+
+@pytest.mark.parametrize("ask", ["fit", "stages"])  # of a run, and of its plan
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"block": None}, r"guidance\.block is not set"),
+        ({"kernel": "rbf", "real_images": 1}, r"guidance\.kernel=rbf .*set guidance\.bandwidth"),
+    ],
+)
+def test_a_plan_refuses_too(backbone, work, options, said, ask):
     with pytest.raises(UserError, match=said):
         fitted(backbone, work, ask, **options)
 

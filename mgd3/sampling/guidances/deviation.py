@@ -39,7 +39,7 @@ class DeviationGuidance:
     def advice(self, num_steps: int, elements: int) -> list[str]:
         """That the push is far stronger than published, if it is: latents are smaller here."""
         usual = _PUBLISHED_PUSH * elements
-        if self.gamma <= 2 * usual:
+        if self.gamma <= 2 * usual or num_steps <= self.window.low:
             return []
         return [
             f"guidance (deviation): gamma={self.gamma:g} moves an element of a latent by up to "

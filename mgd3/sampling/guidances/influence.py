@@ -149,9 +149,12 @@ class InfluenceTerm:
         if not self._acts(state.step):
             return torch.zeros_like(state.x0_hat)
         assert state.eps is not None
-        twins = [] if state.x0_twin is None or not self.twin else [state.x0_twin]
+        shown = [state.x0_hat]
+        if self.twin:
+            assert state.x0_twin is not None, "a term that holds this one hands on its `twin`"
+            shown.append(state.x0_twin)
         with torch.enable_grad():
-            clean = torch.stack([state.x0_hat, *twins], dim=1)  # (B, 1 or 2, C, h, w)
+            clean = torch.stack(shown, dim=1)  # (B, 1 or 2, C, h, w)
         # Row by row to the latents, while the denoiser's graph waits; it is walked once for all
         rows = zip(clean.detach(), self.labels, strict=True)
         pulls = torch.stack([self._pull(x, label) for x, label in rows])

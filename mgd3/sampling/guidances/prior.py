@@ -102,8 +102,8 @@ class PriorGuidance:
         backbone: Backbone,
         work: Work,
     ) -> list[Stage]:
-        """Encoding the real images; refuses what `fit` does."""
-        self._showing(backbone)
+        """Encoding the real images; refuses what `fit` does, but for a block beyond the last."""
+        self._able(backbone)
         pairs = self._with_a_width(dataset, inventory)
         return [LatentCache(work.cache / "latents", backbone.codec, work.flip).stage(pairs)]
 
@@ -122,7 +122,13 @@ class PriorGuidance:
         return pairs
 
     def _showing(self, backbone: Backbone) -> FeatureBackbone:
-        """The backbone, if it shows what is asked for."""
+        """The backbone, if it shows what is asked for; loads its network."""
+        shown = self._able(backbone)
+        checks.integer("guidance.block", self.block, minimum=1, maximum=shown.feature_blocks)
+        return shown
+
+    def _able(self, backbone: Backbone) -> FeatureBackbone:
+        """The backbone, unless it is plain without its network that it cannot be."""
         kind = type(self).__name__
         if not hasattr(backbone, "features"):
             raise UserError(
@@ -131,14 +137,12 @@ class PriorGuidance:
             )
         if self.block is None:
             raise UserError("guidance.block is not set; give the block whose features are compared")
-        shown = cast(FeatureBackbone, backbone)
-        checks.integer("guidance.block", self.block, minimum=1, maximum=shown.feature_blocks)
         if backbone.precision == "float16":
             raise UserError(
                 f"guidance: {kind} needs gradients of the denoiser, which underflow in "
                 "compute.precision=float16; use bfloat16 or float32"
             )
-        return shown
+        return cast(FeatureBackbone, backbone)
 
     def bind(self, batch: SamplingBatch) -> GuidanceTerm:
         """The term of one batch."""
