@@ -99,11 +99,14 @@ def overview_of(sets: Mapping[str, DistilledDataset]) -> bytes:
 
 
 def _side_by_side(found: Mapping[str, Tensor], columns: int) -> bytes:
+    sheets = {title: grid(images, columns, pad_value=255) for title, images in found.items()}
+    _, high, wide = next(iter(sheets.values())).shape
     with drawing():
-        figure, axes = panels(1, len(found), (3.2 * len(found), 3.5))
-        for axis, (title, images) in zip(axes[0], found.items(), strict=True):
-            sheet = grid(images, columns, pad_value=255)
+        size = 3.2 * len(found), 3.2 * high / wide + 0.5  # inches; a line for the titles
+        figure, axes = panels(1, len(found), size)
+        for axis, (title, sheet) in zip(axes[0], sheets.items(), strict=True):
             axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set_title(title)
             axis.axis("off")
-        return as_png(figure, dpi=200 if images.shape[-1] > 16 else 110)
+        largest = max(images.shape[-1] for images in found.values())
+        return as_png(figure, dpi=200 if largest > 16 else 110)
