@@ -104,37 +104,22 @@ class _Twin:
     """
 
     def __init__(self, x_t: Tensor, batch: SamplingBatch, steps: int) -> None:
-        self._x_t, self._x0, self._prediction = x_t, x_t, Prediction(eps=x_t)
+        self._x_t, self._x0, self.prediction = x_t, x_t, Prediction(eps=x_t)
         shape = cast(tuple[int, int, int], tuple(x_t.shape[1:]))
         self._noise = ImageNoise(batch.seed, batch.images, shape, x_t.device, steps - 1, "twin")
 
-    def predict(
-        self,
-        backbone: Backbone,
-        x_t: Tensor,
-        t: Tensor,
-        class_ids: Tensor,
-        cfg_scale: float,
-        cfg_channels: int,
-    ) -> Prediction:
-        """The row's own prediction, `classifier_free`; the twin's is kept until its step."""
-        own, self._prediction = classifier_free_pair(
-            backbone, x_t, t, class_ids, cfg_scale, cfg_channels
-        )
-        return own
-
     def estimate(self, schedule: SamplingSchedule, step: int) -> Tensor:
         """Its clean image, (B, C, h, w), attached to what the prediction is attached to."""
-        x0 = schedule.predict_x0(self._x_t, self._prediction.eps, step)
-        self._x0, self._prediction = x0.detach(), self._prediction.detached()
+        x0 = schedule.predict_x0(self._x_t, self.prediction.eps, step)
+        self._x0, self.prediction = x0.detach(), self.prediction.detached()
         return x0
 
     def step(self, sampler: _Sampler, schedule: SamplingSchedule, state: DenoiseState) -> None:
         """Take it to x_{t-1}, unguided as released."""
-        gain = sampler.gain(schedule, self._prediction, state.step)
+        gain = sampler.gain(schedule, self.prediction, state.step)
         own = replace(state, x_t=self._x_t, x0_hat=self._x0, x0_twin=None, gain=gain)
         g_t = torch.zeros_like(self._x_t)
-        now = ReverseStep(schedule=schedule, state=own, prediction=self._prediction, g_t=g_t)
+        now = ReverseStep(schedule=schedule, state=own, prediction=self.prediction, g_t=g_t)
         self._x_t = sampler.previous(now, self._noise)
 
 
@@ -177,16 +162,17 @@ class _Sampler:
         schedule = backbone.schedule.respaced(self.steps)
         x_t = start.initial(schedule, batch, noise.initial().to(batch.modes))
         twin = _Twin(x_t, batch, start.steps(self.steps)) if has_twin(term) else None
-        predict = classifier_free if twin is None else twin.predict
         for step in reversed(range(start.steps(self.steps))):
             reach = reach_of(term, step)
             if reach:
                 x_t = x_t.detach().requires_grad_()
             t = torch.full_like(batch.class_ids, schedule.timesteps[step])
             with torch.set_grad_enabled(reach is Reach.DENOISER):
-                prediction = predict(
-                    backbone, x_t, t, batch.class_ids, self.cfg_scale, self.cfg_channels
-                )
+                asked = backbone, x_t, t, batch.class_ids, self.cfg_scale, self.cfg_channels
+                if twin is None:
+                    prediction = classifier_free(*asked)
+                else:
+                    prediction, twin.prediction = classifier_free_pair(*asked)
             with torch.set_grad_enabled(reach is not Reach.NONE):
                 x0_hat = schedule.predict_x0(x_t, prediction.eps, step)
                 x0_twin = None if twin is None else twin.estimate(schedule, step)
