@@ -18,7 +18,11 @@ from mgd3.config.identity import register
 from mgd3.config.schema import CONFIGS, plain
 from mgd3.config.scripts import SCRIPTS
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "results/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("results/**/README.md")),
+]
 MOST_LINES = 120  # of the README
 
 _STARTS = re.compile(r"(python|torchrun|make)\s")
@@ -125,7 +129,7 @@ def test_a_link_leads_somewhere(page: Path, target: str):
         assert heading in _anchors(path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_heading_stands_alone(page: Path):
     text = re.sub(r"^```.*?^```", "```", page.read_text(), flags=re.M | re.S)
     lines = [line for line in text.splitlines() if line.strip()]
