@@ -33,7 +33,10 @@ if __name__ == "__main__":
 
 import hydra
 from omegaconf import DictConfig
-from timings import (
+
+from mgd3.config.schema import CONFIGS, plain
+from mgd3.runtime import checks
+from scripts.timings import (
     backbone,
     encoding,
     evaluation,
@@ -44,10 +47,7 @@ from timings import (
     scale,
     threads,
 )
-from timings.stopwatch import default_device
-
-from mgd3.config.schema import CONFIGS, plain
-from mgd3.runtime import checks
+from scripts.timings.stopwatch import default_device
 
 
 @hydra.main(version_base="1.3", config_path=CONFIGS, config_name="benchmark")

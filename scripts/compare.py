@@ -126,8 +126,8 @@ def _place(record: dict[str, Any]) -> tuple[str | int, ...]:
 
 def _scores(row: EvalResult) -> EvalResult:
     """The row without what may differ between two runs of one student."""
-    apart = {"train_seconds": 0.0, "test_seconds": 0.0, "run_id": "", "commit": ""}
-    return replace(row, **apart, **dict.fromkeys(CIRCUMSTANCES))
+    apart: dict[str, Any] = {"train_seconds": 0.0, "test_seconds": 0.0, "run_id": "", "commit": ""}
+    return replace(row, **apart | dict.fromkeys(CIRCUMSTANCES))
 
 
 if __name__ == "__main__":

@@ -236,9 +236,9 @@ def _printed(experiment: Experiment, place: Place, student: str | None) -> list[
     """The paper's number for each student, with what is known of it."""
     row, dataset, ipc = place
     of_row = experiment.table.published.get(row, {}).get(dataset, {})
-    students = next((of for key, of in of_row.items() if str(key) == ipc), {})
+    of_ipc: Iterator[Mapping[str, Any]] = (of for key, of in of_row.items() if str(key) == ipc)
     found = []
-    for name, (mean, std) in students.items():
+    for name, (mean, std) in next(of_ipc, {}).items():
         if student in (None, name):
             number = f"{mean:.1f}" if std is None else mean_and_std(mean, std)
             found.append(f"{name}: {number}")

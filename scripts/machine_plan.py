@@ -92,8 +92,8 @@ def print_machine_plan(cfg: DictConfig, name: str) -> None:
     for cost in costs:
         table.add_row(cost.stage, *_cells(cost.gpu, cost.seconds, cost.disk, cost.memory))
     table.add_section()
-    total = [sum(getattr(cost, key) for cost in costs) for key in ("gpu", "seconds", "disk")]
-    table.add_row("all", *_cells(*total, max(cost.memory for cost in costs)))
+    gpu, seconds, disk = (sum(getattr(c, key) for c in costs) for key in ("gpu", "seconds", "disk"))
+    table.add_row("all", *_cells(gpu, seconds, disk, max(cost.memory for cost in costs)))
     console = Console(width=120)
     console.print(table)
     threads = workers * machine["gpus"]

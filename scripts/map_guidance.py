@@ -134,12 +134,12 @@ def arrivals(made: Sequence[Tensor], modes: Sequence[Tensor]) -> dict[str, float
 
 def _point(distilled: DistilledDataset, keys: Sequence[str], measures: Measures) -> Point:
     manifest = distilled.manifest
-    values = [value_of(manifest, key) for key in keys]
+    first, second, third = (value_of(manifest, key) for key in keys)
     scale = value_of(manifest, "guidance.scale")
-    if values[0] is None:
+    if first is None:
         raise UserError(f"by={keys[0]}: {distilled.folder} has no such key")
     return Point(
-        place=(values[0], *(0 if v is None else v for v in values[1:])),
+        place=(first, 0 if second is None else second, 0 if third is None else third),
         plain=scale is None or float(scale) == 0,
         seed=manifest["seed"],
         measures={**_accuracies(read_results(distilled.folder)), **measures},

@@ -94,10 +94,11 @@ def main(cfg: DictConfig) -> None:
         )
         repeated = {}
         if cfg.redundancy:
-            increments = [(m, s[:2]) for m, s in methods.items() if len(s) > 1]
+            device = pick_device(cfg.compute.device)
             repeated = {
-                m: redundancy(*pair, protocol, students[0], test, pick_device(cfg.compute.device))
-                for m, pair in increments
+                m: redundancy(s[0], s[1], protocol, students[0], test, device)
+                for m, s in methods.items()
+                if len(s) > 1
             }
         _write(out, f"{name}, ipc {ipc}", name, found, repeated)
 

@@ -38,7 +38,9 @@ def plan(places: Sequence[Located], pending: Sequence[Located]) -> tuple[Layout,
     rates = Rates(Path(places[0].cfg.runs), device)
     rows = list(dict.fromkeys(place.job.row for place in places))
     waiting = {_run_of(place) for place in pending}
-    lines, total, notes, untimed = [], defaultdict(float), set(), set()
+    lines: list[list[str]] = []
+    total: dict[str, float] = defaultdict(float)
+    notes, untimed = set[str](), set[str]()
     counted: set[Any] = set()  # sets and runs that several rows share are made once
     for row in rows:
         mine = [place for place in places if place.job.row == row]

@@ -149,7 +149,7 @@ def _by_class(
         if any(v is not None for v in paper):
             columns[f"{row}: paper"] = ["" if v is None else f"{v:.2f}" for v in paper]
         columns[f"{row}: features, all sets"] = [
-            "" if None in values else f"{fmean(values):.4g}"  # type: ignore[type-var]
+            "" if None in values else f"{fmean(values):.4g}"
             for values in zip(*in_space, strict=True)
         ]
     return Layout.of_columns(f"diversity by class, {section.title}", columns)

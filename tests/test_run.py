@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -248,6 +249,16 @@ def test_help_lists_what_there_is(tmp_path):
     text = run(tmp_path, "--help").stdout
     for word in ("imagenette", "closest_real", "guidance.scale", "dataset.root", "resumes"):
         assert word in text
+
+
+@pytest.mark.parametrize("words", [("--help",), ("dataset=digits", "--cfg", "job")], ids=" ".join)
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path, words):
+    """As with «| head»: nothing is said, and the process ends as any that a closed pipe ends."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command(*words), cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_weights_and_biases_records_offline_beside_the_sets_not_in_them(tmp_path):

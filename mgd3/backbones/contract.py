@@ -52,10 +52,9 @@ class Codec(Protocol):
         """Latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
 
 
-class Backbone(Protocol):
-    """A diffusion model and its codec; heavy weights load on first use."""
+class DiffusionModel(Protocol):
+    """What samplers ask: predictions in the space of latents, by rows of the conditioning table."""
 
-    codec: Codec
     device: torch.device
     precision: str  # in which it computes; weights and predictions are float32
 
@@ -71,11 +70,17 @@ class Backbone(Protocol):
     def null_class(self) -> int:
         """The row that stands for «no class» in classifier-free guidance."""
 
-    def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
-        """Rows of the conditioning table; raises `UserError` for a class it cannot have."""
-
     def predict(self, x_t: Tensor, t: Tensor, class_ids: Tensor) -> Prediction:
         """Noise (and variance) of x_t (B, C, h, w) at training timesteps t (B,)."""
+
+
+class Backbone(DiffusionModel, Protocol):
+    """A diffusion model, its codec and its classes by name; heavy weights load on first use."""
+
+    codec: Codec
+
+    def class_ids(self, classes: Sequence[ClassInfo]) -> list[int]:
+        """Rows of the conditioning table; raises `UserError` for a class it cannot have."""
 
 
 class FeatureBackbone(Backbone, Protocol):

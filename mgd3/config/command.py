@@ -41,13 +41,13 @@ def start() -> None:
     _let_threads_sleep()
     script = _this()
     given = sys.argv[1:]
-    if {"-h", "--help"} & set(given):
-        print(script.help())
-        sys.exit()
-    if {"-sc", "--shell_completion"} & set(given):
-        _complete(given, script)
-        sys.exit()
     with errors_for_people(script.resumes):
+        if {"-h", "--help"} & set(given):
+            print(script.help(), flush=True)  # here, where a pipe that was closed is no error
+            sys.exit()
+        if {"-sc", "--shell_completion"} & set(given):
+            _complete(given, script)
+            sys.exit()
         sys.argv[1:] = understood(given, script)
 
 
@@ -97,6 +97,7 @@ def errors_for_people(resumes: bool = True) -> Iterator[None]:
     try:
         with _without_hydras_line():
             yield
+            sys.stdout.flush()  # or a closed pipe shows when nobody answers it any more
     except UserError as error:
         _exit(str(error))
     except CorruptFileError as error:

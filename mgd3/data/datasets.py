@@ -91,7 +91,10 @@ class RealDataset(Protocol):
     classes: tuple[ClassInfo, ...]
     student_size: int
     skip_broken: bool
-    location: Path | None  # None: the images are in memory
+
+    @property
+    def location(self) -> Path | None:
+        """The folder or file; None: the images are in memory."""
 
     @property
     def note(self) -> str | None:

@@ -109,7 +109,7 @@ class Trainer:
         latents: Tensor,
         class_ids: Tensor,
         export: Callable[[Trainer], None],
-        show: Callable[[Trainer], None] = lambda trainer: None,
+        show: Callable[[Trainer], object] = lambda trainer: None,
     ) -> None:
         """Train on latents (N, C, h, w) of class_ids (N,) up to `settings.steps`.
 

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from mgd3.backbones.contract import Backbone, Prediction
+from mgd3.backbones.contract import DiffusionModel, Prediction
 from mgd3.backbones.schedule import SamplingSchedule
 from mgd3.runtime import checks
 from mgd3.runtime.errors import UserError
@@ -23,7 +23,7 @@ from mgd3.sampling.terms import DenoiseState, Guidance, Reach, SamplingBatch, ha
 
 
 def classifier_free(
-    backbone: Backbone,
+    backbone: DiffusionModel,
     x_t: Tensor,
     t: Tensor,
     class_ids: Tensor,
@@ -42,7 +42,7 @@ def classifier_free(
 
 
 def classifier_free_pair(
-    backbone: Backbone,
+    backbone: DiffusionModel,
     x_t: Tensor,
     t: Tensor,
     class_ids: Tensor,
@@ -59,7 +59,7 @@ def classifier_free_pair(
 
 
 def _halves(
-    backbone: Backbone, x_t: Tensor, t: Tensor, class_ids: Tensor
+    backbone: DiffusionModel, x_t: Tensor, t: Tensor, class_ids: Tensor
 ) -> tuple[Prediction, Prediction]:
     """The conditional and the unconditional prediction, from one batch of 2B."""
     null = torch.full_like(class_ids, backbone.null_class)
@@ -144,7 +144,7 @@ class _Sampler:
     @torch.no_grad()
     def __call__(
         self,
-        backbone: Backbone,
+        backbone: DiffusionModel,
         batch: SamplingBatch,
         guidance: Guidance,
         noise: NoiseSource,

@@ -110,7 +110,9 @@ class Guidance(Protocol):
     settings that are allowed and seldom meant (`advice_of`).
     """
 
-    needs_modes: bool
+    @property
+    def needs_modes(self) -> bool:
+        """Whether each image must have a mode."""
 
     def check(self, num_steps: int) -> None:
         """Raise `UserError` if the settings make no sense for this many sampling steps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,8 +17,8 @@ from diffusers import AutoencoderKL
 from mgd3.backbones.codecs import VAECodec
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.machine import keep_freed_memory
-from timings.sampling import SIZES, random_dit, sample
-from timings.stopwatch import Report, apart, default_device, synchronise
+from scripts.timings.sampling import SIZES, random_dit, sample
+from scripts.timings.stopwatch import Report, apart, default_device, synchronise
 
 
 def flop(network: str, image_size: int) -> float:
@@ -110,7 +111,7 @@ def main(
     batch = min(16, max(batches))
     for precision in precisions:
         for option in (None, "channels_last", "vae_slicing"):
-            options = {option: True} if option else {}
+            options: dict[str, Any] = {option: True} if option else {}
             compute = Compute(device=device, precision=precision, **options)
             label = ", ".join([precision, *options, f"batch {batch}"])
             seconds, memory = apart(decoding, image_size, batch, compute)

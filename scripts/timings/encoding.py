@@ -27,7 +27,7 @@ from mgd3.data.pixels import center_crop, from_pil
 from mgd3.modes.latents import LatentCache
 from mgd3.runtime.compute import Compute
 from mgd3.runtime.machine import keep_freed_memory
-from timings.stopwatch import Report, apart, default_device
+from scripts.timings.stopwatch import Report, apart, default_device
 
 WIDTH, HEIGHT, SIZE = 500, 375, 256
 _BATCH = 16  # of the reference's loader

@@ -34,7 +34,7 @@ from eval.protocols.recipe import Cosine, Recipe, Steps
 from eval.protocols.training import StudentTraining
 from eval.students.registry import make_student
 from mgd3.runtime.machine import keep_freed_memory
-from timings.stopwatch import Report, apart, default_device, synchronise
+from scripts.timings.stopwatch import Report, apart, default_device, synchronise
 
 PHOTOGRAPHS, SIZE = 100, 224
 SOFT_BATCH = 50  # RDED's at 10 images per class

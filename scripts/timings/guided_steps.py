@@ -38,8 +38,8 @@ from mgd3.sampling.terms import (
     fit_part,
     gradient,
 )
-from timings.sampling import DIGITS, SIZES, random_dit
-from timings.stopwatch import Report, default_device, synchronise
+from scripts.timings.sampling import DIGITS, SIZES, random_dit
+from scripts.timings.stopwatch import Report, default_device, synchronise
 
 ENOUGH = 3.0  # seconds of passes: small networks take milliseconds
 SNAPSHOTS, MEMORY = 4, 64  # of influence; finished images that deviation looks at
@@ -79,7 +79,7 @@ class Untrained:
         self.snapshots = [StudentSnapshot(self._net, state, 8, "imagenet")] * SNAPSHOTS
 
     def fit(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> Untrained:
-        """Itself."""
+        """Itself: it is its own trajectory."""
         return self
 
     def stages(self, dataset: RealDataset, inventory: Sequence[ClassImages]) -> list[Stage]:
@@ -132,7 +132,8 @@ def _passes(backbone: DiT | BareDiT, guidance: Guidance, batch: int, steps: int)
         labels=[k % 10 for k in range(batch)],
         finished=lambda row: earlier,
     )
-    sampler, seconds = DDIM(steps=steps, cfg_scale=4.0, cfg_channels=3), []
+    sampler = DDIM(steps=steps, cfg_scale=4.0, cfg_channels=3)
+    seconds: list[float] = []
     while len(seconds) < 4 or sum(seconds) < ENOUGH:
         noise = ImageNoise(0, keys, shape, device, steps - 1)
         start = time.perf_counter()

@@ -21,7 +21,7 @@ from mgd3.config.schema import CONFIGS
 from mgd3.modes.discovery import cluster
 from mgd3.runtime.errors import UserError
 from mgd3.storage.tensors import load_tensors
-from timings.stopwatch import Report, apart
+from scripts.timings.stopwatch import Report, apart
 
 SHAPE = (4, 32, 32)
 FINDERS = (

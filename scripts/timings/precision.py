@@ -20,8 +20,8 @@ from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
 from mgd3.storage.checkpoints import read_weights
-from timings.sampling import DIGITS, random_dit
-from timings.stopwatch import Report, apart, default_device
+from scripts.timings.sampling import DIGITS, random_dit
+from scripts.timings.stopwatch import Report, apart, default_device
 
 _GOLDEN = Path(__file__).resolve().parents[2] / "tests/golden/dit_mode_guidance.pt"
 

@@ -18,7 +18,7 @@ from mgd3.sampling.guidance import ModeGuidance
 from mgd3.sampling.noise import ImageNoise
 from mgd3.sampling.samplers import DDPM
 from mgd3.sampling.terms import SamplingBatch
-from timings.stopwatch import Report, default_device, synchronise
+from scripts.timings.stopwatch import Report, default_device, synchronise
 
 DIGITS = "mgd3/backbones/weights/dit_digits.safetensors"
 SIZES = {"DiT-S/2": (384, 12, 6), "DiT-XL/2": (1152, 28, 16)}  # width, depth, heads

@@ -26,7 +26,7 @@ from eval.reports.drawings.figures import as_png, drawing, panels
 from mgd3.runtime.errors import UserError
 from mgd3.runtime.machine import commit
 from mgd3.storage.files import write_atomic
-from timings.stopwatch import Report
+from scripts.timings.stopwatch import Report
 
 IPC, TRAIN, VAL = 5, 8, 2  # images per class: made, real, for tests
 _ROOT = Path(__file__).resolve().parents[2]

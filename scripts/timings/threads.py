@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from timings.stopwatch import Report
+from scripts.timings.stopwatch import Report
 
 _CORES = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 _WAYS: Mapping[str, Mapping[str, str]] = {

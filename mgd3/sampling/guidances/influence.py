@@ -40,7 +40,9 @@ class Snapshot(Protocol):
 class Trajectory(Protocol):
     """A student on its way through the full real set."""
 
-    snapshots: Sequence[Snapshot]
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        """In the order of the training."""
 
     def real(self, label: int) -> Tensor:
         """By snapshot the mean gradient of a class's real images, (E, P)."""
