@@ -119,8 +119,9 @@ def _ready(pending: Sequence[Located]) -> tuple[list[Located], Problems]:
     from mgd3.config.build import build
     from mgd3.config.schema import choices
 
-    ready, known = list[Located](), dict[str, str]()
+    ready: list[Located] = []
     problems: Problems = {}
+    known: dict[str, str] = {}
     for place in pending:
         part = identity.set_identity(place.cfg, choices(place.cfg))["dataset"]
         dataset = json.dumps([part, place.cfg.dataset.get("root")], sort_keys=True)

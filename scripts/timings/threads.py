@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from mgd3.config.schema import ROOT
 from scripts.timings.stopwatch import Report
 
 _CORES = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
@@ -42,11 +43,9 @@ def main() -> None:
 def _seconds(environment: Mapping[str, str]) -> float:
     """Of the second training in a process with this environment; the first warms up."""
     base = {k: v for k, v in os.environ.items() if k not in _ASKED}
-    script = Path(__file__).resolve()
-    path = os.pathsep.join([str(script.parents[2]), str(script.parents[1])])
     done = subprocess.run(
-        [sys.executable, "-m", "timings.threads"],
-        env=base | {"PYTHONPATH": path} | dict(environment),
+        [sys.executable, "-m", "scripts.timings.threads"],
+        env=base | {"PYTHONPATH": str(ROOT)} | dict(environment),
         check=True,
         capture_output=True,
         text=True,
