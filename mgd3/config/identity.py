@@ -79,7 +79,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("version", _version, replace=True)
     OmegaConf.register_new_resolver("of_steps", _of_steps, replace=True)
     OmegaConf.register_new_resolver("usable_cores", usable_cores, replace=True)
-    OmegaConf.register_new_resolver("at_most", lambda *values: min(values), replace=True)
+    OmegaConf.register_new_resolver("at_most", _at_most, replace=True)
     OmegaConf.register_new_resolver(
         "set_folder", lambda *, _root_: folders(_root_, choices_of(_root_))[0], replace=True
     )
@@ -93,12 +93,22 @@ def _version(own: int, image_size: int) -> int:
 
     Those of 65 to 128 px are one later: ResNets have had another max pool there since.
     """
-    return own + (64 < image_size <= 128)
+    return own + (_is_number(image_size) and 64 < image_size <= 128)
+
+
+def _at_most(most: int, value: int) -> int:
+    """The smaller of both."""
+    return min(most, value) if _is_number(value) else value
 
 
 def _of_steps(step: int, steps: int) -> int:
     """A step that is given for the usual 50 sampling steps, in proportion to `steps`."""
-    return step * steps // _USUAL_STEPS if isinstance(steps, int) else step
+    return step * steps // _USUAL_STEPS if isinstance(steps, int) and _is_number(step) else step
+
+
+def _is_number(value: object) -> bool:
+    """Anything else is refused by the part that reads it, which knows what is allowed."""
+    return isinstance(value, (int, float))
 
 
 def reads(cfg: DictConfig) -> list[str]:

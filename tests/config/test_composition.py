@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import run
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from support import composed
@@ -150,3 +151,21 @@ def test_imagenette_alone_means_the_paper():
 def test_wrong_options_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         build_distiller(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["protocol.image_size=x"], "protocol.image_size='x'"),
+        (["dataset.student_size=null"], "protocol.image_size=None"),
+        (["sampler.steps=x"], "sampler.steps='x'"),
+        (["sampler.steps=2.5"], "sampler.steps=2.5"),
+        (["backbone.sampling.stop_t=x"], "guidance.stop_t='x'"),
+        (["method=igd", "backbone=dit_latent", "backbone.image_size=x"], "image_size='x'"),
+    ],
+)
+def test_what_is_reckoned_from_no_number_is_refused_where_it_is_read(tmp_path, given, named):
+    """Resolvers pass it on: the part that reads it says what is allowed."""
+    refused = run(tmp_path, "dataset=digits", *given)
+    assert refused.returncode == 1
+    assert f"{named} is not an integer" in refused.stderr
