@@ -390,7 +390,6 @@ VALUES = [
         ("protocol.image_size=100000", "protocol.image_size=100000 is out of range"),
         ("protocol.image_size=x", "protocol.image_size='x' is not an integer"),
         ("dataset.student_size=null", "None is not an integer"),
-        ("backbone.sampling.stop_t=x", "guidance.stop_t='x' is not an integer"),
         ("students=[convnet2_w99999999]", "convnet2_w99999999 .*parameters"),
         ("students=[convnet2_w3000000]", "convnet2_w3000000 .*parameters"),
         ("students=[nosuch]", "'nosuch' is unknown"),
